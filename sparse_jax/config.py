@@ -15,8 +15,7 @@ from typing import Any
 
 import ml_collections
 
-from sparse_jax import errors
-from sparse_jax import sites
+from sparse_jax import errors, sites
 
 
 def _check(ok: bool, name: str, value, accepted: str) -> None:
@@ -463,15 +462,15 @@ class Config:
 
   def __post_init__(self):
     _check(self.seed >= 0, "seed", self.seed, "0 or more")
-    check_capacity(self.model, self.sparsity)
+    check_activations(self.model, self.sparsity)
+    check_density(self.model, self.sparsity)
 
 
-def check_capacity(model: ModelConfig, sparsity: SparsityConfig) -> None:
-  """Checks that the shape leaves room for what the sparsity asks to keep.
+def check_activations(model: ModelConfig, sparsity: SparsityConfig) -> None:
+  """Checks that AbsTopK keeps a channel at every site it acts on.
 
   Raises:
-    InputError: if AbsTopK would keep no channel at a site, or a block matrix
-      keeps fewer weights than its protected ones.
+    InputError: naming the site, if it would keep none.
   """
   for site in sparsity.activation_sites:
     width = model.width(site)
@@ -481,6 +480,14 @@ def check_capacity(model: ModelConfig, sparsity: SparsityConfig) -> None:
           sparsity.activation_fraction,
           f"at least 1/{width}, to keep one of the {width} channels of {site}",
       )
+
+
+def check_density(model: ModelConfig, sparsity: SparsityConfig) -> None:
+  """Checks that every block matrix keeps at least its protected weights.
+
+  Raises:
+    InputError: naming the matrix, if it would keep fewer.
+  """
   for path, (numel, units, length) in block_units(model).items():
     kept = int(sparsity.density * numel)
     protected = units * min(sparsity.min_alive, length)

@@ -86,13 +86,15 @@ class EdgeKind:
 
 
 EMBED = "wte/embedding"
-UNEMBED = "lm_head/kernel"
+UNEMBED = "lm_head/embedding"
 BIGRAM = "bigram_table"
 POSITION = "wpe/embedding"
 C_ATTN = "layers/attn/c_attn/kernel"
 ATTN_C_PROJ = "layers/attn/c_proj/kernel"
 C_FC = "layers/mlp/c_fc/kernel"
 MLP_C_PROJ = "layers/mlp/c_proj/kernel"
+SINK = "layers/attn/sink"
+LOGIT_BIAS = "logit_bias"
 
 EDGE_KINDS = (
     EdgeKind("query", "attn.act_in", "attn.q", C_ATTN, 0, 3),

@@ -1,0 +1,42 @@
+"""Trains a weight-sparse transformer.
+
+  python -m experiments.train --config=experiments/configs/tiny.py \
+    --workdir=runs/tiny --config.sparsity.density=0.05
+
+The same command again resumes from the newest checkpoint.
+"""
+
+import jax
+from absl import flags
+
+from experiments import cli
+from sparse_jax import train
+
+_CONFIG = flags.DEFINE_string("config", None, "Python file with get_config().")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory of the run; the same one resumes it."
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "Join the processes that JAX_COORDINATOR_ADDRESS or the cluster names.",
+)
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(overrides: list[str]) -> None:
+  """Trains as the flags say."""
+  config = cli.load_config(_CONFIG.value, overrides)
+  if _DISTRIBUTED.value:
+    jax.distributed.initialize()
+  trained = train.run(config, _WORKDIR.value)
+  if jax.process_index() == 0:
+    print(
+        f"held-out loss {trained.eval_loss:.4f} nats a token, block weights"
+        f" {100 * (1 - train.block_density(trained.params)):.1f}% zero;"
+        f" model in {trained.model_directory}"
+    )
+
+
+if __name__ == "__main__":
+  cli.run(main, __doc__)

@@ -1,0 +1,207 @@
+"""Byte-level BPE whose last token is the end of text."""
+
+import hashlib
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import tokenizers
+
+from sparse_jax import errors
+
+END_OF_TEXT = "<|endoftext|>"
+
+# GPT-4's pattern (cl100k_base) less its English contractions, which cut a
+# quoted 'step' after the s. Words take one character before them, digits go in
+# threes, punctuation takes the newlines after it.
+SPLIT_PATTERN = "|".join(
+  [
+    r"[^\r\n\p{L}\p{N}]?\p{L}+",
+    r"\p{N}{1,3}",
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+    r"\s*[\r\n]+",
+    r"\s+(?!\S)",
+    r"\s+",
+  ]
+)
+
+
+def _byte_of_letter() -> dict[str, int]:
+  """Returns the byte that each letter of a byte-level vocabulary stands for.
+
+  Printable Latin-1 bytes stand for themselves; the others are numbered from
+  U+0100 (Radford et al. 2019, GPT-2's byte-level BPE).
+  """
+  printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+  rest = [b for b in range(256) if b not in printable]
+  return {chr(b): b for b in printable} | {
+    chr(256 + i): b for i, b in enumerate(rest)
+  }
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+  """Writes a UTF-8 file in one step: a reader finds the old one or the new.
+
+  Raises:
+    InputError: if it cannot be written.
+  """
+  path = pathlib.Path(path)
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  try:
+    try:
+      temporary.write_bytes(text.encode())
+      os.replace(temporary, path)
+    finally:
+      temporary.unlink(missing_ok=True)
+  except OSError as e:
+    raise errors.InputError(
+      f"cannot write {path}: {e.strerror or e}; need a writable place with room"
+    ) from e
+
+
+class Tokenizer:
+  """A byte-level tokenizer: every text has tokens and comes back from them.
+
+  The text "<|endoftext|>" inside a document is text: only `end_of_text` itself
+  ends one.
+  """
+
+  def __init__(self, inner: tokenizers.Tokenizer):
+    """Wraps a Hugging Face tokenizer.
+
+    Raises:
+      InputError: if it has no end-of-text token.
+    """
+    self._inner = inner
+    self._inner.encode_special_tokens = True
+    self._inner.no_padding()
+    self._inner.no_truncation()
+    end = inner.token_to_id(END_OF_TEXT)
+    if end is None:
+      raise errors.InputError(f"a tokenizer has no token {END_OF_TEXT}")
+    self._end_of_text = end
+    self._bytes = self._token_table()
+
+  def _token_table(self) -> list[bytes]:
+    byte_of = _byte_of_letter()
+    added = self._inner.get_added_tokens_decoder()
+    table = []
+    for i in range(self._inner.get_vocab_size()):
+      text = self._inner.id_to_token(i) or ""
+      if i in added or not all(letter in byte_of for letter in text):
+        table.append(text.encode())
+      else:
+        table.append(bytes(byte_of[letter] for letter in text))
+    return table
+
+  @classmethod
+  def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+    """Learns a BPE of `vocab_size` tokens, or of as many as the texts yield.
+
+    The result depends on the texts, not on their order.
+
+    Args:
+      texts: training documents; iterated once.
+      vocab_size: tokens, with the 256 bytes and end of text; at least 257.
+    """
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE())
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+      [
+        tokenizers.pre_tokenizers.Split(
+          tokenizers.Regex(SPLIT_PATTERN), behavior="isolated"
+        ),
+        tokenizers.pre_tokenizers.ByteLevel(
+          add_prefix_space=False, use_regex=False
+        ),
+      ]
+    )
+    inner.decoder = tokenizers.decoders.ByteLevel()
+    inner.train_from_iterator(
+      texts,
+      tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,
+        initial_alphabet=sorted(_byte_of_letter()),
+        show_progress=False,
+      ),
+    )
+    inner.add_special_tokens([END_OF_TEXT])
+    return cls(inner)
+
+  @classmethod
+  def load(cls, path: str | os.PathLike) -> "Tokenizer":
+    """Reads a `tokenizer.json`.
+
+    Raises:
+      InputError: if it is missing, is not a Hugging Face `tokenizers` file or
+        has no end-of-text token.
+    """
+    try:
+      text = pathlib.Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+      raise errors.InputError(
+        f"{path} cannot be read ({e}); need a tokenizer.json"
+      ) from e
+    try:
+      return cls(tokenizers.Tokenizer.from_str(text))
+    # The library raises bare Exception for any fault of the file.
+    except Exception as e:
+      raise errors.InputError(
+        f"{path} is not accepted ({e}); need a Hugging Face `tokenizers` file"
+        f" with a token {END_OF_TEXT}"
+      ) from e
+
+  def save(self, path: str | os.PathLike) -> None:
+    """Writes a `tokenizer.json` in one step.
+
+    Raises:
+      InputError: if it cannot be written.
+    """
+    write_text(path, self._inner.to_str(pretty=True))
+
+  @property
+  def vocab_size(self) -> int:
+    """Number of tokens, end of text included."""
+    return len(self._bytes)
+
+  @property
+  def end_of_text(self) -> int:
+    """Id of the token after each document."""
+    return self._end_of_text
+
+  @property
+  def fingerprint(self) -> str:
+    """SHA-256 of the JSON that `save` writes, hexadecimal."""
+    return hashlib.sha256(self._inner.to_str(pretty=True).encode()).hexdigest()
+
+  def encode(self, text: str) -> list[int]:
+    """Returns the tokens of a text; no end of text is added."""
+    return self._inner.encode(text, add_special_tokens=False).ids
+
+  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """Returns the tokens of each text, uint32, computed in parallel."""
+    encodings = self._inner.encode_batch_fast(texts, add_special_tokens=False)
+    return [np.array(e.ids, dtype=np.uint32) for e in encodings]
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Returns the text; bytes that are not UTF-8 become U+FFFD."""
+    return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
+
+  def token_bytes(self, token: int) -> bytes:
+    """Returns the bytes that one token stands for.
+
+    Raises:
+      IndexError: if there is no such token.
+    """
+    if not 0 <= token < self.vocab_size:
+      raise IndexError(f"token {token} is not below {self.vocab_size}")
+    return self._bytes[token]
+
+  def token_text(self, token: int) -> str:
+    r"""Returns one token for display; part of a character shows as `\xe2`."""
+    return self.token_bytes(token).decode("utf-8", "backslashreplace")
+
+  def single_token(self, text: str) -> int | None:
+    """Returns the token that is exactly this text, None if it takes several."""
+    ids = self.encode(text)
+    return ids[0] if len(ids) == 1 else None

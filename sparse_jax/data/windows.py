@@ -1,0 +1,117 @@
+"""Windows of tokens as Grain datasets, a function of (seed, step)."""
+
+import grain
+import numpy as np
+
+from sparse_jax import errors
+
+READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
+
+
+class _Windows:
+  """Consecutive windows; each starts on the last token of the one before.
+
+  Every token but the first is thus a target exactly once.
+  """
+
+  def __init__(self, tokens: np.ndarray, context_length: int):
+    self._tokens = tokens
+    self._context_length = context_length
+    self._num_windows = (len(tokens) - 1) // context_length
+    if self._num_windows < 1:
+      raise errors.InputError(
+        f"{len(tokens)} tokens make no window of data.context_length="
+        f"{context_length}; need at least {context_length + 1}"
+      )
+
+  def __len__(self) -> int:
+    return self._num_windows
+
+  def __getitem__(self, index) -> np.ndarray:
+    start = int(index) * self._context_length
+    window = self._tokens[start : start + self._context_length + 1]
+    return np.asarray(window, dtype=np.int32)
+
+
+def train_batches(
+  tokens: np.ndarray,
+  *,
+  context_length: int,
+  batch_size: int,
+  seed: int,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> grain.MapDataset:
+  """Returns an endless dataset of shuffled batches, indexed by step.
+
+  Windows are shuffled anew every epoch. A step's batches of all processes make
+  up the batch that one process would get.
+
+  Args:
+    tokens: [num_tokens] unsigned integers.
+    context_length: predicted tokens a window.
+    batch_size: windows a step, over all processes.
+    seed: of the order; 0 or more.
+    process_index: whose share to return.
+    process_count: number of equal shares.
+
+  Returns:
+    A dataset with `ds[step]` [batch_size / process_count, context_length + 1]
+    int32.
+
+  Raises:
+    InputError: if the batch does not divide among the processes or there are
+      too few tokens for a window.
+  """
+  if batch_size % process_count:
+    raise errors.bad_value(
+      "train.batch_size",
+      batch_size,
+      f"a multiple of the {process_count} processes",
+    )
+  # Grain shuffles epoch e with seed + e; spread out, two seeds share no epoch.
+  spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
+  windows = grain.MapDataset.source(_Windows(tokens, context_length))
+  windows = windows.shuffle(seed=spread).repeat()
+  share = windows[process_index::process_count]
+  return share.batch(batch_size // process_count, drop_remainder=True)
+
+
+def iterate(ds: grain.MapDataset, start_step: int = 0) -> grain.DatasetIterator:
+  """Returns a prefetching iterator over `ds[start_step]`, `ds[start_step + 1]`…
+
+  Its `get_state()` and `set_state()` checkpoint it.
+  """
+  iterator = iter(ds.to_iter_dataset(READ_OPTIONS))
+  iterator.set_state({"next_index": start_step})
+  return iterator
+
+
+def eval_batches(
+  tokens: np.ndarray,
+  *,
+  context_length: int,
+  batch_size: int,
+  num_batches: int,
+) -> np.ndarray:
+  """Returns fixed windows spread evenly over the tokens.
+
+  Args:
+    tokens: [num_tokens] unsigned integers.
+    context_length: predicted tokens a window.
+    batch_size: windows a batch.
+    num_batches: batches; if there are too few windows, they are repeated.
+
+  Returns:
+    [num_batches, batch_size, context_length + 1] int32.
+
+  Raises:
+    InputError: if there are too few tokens for a window.
+  """
+  windows = _Windows(tokens, context_length)
+  wanted, found = num_batches * batch_size, len(windows)
+  index = np.arange(wanted)
+  index = index % found if wanted > found else index * found // wanted
+  return np.stack([windows[i] for i in index]).reshape(
+    num_batches, batch_size, context_length + 1
+  )

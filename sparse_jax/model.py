@@ -1,0 +1,476 @@
+"""The decoder: one forward pass with taps (paper section 2; inference/gpt.py).
+
+Order in attention: norm, AbsTopK, c_attn, AbsTopK on q, k and v, attention with
+sink, c_proj, AbsTopK, add. In the MLP: norm, AbsTopK, c_fc, GELU, AbsTopK,
+c_proj, AbsTopK, add. At every site, after its AbsTopK, the forward pass calls
+`tap(site, layer, x)` and goes on with what comes back.
+
+Axes: B batch, L query position, M key position, D residual, H head, K head
+width, F hidden neuron, P position embedding, V vocabulary.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from sparse_jax import config as config_lib
+from sparse_jax import errors, select
+
+Params = Any
+Tap = Callable[[str, int | None, jax.Array], jax.Array]
+
+_RMS_EPS = float(np.finfo(np.float32).eps)  # PyTorch's default, as released.
+_LAYER_NORM_EPS = 1e-5
+_INIT_SCALE = 0.02
+
+
+class Norm(nn.Module):
+  """Gain (and bias) of a norm, stacked over layers where `stack` says so."""
+
+  stack: tuple[int, ...]
+  width: int
+  use_bias: bool
+
+  @nn.compact
+  def __call__(self):
+    shape = (*self.stack, self.width)
+    p = {"scale": self.param("scale", nn.initializers.ones, shape)}
+    if self.use_bias:
+      p["bias"] = self.param("bias", nn.initializers.zeros, shape)
+    return p
+
+
+class Linear(nn.Module):
+  """Kernel `[layer, in, out]` and bias of a stacked linear map."""
+
+  n_layer: int
+  d_in: int
+  d_out: int
+  stddev: float
+  use_bias: bool
+
+  @nn.compact
+  def __call__(self):
+    p = {
+        "kernel": self.param(
+            "kernel",
+            nn.initializers.normal(self.stddev),
+            (self.n_layer, self.d_in, self.d_out),
+        )
+    }
+    if self.use_bias:
+      shape = (self.n_layer, self.d_out)
+      p["bias"] = self.param("bias", nn.initializers.zeros, shape)
+    return p
+
+
+class Attention(nn.Module):
+  """Parameters of every layer's attention."""
+
+  config: config_lib.ModelConfig
+
+  @nn.compact
+  def __call__(self):
+    c = self.config
+    p = {
+        "c_attn": Linear(
+            c.n_layer, d_in(c), 3 * c.d_model, _INIT_SCALE, c.bias,
+            name="c_attn",
+        )(),
+        "c_proj": Linear(
+            c.n_layer, c.d_model, c.d_model, _projection_scale(c), c.bias,
+            name="c_proj",
+        )(),
+    }
+    if c.sink:
+      shape = (c.n_layer, c.n_head)
+      p["sink"] = self.param("sink", nn.initializers.zeros, shape)
+    return p
+
+
+class Mlp(nn.Module):
+  """Parameters of every layer's MLP."""
+
+  config: config_lib.ModelConfig
+
+  @nn.compact
+  def __call__(self):
+    c = self.config
+    d_mlp = c.width("mlp.post_act")
+    return {
+        "c_fc": Linear(
+            c.n_layer, d_in(c), d_mlp, _INIT_SCALE, c.bias, name="c_fc"
+        )(),
+        "c_proj": Linear(
+            c.n_layer, d_mlp, c.d_model, _projection_scale(c), c.bias,
+            name="c_proj",
+        )(),
+    }
+
+
+class Layers(nn.Module):
+  """Parameters of all layers, each with a leading layer axis."""
+
+  config: config_lib.ModelConfig
+
+  @nn.compact
+  def __call__(self):
+    c = self.config
+    norm = lambda name, width: Norm(
+        (c.n_layer,), width, _norm_has_bias(c), name=name
+    )()
+    p = {
+        "ln_1": norm("ln_1", c.d_model),
+        "attn": Attention(c, name="attn")(),
+        "ln_2": norm("ln_2", c.d_model),
+        "mlp": Mlp(c, name="mlp")(),
+    }
+    if c.concatenates_positions:
+      p["ln_p1"] = norm("ln_p1", c.d_position)
+      p["ln_p2"] = norm("ln_p2", c.d_position)
+    return p
+
+
+class Embedding(nn.Module):
+  """A table `[rows, width]`."""
+
+  rows: int
+  width: int
+
+  @nn.compact
+  def __call__(self):
+    init = nn.initializers.normal(_INIT_SCALE)
+    shape = (self.rows, self.width)
+    return {"embedding": self.param("embedding", init, shape)}
+
+
+class Decoder(nn.Module):
+  """Declares every parameter: shapes and initialisers (FACTS 1.1)."""
+
+  config: config_lib.ModelConfig
+
+  @nn.compact
+  def __call__(self):
+    c = self.config
+    v = c.vocab_size
+    p = {
+        "wte": Embedding(v, c.d_model, name="wte")(),
+        "layers": Layers(c, name="layers")(),
+        "ln_f": Norm((), c.d_model, _norm_has_bias(c), name="ln_f")(),
+        "logit_bias": self.param("logit_bias", nn.initializers.zeros, (v,)),
+    }
+    if not c.tied:
+      p["lm_head"] = Embedding(v, c.d_model, name="lm_head")()
+    if c.positions == "learned":
+      p["wpe"] = Embedding(c.context_length, c.d_model, name="wpe")()
+    if c.positions == "concatenated":
+      p["wpe"] = Embedding(c.context_length, c.d_position, name="wpe")()
+    if c.bigram != "none":
+      init = nn.initializers.uniform(_INIT_SCALE)
+      p["bigram_table"] = self.param("bigram_table", init, (v, v))
+    return p
+
+
+def d_in(config: config_lib.ModelConfig) -> int:
+  """Returns the input width of c_attn and c_fc."""
+  if config.concatenates_positions:
+    return config.d_model + config.d_position
+  return config.d_model
+
+
+def _projection_scale(config: config_lib.ModelConfig) -> float:
+  return _INIT_SCALE / math.sqrt(2 * config.n_layer)
+
+
+def _norm_has_bias(config: config_lib.ModelConfig) -> bool:
+  return config.norm == "layer" and config.norm_bias
+
+
+class Model:
+  """A decoder's pure functions of its parameters.
+
+  Attributes:
+    config: shape, with derived fields resolved.
+    sparsity: where AbsTopK acts and how much it keeps.
+    dtype: of activations and matrix products; norms, attention weights and
+      logits are float32.
+  """
+
+  def __init__(
+      self,
+      config: config_lib.ModelConfig,
+      sparsity: config_lib.SparsityConfig,
+      dtype: jnp.dtype = jnp.float32,
+  ):
+    if not config.vocab_size or not config.d_mlp:
+      raise errors.InputError(
+          f"model.vocab_size={config.vocab_size} and model.d_mlp="
+          f"{config.d_mlp} must be resolved; see sparse_jax.config.resolve"
+      )
+    config_lib.check_activations(config, sparsity)
+    self.config = config
+    self.sparsity = sparsity
+    self.dtype = jnp.dtype(dtype)
+
+  def init(self, rng: jax.Array) -> Params:
+    """Returns fresh parameters, float32."""
+    return Decoder(self.config).init(rng)["params"]
+
+  def apply(
+      self, params: Params, tokens: jax.Array, tap: Tap | None = None
+  ) -> jax.Array:
+    """Returns logits.
+
+    Args:
+      params: parameter tree, as `init` makes it.
+      tokens: int `[B, L]`.
+      tap: `tap(site, layer, x) -> x`, called at every site after its AbsTopK
+        with x `[B, L, width]`; layer is None for `final_resid`. With a tap the
+        layers are unrolled, so `layer` is a Python int.
+
+    Returns:
+      float32 `[B, L, V]`, in nats up to a constant.
+    """
+    return self.unembed(params, self.residual(params, tokens, tap), tokens)
+
+  def residual(
+      self, params: Params, tokens: jax.Array, tap: Tap | None = None
+  ) -> jax.Array:
+    """Returns the residual stream before the last norm, `[B, L, D]`."""
+    chex.assert_rank(tokens, 2)
+    config = self.config
+    length = tokens.shape[1]
+    if config.positions != "none" and length > config.context_length:
+      raise errors.InputError(
+          f"tokens have length {length}; a model with positions takes at most"
+          f" model.context_length={config.context_length}"
+      )
+    x_BxLxD = params["wte"]["embedding"][tokens].astype(self.dtype)
+    if config.positions == "learned":
+      x_BxLxD += params["wpe"]["embedding"][:length].astype(self.dtype)
+    position_LxP = self._concatenated_positions(params, length)
+    layers = jax.tree.map(self._cast, params["layers"])
+    block = functools.partial(self._block, position_LxP=position_LxP)
+    if tap is None:
+      step = lambda x, p: (block(p, x, _no_tap, None), None)
+      # Rolled, CPU runs a third slower; unrolled, compile time grows with depth.
+      on_cpu = jax.default_backend() == "cpu"
+      unroll = config.n_layer if on_cpu else 1
+      return jax.lax.scan(step, x_BxLxD, layers, unroll=unroll)[0]
+    for layer in range(config.n_layer):
+      p = jax.tree.map(lambda leaf, i=layer: leaf[i], layers)
+      x_BxLxD = block(p, x_BxLxD, tap, layer)
+    return tap("final_resid", None, x_BxLxD)
+
+  def unembed(
+      self,
+      params: Params,
+      x_xD: jax.Array,
+      tokens: jax.Array,
+      candidates: jax.Array | None = None,
+  ) -> jax.Array:
+    """Returns the logits that final residuals give.
+
+    Args:
+      params: parameter tree.
+      x_xD: `[..., D]` residuals before the last norm.
+      tokens: int `[...]`, the current tokens (the bigram table's rows).
+      candidates: int `[..., C]`: only these tokens' logits; None is all V.
+
+    Returns:
+      float32 `[..., V]` or `[..., C]`.
+    """
+    h_xD = self.final_norm(params, x_xD)
+    w_VxD = self.unembedding(params)
+    bigram_VxV = params.get("bigram_table")
+    if candidates is None:
+      logits = (h_xD @ w_VxD.astype(h_xD.dtype).T).astype(jnp.float32)
+      logits += params["logit_bias"]
+      if bigram_VxV is None:
+        return logits
+      return logits + bigram_rows(bigram_VxV, tokens)
+    logits = jnp.einsum("...D,...CD->...C", h_xD, w_VxD[candidates])
+    logits += params["logit_bias"][candidates]
+    if bigram_VxV is None:
+      return logits
+    return logits + bigram_VxV[tokens[..., None], candidates]
+
+  def final_norm(self, params: Params, x_xD: jax.Array) -> jax.Array:
+    """Returns the normalised final residual, in the compute dtype."""
+    return self._norm(params["ln_f"], x_xD)
+
+  def unembedding(self, params: Params) -> jax.Array:
+    """Returns the unembedding matrix `[V, D]`."""
+    return params["wte" if self.config.tied else "lm_head"]["embedding"]
+
+  def _block(self, p, x_BxLxD, tap, layer, *, position_LxP):
+    x_BxLxD = self._site("resid_in", self._rectify(x_BxLxD), tap, layer)
+    position = self._position_input(p, "ln_p1", position_LxP)
+    h_BxLxD = self._norm(p["ln_1"], x_BxLxD)
+    x_BxLxD += self._attention(p["attn"], h_BxLxD, position, tap, layer)
+    x_BxLxD = self._site("resid_mid", self._rectify(x_BxLxD), tap, layer)
+    position = self._position_input(p, "ln_p2", position_LxP)
+    h_BxLxD = self._norm(p["ln_2"], x_BxLxD)
+    return x_BxLxD + self._mlp(p["mlp"], h_BxLxD, position, tap, layer)
+
+  def _attention(self, p, h_BxLxD, position_LxP, tap, layer):
+    c = self.config
+    h_BxLxD = self._site("attn.act_in", h_BxLxD, tap, layer)
+    qkv_BxLx3D = _linear(p["c_attn"], h_BxLxD, position_LxP)
+    q, k, v = (
+        self._site(f"attn.{name}", x_BxLxD, tap, layer)
+        for name, x_BxLxD in zip("qkv", jnp.split(qkv_BxLx3D, 3, -1))
+    )
+    split = lambda x: x.reshape(*x.shape[:-1], c.n_head, c.d_head)
+    y_BxLxHxK = attend(split(q), split(k), split(v), p.get("sink"))
+    y_BxLxD = y_BxLxHxK.reshape(q.shape).astype(self.dtype)
+    y_BxLxD = self._site("attn.y", y_BxLxD, tap, layer)
+    out_BxLxD = _linear(p["c_proj"], y_BxLxD)
+    return self._site("attn.resid_delta", out_BxLxD, tap, layer)
+
+  def _mlp(self, p, h_BxLxD, position_LxP, tap, layer):
+    h_BxLxD = self._site("mlp.act_in", h_BxLxD, tap, layer)
+    h_BxLxF = _linear(p["c_fc"], h_BxLxD, position_LxP)
+    if self.config.activation == "relu":
+      h_BxLxF = jax.nn.relu(h_BxLxF)
+    else:
+      h_BxLxF = jax.nn.gelu(h_BxLxF, approximate=False)
+    h_BxLxF = self._site("mlp.post_act", h_BxLxF, tap, layer)
+    return self._site(
+        "mlp.resid_delta", _linear(p["c_proj"], h_BxLxF), tap, layer
+    )
+
+  def _site(self, name, x, tap, layer):
+    k = self.sparsity.num_active(name, x.shape[-1])
+    return tap(name, layer, select.abs_top_k(x, k))
+
+  def _norm(self, p, x_xD):
+    x = x_xD.astype(jnp.float32)
+    if self.config.norm == "rms":
+      x *= jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + _RMS_EPS)
+    else:
+      x -= jnp.mean(x, -1, keepdims=True)
+      variance = jnp.mean(jnp.square(x), -1, keepdims=True)
+      x *= jax.lax.rsqrt(variance + _LAYER_NORM_EPS)
+    x = x * p["scale"]
+    if "bias" in p:
+      x = x + p["bias"]
+    return x.astype(self.dtype)
+
+  def _rectify(self, x_BxLxD):
+    if self.config.residual_activation == "relu":
+      return jax.nn.relu(x_BxLxD)
+    return x_BxLxD
+
+  def _cast(self, leaf):
+    return leaf.astype(self.dtype)
+
+  def _concatenated_positions(self, params, length):
+    c = self.config
+    if c.positions == "concatenated":
+      return params["wpe"]["embedding"][:length]
+    if c.positions == "sinusoidal":
+      return sinusoids(c.context_length, c.d_position)[:length]
+    return None
+
+  def _position_input(self, p, norm, position_LxP):
+    return None if position_LxP is None else self._norm(p[norm], position_LxP)
+
+
+def _no_tap(site, layer, x):
+  del site, layer
+  return x
+
+
+def _linear(p, x_BxLxI, position_LxP=None):
+  """Returns `x @ kernel + bias`, on two axes: CPU backward is 4 times faster."""
+  kernel_IxO = p["kernel"]
+  batch, length, width = x_BxLxI.shape
+  y_NxO = x_BxLxI.reshape(-1, width) @ kernel_IxO[:width]
+  if "bias" in p:
+    y_NxO += p["bias"]
+  y_BxLxO = y_NxO.reshape(batch, length, -1)
+  if position_LxP is not None:
+    # The concatenated input's columns: one product a position, not a batch row.
+    y_BxLxO += (position_LxP @ kernel_IxO[width:])[None]
+  return y_BxLxO
+
+
+def attend(q_BxLxHxK, k_BxMxHxK, v_BxMxHxK, sink_H=None) -> jax.Array:
+  """Causal attention with an optional sink, `[B, L, H, K]`.
+
+  The sink is a dummy key of logit `sink` and value 0: the usual attention
+  scaled by sigmoid(logsumexp(scores) - sink). Softmax in float32.
+  """
+  L, M, K = q_BxLxHxK.shape[1], k_BxMxHxK.shape[1], q_BxLxHxK.shape[-1]
+  # Heads first: one batched product of contiguous matrices.
+  q, k, v = (
+      jnp.swapaxes(x, 1, 2) for x in (q_BxLxHxK, k_BxMxHxK, v_BxMxHxK)
+  )
+  causal_1x1xLxM = jnp.tri(L, M, dtype=bool)[None, None]
+  score_BxHxLxM = jnp.einsum(
+      "BHLK,BHMK->BHLM", q, k, preferred_element_type=jnp.float32
+  )
+  score_BxHxLxM = jnp.where(causal_1x1xLxM, score_BxHxLxM * K**-0.5, -jnp.inf)
+  top_BxHxLx1 = jnp.max(score_BxHxLxM, -1, keepdims=True)
+  if sink_H is not None:
+    sink_1xHx1x1 = sink_H.astype(jnp.float32)[None, :, None, None]
+    top_BxHxLx1 = jnp.maximum(top_BxHxLx1, sink_1xHx1x1)
+  top_BxHxLx1 = jax.lax.stop_gradient(top_BxHxLx1)
+  weight_BxHxLxM = jnp.exp(score_BxHxLxM - top_BxHxLx1)
+  total_BxHxLx1 = jnp.sum(weight_BxHxLxM, -1, keepdims=True)
+  if sink_H is not None:
+    total_BxHxLx1 += jnp.exp(sink_1xHx1x1 - top_BxHxLx1)
+  y_BxHxLxK = jnp.einsum(
+      "BHLM,BHMK->BHLK",
+      weight_BxHxLxM.astype(v.dtype),
+      v,
+      preferred_element_type=jnp.float32,
+  )
+  return jnp.swapaxes(y_BxHxLxK / total_BxHxLx1, 1, 2)
+
+
+@jax.custom_vjp
+def bigram_rows(table_VxV: jax.Array, tokens: jax.Array) -> jax.Array:
+  """Returns the bigram table's rows of the current tokens, `[..., V]`.
+
+  The last row (end of text) gets no gradient: the authors' lookup names it as
+  padding (`train.py`).
+  """
+  return table_VxV[tokens]
+
+
+def _bigram_forward(table_VxV, tokens):
+  return table_VxV[tokens], (table_VxV.shape, tokens)
+
+
+def _bigram_backward(residuals, grad_xV):
+  shape, tokens = residuals
+  grad_VxV = jnp.zeros(shape, grad_xV.dtype).at[tokens].add(grad_xV)
+  return grad_VxV.at[-1].set(0), None
+
+
+bigram_rows.defvjp(_bigram_forward, _bigram_backward)
+
+
+def sinusoids(length: int, width: int) -> jax.Array:
+  """Returns fixed positions `[length, width]`, sines then cosines.
+
+  Periods are spaced evenly in the logarithm from 4 to `length` (FACTS 1.1).
+  """
+  period_P = np.geomspace(4, length, width // 2)
+  angle_LxP = 2 * np.pi * np.arange(length)[:, None] / period_P
+  table = np.concatenate([np.sin(angle_LxP), np.cos(angle_LxP)], -1)
+  return jnp.asarray(table, jnp.float32)
+
+
+def num_parameters(params: Params) -> int:
+  """Returns the number of scalar parameters."""
+  return sum(leaf.size for leaf in jax.tree.leaves(params))

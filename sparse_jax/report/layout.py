@@ -1,0 +1,395 @@
+"""Where nodes and lines of a circuit go: a layered drawing, left to right.
+
+Columns follow the forward pass; q, k and v share one, each in its own lane. In a
+lane, nodes are ordered to cross few edges (barycentres, Sugiyama et al. 1981)
+and moved towards their neighbours (isotonic regression keeps the order and the
+distances). Residual wiring that skips columns runs on tracks below.
+"""
+
+import bisect
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from sparse_jax import sites
+from sparse_jax.report import view
+
+_SOURCES = {kind.source for kind in sites.EDGE_KINDS}
+_TARGETS = {kind.target for kind in sites.EDGE_KINDS}
+# Sites whose channels are residual channels: what reads them, what writes them.
+READS = frozenset(_SOURCES - _TARGETS) | {
+    site.name for site in sites.SITES.values() if not site.per_layer
+}
+WRITES = frozenset(
+    name
+    for name in _TARGETS - _SOURCES
+    if sites.SITES[name].width == "d_model"
+)
+
+_DRAWING_WIDTH = 1140
+_NARROWEST_GAP, _WIDEST_GAP = 46, 104
+_LANE_GAP = 26
+_TRACK_PITCH = 11
+_MAX_TRACKS = 48
+_SWEEPS = 8
+# Draws unconnected parts to a common middle while the rest settles.
+_INWARD = 0.95
+
+
+class Lane(NamedTuple):
+  """One site of one layer: its place in the drawing, in pixels."""
+
+  site: str
+  x: float
+  top: float
+  bottom: float
+
+
+class Wire(NamedTuple):
+  """A piece of residual wiring: an SVG path of one residual channel."""
+
+  channel: int
+  path: str
+
+
+class Track(NamedTuple):
+  """A residual channel's line below the columns, in pixels."""
+
+  channel: int
+  left: float
+  right: float
+  y: float
+
+
+class Layout(NamedTuple):
+  """A drawing's geometry, in pixels from its top left corner.
+
+  Attributes:
+    at: centre of each node, by node.
+    lanes: by column, in forward order.
+    wires: residual wiring.
+    tracks: residual wiring that skips columns.
+    num_channels_left_out: residual channels with no track left for them.
+    node_width: width of a node.
+    node_height: height of a node.
+    width: of the drawing.
+    height: of the drawing.
+    tracks_top: where the tracks begin.
+  """
+
+  at: Mapping[view.Node, tuple[float, float]]
+  lanes: Sequence[Sequence[Lane]]
+  wires: Sequence[Wire]
+  tracks: Sequence[Track]
+  num_channels_left_out: int
+  node_width: float
+  node_height: float
+  width: float
+  height: float
+  tracks_top: float
+
+
+def _depth(name: str) -> int:
+  """Returns how many edges lead to a site within its sublayer."""
+  sources = [kind.source for kind in sites.EDGE_KINDS if kind.target == name]
+  return 1 + _depth(sources[0]) if sources else 0
+
+
+# Sites of a layer that share a column, in forward order.
+_COLUMNS = tuple(
+    tuple(group)
+    for _, group in itertools.groupby(
+        sites.SITES, lambda name: (name.partition(".")[0], _depth(name))
+    )
+)
+_COLUMN_OF = {name: i for i, names in enumerate(_COLUMNS) for name in names}
+_RANK = {name: i for i, name in enumerate(sites.SITES)}
+
+
+def forward_order(node: view.Node):
+  """Returns a sort key: forward order of sites, then the channel."""
+  layer = math.inf if node.layer is None else node.layer
+  return layer, _RANK[node.name], node.index
+
+
+def _column_key(node: view.Node):
+  return forward_order(node)[0], _COLUMN_OF[node.name]
+
+
+def columns(nodes: Sequence[view.Node]) -> list[list[list[view.Node]]]:
+  """Returns the nodes by column and lane, in forward order."""
+  return [
+      [
+          list(lane)
+          for _, lane in itertools.groupby(column, lambda node: node.site)
+      ]
+      for _, column in itertools.groupby(
+          sorted(nodes, key=forward_order), _column_key
+      )
+  ]
+
+
+def residual_pairs(
+    nodes: Sequence[view.Node],
+) -> list[tuple[view.Node, view.Node]]:
+  """Returns (write, later read) of the same residual channel, for all of them."""
+  reads = defaultdict(list)
+  for node in sorted(nodes, key=forward_order):
+    if node.name in READS:
+      reads[node.index].append(node)
+  return [
+      (write, read)
+      for write in sorted(nodes, key=forward_order)
+      if write.name in WRITES
+      for read in reads[write.index]
+      if _column_key(read) > _column_key(write)
+  ]
+
+
+def crossings(links: Sequence[tuple[float, float]]) -> int:
+  """Returns how many pairs of links between two columns cross.
+
+  Args:
+    links: (place in the left column, place in the right column).
+  """
+  seen, total = [], 0
+  for _, group in itertools.groupby(sorted(links), lambda link: link[0]):
+    rights = [right for _, right in group]
+    total += sum(len(seen) - bisect.bisect_right(seen, r) for r in rights)
+    for right in rights:
+      bisect.insort(seen, right)
+  return total
+
+
+def spread(wanted: Sequence[float], offsets: Sequence[float]) -> list[float]:
+  """Returns places nearest to `wanted` (least squares) that keep distances.
+
+  Args:
+    wanted: where each item would like to be.
+    offsets: ascending; item j stays at least `offsets[j] - offsets[i]` below
+      item i.
+  """
+  blocks = []  # (mean, size), pooled until the means ascend.
+  for want, offset in zip(wanted, offsets, strict=True):
+    mean, size = want - offset, 1
+    while blocks and blocks[-1][0] > mean:
+      other, more = blocks.pop()
+      mean = (mean * size + other * more) / (size + more)
+      size += more
+    blocks.append((mean, size))
+  means = itertools.chain.from_iterable([m] * size for m, size in blocks)
+  return [mean + offset for mean, offset in zip(means, offsets, strict=True)]
+
+
+def _order(cols, neighbours) -> list[list[list[view.Node]]]:
+  """Returns the columns with lanes reordered to cross few links."""
+  column_of = {
+      node: i for i, col in enumerate(cols) for lane in col for node in lane
+  }
+
+  def places(cols):
+    place = {}
+    for col in cols:
+      flat = list(itertools.chain.from_iterable(col))
+      for i, node in enumerate(flat):
+        place[node] = (i + 0.5) / len(flat)
+    return place
+
+  def total(cols):
+    place = places(cols)
+    links = defaultdict(list)
+    for node, others in neighbours.items():
+      for other in others:
+        if column_of[other] == column_of[node] + 1:
+          links[column_of[node]].append((place[node], place[other]))
+    return sum(crossings(group) for group in links.values())
+
+  best, fewest = cols, total(cols)
+  for sweep in range(_SWEEPS):
+    if fewest == 0:
+      break
+    place = places(cols)
+    back = sweep % 2
+    cols = list(cols)
+    for i in reversed(range(len(cols))) if back else range(len(cols)):
+
+      def barycentre(node, i=i, back=back, place=place):
+        side = [
+            place[other]
+            for other in neighbours[node]
+            if (column_of[other] > i if back else column_of[other] < i)
+        ]
+        return sum(side) / len(side) if side else place[node]
+
+      cols[i] = [sorted(lane, key=barycentre) for lane in cols[i]]
+      place |= places([cols[i]])
+    now = total(cols)
+    if now < fewest:
+      best, fewest = cols, now
+  return best
+
+
+def _heights(cols, neighbours, pitch: float) -> dict[view.Node, float]:
+  """Returns each node's height, the topmost at 0."""
+  flat, offsets = [], []
+  for col in cols:
+    flat.append(list(itertools.chain.from_iterable(col)))
+    below, here = [], 0.0
+    for lane in col:
+      below += [here + i * pitch for i in range(len(lane))]
+      here = below[-1] + pitch + _LANE_GAP
+    offsets.append(below)
+  y = {}
+  for nodes, below in zip(flat, offsets, strict=True):
+    y |= {n: o - below[-1] / 2 for n, o in zip(nodes, below, strict=True)}
+  for sweep in range(2 * _SWEEPS):
+    pairs = list(zip(flat, offsets, strict=True))
+    for nodes, below in pairs if sweep % 2 == 0 else reversed(pairs):
+      wanted = []
+      for node in nodes:
+        near = [y[other] for other in neighbours[node]]
+        wanted.append(_INWARD * sum(near) / len(near) if near else 0.0)
+      y |= dict(zip(nodes, spread(wanted, below), strict=True))
+  top = min(y.values())
+  return {node: height - top for node, height in y.items()}
+
+
+def _pack(spans: Sequence[tuple[int, float, float]]) -> dict[int, int]:
+  """Returns a row for each (channel, left, right) so that none overlap."""
+  ends, rows = [], {}
+  for channel, left, right in sorted(spans, key=lambda s: (s[1], s[2], s[0])):
+    row = next((i for i, end in enumerate(ends) if end < left), len(ends))
+    ends[row : row + 1] = [right]
+    rows[channel] = row
+  return rows
+
+
+def curve(x1: float, y1: float, x2: float, y2: float, bend: float = 0.5) -> str:
+  """Returns the SVG path of a level start, an S and a level end."""
+  c1, c2 = x1 + bend * (x2 - x1), x2 - bend * (x2 - x1)
+  return (
+      f"M{x1:.1f} {y1:.1f}C{c1:.1f} {y1:.1f} {c2:.1f} {y2:.1f}"
+      f" {x2:.1f} {y2:.1f}"
+  )
+
+
+def place(
+    nodes: Sequence[view.Node], edges: Sequence[view.Edge], margin: float
+) -> Layout:
+  """Returns where to draw a circuit; the same input gives the same drawing.
+
+  Args:
+    nodes: at least one.
+    edges: those to draw; their ends are among `nodes`.
+    margin: empty space around, in pixels.
+  """
+  cols = columns(nodes)
+  column_of = {
+      node: i for i, col in enumerate(cols) for lane in col for node in lane
+  }
+  pairs = residual_pairs(nodes)
+  short = [p for p in pairs if column_of[p[1]] == column_of[p[0]] + 1]
+  neighbours = defaultdict(list)
+  for source, target, *_ in itertools.chain(edges, short):
+    neighbours[source].append(target)
+    neighbours[target].append(source)
+
+  tallest = max(sum(map(len, col)) for col in cols)
+  pitch, node_height = (24, 17) if tallest <= 60 else (11, 8)
+  cols = _order(cols, neighbours)
+  y = _heights(cols, neighbours, pitch)
+  digits = max(len(str(node.index)) for node in nodes)
+  node_width = max(30, 8 * digits + 8)
+  gap = (_DRAWING_WIDTH - 2 * margin - len(cols) * node_width) / max(
+      1, len(cols) - 1
+  )
+  gap = round(min(_WIDEST_GAP, max(_NARROWEST_GAP, gap)))
+  x = [
+      margin + node_width / 2 + i * (node_width + gap) for i in range(len(cols))
+  ]
+  top = margin + node_height / 2
+  at = {node: (x[column_of[node]], top + y[node]) for node in nodes}
+  lanes = [
+      [
+          Lane(
+              lane[0].site,
+              x[i],
+              at[lane[0]][1] - node_height / 2,
+              at[lane[-1]][1] + node_height / 2,
+          )
+          for lane in col
+      ]
+      for i, col in enumerate(cols)
+  ]
+  bottom = max(lane.bottom for col in lanes for lane in col)
+  tracks_top = bottom + 1.5 * margin
+  half = node_width / 2
+  wires, tracks, left_out = _route(
+      pairs, column_of, x, at, half, gap, tracks_top, _strength(edges)
+  )
+  if tracks:
+    bottom = max(track.y for track in tracks)
+  return Layout(
+      at=at,
+      lanes=lanes,
+      wires=wires,
+      tracks=tracks,
+      num_channels_left_out=left_out,
+      node_width=node_width,
+      node_height=node_height,
+      width=round(x[-1] + half + margin),
+      height=round(bottom + margin),
+      tracks_top=tracks_top,
+  )
+
+
+def _strength(edges) -> dict[int, float]:
+  """Returns the summed magnitude of edges at each residual channel."""
+  total = defaultdict(float)
+  for edge in edges:
+    for node in (edge.source, edge.target):
+      if node.name in READS or node.name in WRITES:
+        total[node.index] += abs(edge.weight)
+  return total
+
+
+def _route(pairs, column_of, x, at, half, gap, tracks_top, strength):
+  """Returns (wires, tracks, channels left out) of the residual wiring."""
+  wires, entries, exits = {}, defaultdict(set), defaultdict(set)
+  for write, read in pairs:
+    if column_of[read] == column_of[write] + 1:
+      (x1, y1), (x2, y2) = at[write], at[read]
+      path = curve(x1 + half, y1, x2 - half, y2)
+      wires[Wire(write.index, path)] = None
+    else:
+      entries[write.index].add(write)
+      exits[write.index].add(read)
+  spans = [
+      (
+          channel,
+          min(at[node][0] for node in entries[channel]) + half + gap,
+          max(at[node][0] for node in exits[channel]) - half - gap,
+      )
+      for channel in entries
+  ]
+  spans.sort(key=lambda s: (-strength.get(s[0], 0.0), s[0]))
+  spans = [(c, left, max(left, right)) for c, left, right in spans]
+  rows = _pack(spans)
+  while rows and max(rows.values()) >= _MAX_TRACKS:
+    spans = spans[: -max(1, len(spans) // 10)]
+    rows = _pack(spans)
+  tracks = []
+  for channel, left, right in sorted(spans):
+    track = Track(channel, left, right, tracks_top + _TRACK_PITCH * rows[channel])
+    tracks.append(track)
+    for node in sorted(entries[channel], key=forward_order):
+      x1, y1 = at[node][0] + half, at[node][1]
+      path = curve(x1, y1, x1 + gap, track.y, 0.8)
+      wires[Wire(channel, path)] = None
+    for node in sorted(exits[channel], key=forward_order):
+      x2, y2 = at[node][0] - half, at[node][1]
+      path = curve(x2 - gap, track.y, x2, y2, 0.8)
+      wires[Wire(channel, path)] = None
+  return list(wires), tracks, len(entries) - len(spans)

@@ -1,0 +1,156 @@
+"use strict";
+// The page is complete without this: it adds highlighting and sorting.
+
+function drawing(figure) {
+  const svg = figure.querySelector("svg.circuit");
+  if (!svg) return;
+  const detail = figure.querySelector(".detail");
+  const section = figure.closest("section");
+  const nodes = [...svg.querySelectorAll(".node")];
+  const byKey = new Map(nodes.map((node) => [node.dataset.key, node]));
+  const rows = new Map();
+  for (const code of section.querySelectorAll("table.nodes [data-key]")) {
+    rows.set(code.dataset.key, code.closest("tr"));
+  }
+  let pinned = null;
+
+  function clear() {
+    for (const item of svg.querySelectorAll(".on, .at")) {
+      item.classList.remove("on", "at");
+    }
+    svg.classList.remove("dim");
+    detail.hidden = true;
+  }
+
+  function line(text) {
+    const p = document.createElement("p");
+    p.textContent = text;
+    return p;
+  }
+
+  function describe(node) {
+    detail.replaceChildren(line(node.getAttribute("aria-label")));
+    const row = rows.get(node.dataset.key);
+    const notes = row ? [...row.querySelectorAll(".weighted")] : [];
+    for (const note of notes) {
+      const column = [...row.children].indexOf(note.parentElement);
+      const head = row.closest("table").tHead.rows[0].cells[column];
+      detail.append(line(head.textContent), note.cloneNode(true));
+    }
+    detail.hidden = false;
+  }
+
+  function show(node) {
+    clear();
+    const { key, channel } = node.dataset;
+    svg.classList.add("dim");
+    node.classList.add("on", "at");
+    for (const item of svg.querySelectorAll("[data-from]")) {
+      const { from, to } = item.dataset;
+      if (from !== key && to !== key) continue;
+      item.classList.add("on");
+      for (const end of [from, to]) byKey.get(end).classList.add("on");
+    }
+    if (channel !== undefined) {
+      for (const item of svg.querySelectorAll("[data-channel]")) {
+        if (item.dataset.channel === channel) item.classList.add("on");
+      }
+    }
+    describe(node);
+  }
+
+  function rest() {
+    if (pinned) show(pinned);
+    else clear();
+  }
+
+  function pin(node) {
+    if (pinned) pinned.setAttribute("aria-pressed", "false");
+    pinned = pinned === node ? null : node;
+    if (pinned) pinned.setAttribute("aria-pressed", "true");
+    rest();
+  }
+
+  function move(node, key) {
+    const box = (other) => other.querySelector("rect").getBBox();
+    const column = Number(node.dataset.column);
+    const here = box(node).y;
+    const step = { ArrowLeft: -1, ArrowRight: 1 }[key];
+    let near;
+    if (step) {
+      near = nodes.filter((n) => Number(n.dataset.column) === column + step);
+    } else {
+      const down = key === "ArrowDown";
+      near = nodes.filter(
+        (n) => Number(n.dataset.column) === column && n !== node &&
+          (down ? box(n).y > here : box(n).y < here));
+    }
+    near.sort((a, b) => Math.abs(box(a).y - here) - Math.abs(box(b).y - here));
+    if (!near.length) return;
+    node.setAttribute("tabindex", "-1");
+    near[0].setAttribute("tabindex", "0");
+    near[0].focus();
+  }
+
+  const find = (event) => event.target.closest(".node");
+  svg.addEventListener("mouseover", (event) => {
+    const node = find(event);
+    if (node) show(node);
+    else rest();
+  });
+  svg.addEventListener("mouseleave", rest);
+  svg.addEventListener("focusin", (event) => {
+    if (find(event)) show(find(event));
+  });
+  svg.addEventListener("focusout", rest);
+  svg.addEventListener("click", (event) => {
+    if (find(event)) pin(find(event));
+    else if (pinned) pin(pinned);
+  });
+  svg.addEventListener("keydown", (event) => {
+    const node = find(event);
+    if (!node) return;
+    if (event.key === "Enter" || event.key === " ") pin(node);
+    else if (event.key === "Escape") {
+      pinned = node;
+      pin(node);
+    } else if (event.key.startsWith("Arrow")) move(node, event.key);
+    else return;
+    event.preventDefault();
+  });
+}
+
+function value(row, column) {
+  const text = row.cells[column].textContent.trim();
+  const number = Number(text.replace("−", "-").replaceAll(",", ""));
+  return text === "" || Number.isNaN(number) ? text : number;
+}
+
+function compare(a, b) {
+  if (typeof a === "number" && typeof b === "number") return a - b;
+  if (typeof a === "number") return -1;
+  if (typeof b === "number") return 1;
+  return a.localeCompare(b, "en", { numeric: true });
+}
+
+function sortable(table) {
+  const heads = [...table.tHead.rows[0].cells];
+  heads.forEach((head, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => {
+      const up = head.getAttribute("aria-sort") !== "ascending";
+      for (const other of heads) other.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", up ? "ascending" : "descending");
+      const body = table.tBodies[0];
+      const rows = [...body.rows].map((row) => [value(row, column), row]);
+      rows.sort((a, b) => (up ? 1 : -1) * compare(a[0], b[0]));
+      body.append(...rows.map((pair) => pair[1]));
+    });
+  });
+}
+
+document.querySelectorAll("figure[data-circuit]").forEach(drawing);
+document.querySelectorAll("table.sortable").forEach(sortable);

@@ -1,0 +1,149 @@
+"""The k largest magnitudes, exactly, by threshold: never a sort.
+
+The bits of a non-negative float, read as an integer, order as the float does.
+So the k-th largest magnitude is found by fixing bits from the top: a bit stays
+set if at least k entries reach the candidate. That needs only counts: one
+elementwise pass and one sum a bit, no gather and no sort, so a sharded array
+costs one scalar sum a bit. Ties go to the lower index, by the same search over
+indices; exactly k entries survive.
+
+Along the last axis this is AbsTopK (`abs_top_k`; `inference/gpt.py` of
+openai/circuit_sparsity), over a whole matrix the weight mask of its `train.py`,
+with protected entries raised above every other for min-alive.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+_UINT = {2: jnp.uint16, 4: jnp.uint32}
+
+
+def _magnitude_bits(x: jax.Array) -> jax.Array:
+  """Returns integers that order as |x| does; NaN is above infinity."""
+  if x.dtype.itemsize not in _UINT or not jnp.issubdtype(x.dtype, jnp.floating):
+    raise TypeError(f"need a 16- or 32-bit float array, got {x.dtype}")
+  bits = jax.lax.bitcast_convert_type(x, _UINT[x.dtype.itemsize])
+  return bits & (jnp.iinfo(bits.dtype).max >> 1)
+
+
+def _fix_bits(num_bits: int, holds, start: jax.Array) -> jax.Array:
+  """Returns the largest integer below 2**num_bits at which `holds` is true.
+
+  `holds` must be true at 0 and monotone: once false, false above.
+  """
+
+  def fix_bit(i, fixed):
+    candidate = fixed | (jnp.ones_like(fixed) << (num_bits - 1 - i))
+    return jnp.where(holds(candidate), candidate, fixed)
+
+  return jax.lax.fori_loop(0, num_bits, fix_bit, start)
+
+
+def _axes(ndim: int, axis: int | Sequence[int]) -> tuple[int, ...]:
+  axes = (axis,) if isinstance(axis, int) else tuple(axis)
+  return tuple(sorted(a % ndim for a in axes))
+
+
+def _count(condition: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+  return jnp.sum(condition, axes, dtype=jnp.int32, keepdims=True)
+
+
+def _threshold(bits: jax.Array, k: jax.Array, axes) -> jax.Array:
+  """Returns the k-th largest of `bits` over `axes`, kept as size one."""
+  num_bits = 8 * bits.dtype.itemsize - 1
+  shape = [1 if a in axes else n for a, n in enumerate(bits.shape)]
+  return _fix_bits(
+      num_bits,
+      lambda candidate: _count(bits >= candidate, axes) >= k,
+      jnp.zeros(shape, bits.dtype),
+  )
+
+
+def kth_magnitude(
+    x: jax.Array, k: int | jax.Array, axis: int | Sequence[int] = -1
+) -> jax.Array:
+  """Returns the k-th largest magnitude.
+
+  Args:
+    x: float array of 16 or 32 bits.
+    k: how many entries reach the result, from 1 to the number of entries;
+      an array broadcasts against `x` with `axis` reduced to size one.
+    axis: axis or axes that are searched together.
+
+  Returns:
+    The magnitude, of x's dtype, without `axis`.
+  """
+  axes = _axes(x.ndim, axis)
+  bits = _threshold(_magnitude_bits(x), jnp.asarray(k), axes)
+  return jnp.squeeze(jax.lax.bitcast_convert_type(bits, x.dtype), axes)
+
+
+def top_k_mask(
+    x: jax.Array,
+    k: int | jax.Array,
+    axis: int | Sequence[int] = -1,
+    protected: jax.Array | None = None,
+) -> jax.Array:
+  """Returns a boolean mask of the k entries of largest magnitude.
+
+  Args:
+    x: float array of 16 or 32 bits.
+    k: how many entries to keep, from 0 to the number of entries; may be traced,
+      and an array broadcasts against `x` with `axis` reduced to size one.
+    axis: axis or axes over which entries compete.
+    protected: boolean mask, shaped as x, of entries that rank above all others.
+
+  Returns:
+    A mask shaped as x with exactly k true entries along `axis`; among equal
+    magnitudes the lower (row-major) index wins.
+  """
+  axes = _axes(x.ndim, axis)
+  k = jnp.asarray(k, jnp.int32)
+  bits = _magnitude_bits(x)
+  if protected is not None:
+    bits = jnp.where(protected, jnp.iinfo(bits.dtype).max >> 1, bits)
+  threshold = _threshold(bits, k, axes)
+  reaches = bits >= threshold
+
+  def drop_surplus_ties(reaches):
+    above = bits > threshold
+    tied = reaches & ~above
+    missing = k - _count(above, axes)
+    index = _row_major_index(bits.shape, axes)
+    index_bits = max(1, math.prod(bits.shape[a] for a in axes).bit_length())
+    end = _fix_bits(
+        index_bits,
+        lambda candidate: _count(tied & (index < candidate), axes) <= missing,
+        jnp.zeros(threshold.shape, jnp.int32),
+    )
+    return above | (tied & (index < end))
+
+  has_surplus = jnp.any(_count(reaches, axes) > k)
+  return jax.lax.cond(has_surplus, drop_surplus_ties, lambda r: r, reaches)
+
+
+def _row_major_index(shape: Sequence[int], axes: tuple[int, ...]) -> jax.Array:
+  """Returns each entry's row-major index within `axes`."""
+  index = jnp.zeros([1] * len(shape), jnp.int32)
+  for axis in axes:
+    size = [shape[axis] if a == axis else 1 for a in range(len(shape))]
+    index = index * shape[axis] + jnp.arange(shape[axis]).reshape(size)
+  return index
+
+
+def abs_top_k(x: jax.Array, k: int) -> jax.Array:
+  """AbsTopK: keeps the k largest magnitudes of the last axis, zeroes the rest.
+
+  Paper section 2 ("activation sparsity"). The gradient is that of the mask: it
+  passes unchanged through kept entries and is zero elsewhere.
+
+  Args:
+    x: float array `[..., width]`.
+    k: entries kept per vector; `width` returns x itself.
+  """
+  if k == x.shape[-1]:
+    return x
+  return jnp.where(top_k_mask(jax.lax.stop_gradient(x), k), x, 0)

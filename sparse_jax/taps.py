@@ -1,0 +1,109 @@
+"""Small interventions on the forward pass, which compose.
+
+A tap is `tap(site, layer, x) -> x`: `model.apply(params, tokens, tap)` calls it
+at every site and goes on with what it returns. `layer` is None for sites that
+the model has once.
+"""
+
+from collections.abc import Collection, Mapping, MutableMapping
+
+import jax
+
+from sparse_jax import model as model_lib
+from sparse_jax import sites as site_lib
+
+
+def identity(site: str, layer: int | None, x: jax.Array) -> jax.Array:
+  """The tap that changes nothing."""
+  del site, layer
+  return x
+
+
+def compose(*taps: model_lib.Tap) -> model_lib.Tap:
+  """Returns the tap that applies `taps` in order."""
+
+  def tap(site, layer, x):
+    for t in taps:
+      x = t(site, layer, x)
+    return x
+
+  return tap
+
+
+def record(
+    store: MutableMapping[str, jax.Array],
+    names: Collection[str] | None = None,
+) -> model_lib.Tap:
+  """Returns a tap that writes `{"0.attn.q": x, …}` into `store`.
+
+  Args:
+    store: filled while the forward pass is traced.
+    names: full site names to keep; None keeps all.
+  """
+
+  def tap(site, layer, x):
+    name = site_lib.site_id(site, layer)
+    if names is None or name in names:
+      store[name] = x
+    return x
+
+  return tap
+
+
+def gate(
+    gates: Mapping[str, jax.Array], means: Mapping[str, jax.Array]
+) -> model_lib.Tap:
+  """Returns a tap that replaces closed nodes by their ablation value.
+
+  `x * g + mean * (1 - g)` (paper appendix A.5). Sites without a gate pass.
+
+  Args:
+    gates: per site `[layers, width]`, 1 or true for open, 0 or false for closed.
+    means: per site `[layers, width]`, the value a closed node takes.
+  """
+
+  def tap(site, layer, x):
+    if site not in gates:
+      return x
+    row = 0 if layer is None else layer
+    g = gates[site][row].astype(x.dtype)
+    mean = means[site][row].astype(x.dtype)
+    return x * g + mean * (1 - g)
+
+  return tap
+
+
+def patch(values: Mapping[str, jax.Array]) -> model_lib.Tap:
+  """Returns a tap that puts `values["0.attn.q"]` in place of those sites."""
+
+  def tap(site, layer, x):
+    return values.get(site_lib.site_id(site, layer), x)
+
+  return tap
+
+
+def run_with_sites(
+    model: model_lib.Model,
+    params: model_lib.Params,
+    tokens: jax.Array,
+    sites: Collection[str] | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Returns logits `[B, L, V]` and the activations at the sites.
+
+  Args:
+    model: the model.
+    params: its parameters.
+    tokens: int `[B, L]`.
+    sites: full names such as "0.attn.q" or "final_resid"; None is all.
+
+  Returns:
+    Logits, and `{name: [B, L, width]}` in forward order.
+
+  Raises:
+    InputError: if the model has no site of a given name.
+  """
+  for name in sites or ():
+    site_lib.parse_site_id(name, model.config.n_layer)
+  acts: dict[str, jax.Array] = {}
+  logits = model.apply(params, tokens, record(acts, sites))
+  return logits, acts

@@ -1,0 +1,54 @@
+"""The twenty tasks of the paper, and tasks of the user's own."""
+
+from sparse_jax import errors
+from sparse_jax.tasks import blocks, brackets, functions, strings, variables
+from sparse_jax.tasks.base import (
+  SPLITS,
+  Pairs,
+  Prompts,
+  Task,
+  TaskNotExpressible,
+)
+
+_SPECS = {
+  spec.name: spec
+  for family in (strings, brackets, variables, blocks, functions)
+  for spec in family.SPECS
+}
+
+# In the paper's order, as far as it is known.
+TASK_NAMES = (
+  "single_double_quote",
+  "bracket_counting",
+  "set_or_string",
+  "set_or_string_fixedvarname",
+  "while_return_true",
+  "else_elif",
+  "with_as",
+  "with_open",
+  "for_while",
+  "if_ternary",
+  "if_equals",
+  "fstring_brace",
+  "bracket_brace",
+  "var_swap",
+  "var_if",
+  "indent_for",
+  "lambda_func",
+  "enumerate_range",
+  "final_kwarg",
+  "class_init",
+)
+
+
+def make_task(name_or_path: str, tokenizer, difficulty: int = 0) -> Task:
+  """Returns a task in the tokenizer's tokens.
+
+  Raises:
+    InputError: if there is no such task or difficulty.
+    TaskNotExpressible: if the tokenizer cannot state its answers.
+  """
+  name = str(name_or_path)
+  if name not in _SPECS:
+    raise errors.unknown_name("task", name, TASK_NAMES)
+  return _SPECS[name].make(tokenizer, difficulty)

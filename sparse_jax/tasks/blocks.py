@@ -1,0 +1,337 @@
+"""Tasks about compound statements: how a header goes on and what follows it."""
+
+from sparse_jax.tasks.spec import Spec, contrast, substitute
+
+WHILE_RETURN_TRUE = Spec(
+  name="while_return_true",
+  rule="`while True` opens a block, `return True` ends a line.",
+  variants=tuple(
+    substitute(
+      {
+        "train": (
+          "def <function>(<name>):\n    ~ True",
+          "def <function>(self, <name>):\n        ~ True",
+          "    <name> = <name2>\n    ~ True",
+          "        <name> = <function>()\n        ~ True",
+        ),
+        "validation": (
+          "    <name> = <name2>.<function>()\n    ~ True",
+          "    if <name>:\n        ~ True",
+          "    <function>(<name>)\n    ~ True",
+        ),
+        "test": (
+          "    self.<name> = <name2>\n    ~ True",
+          "    with <name>:\n        ~ True",
+          "    <name>.<function>()\n    ~ True",
+        ),
+      },
+      ("while", "return"),
+      answers,
+    )
+    for answers in ((":\n", "\n"), (":", "\n"))
+  ),
+)
+
+ELSE_ELIF = Spec(
+  name="else_elif",
+  rule="`else` is followed by a colon, `elif` by a condition.",
+  variants=tuple(
+    substitute(
+      {
+        "train": (
+          "    if <name>:\n        <name2> = <number>\n    ~",
+          "    if <name>:\n        return <name2>\n    ~",
+          "        if <name>:\n            <function>(<name2>)\n        ~",
+          "    if <name> == <number>:\n        <name2> = <name3>\n    ~",
+        ),
+        "validation": (
+          "    if not <name>:\n        <name2> = <number>\n    ~",
+          "    if <name> is None:\n        return <name2>\n    ~",
+          "    if <name> > <number>:\n        <function>(<name2>)\n    ~",
+        ),
+        "test": (
+          "    if <name>.<name2>:\n        <name3> = <number>\n    ~",
+          "    if <name> in <name2>:\n        return <name3>\n    ~",
+          "    if <name> != <number>:\n        <function>(<name2>)\n    ~",
+        ),
+      },
+      ("else", "elif"),
+      answers,
+    )
+    for answers in (
+      (":\n", " not"),
+      (":", " not"),
+      (":\n", " "),
+      (":", " "),
+    )
+  ),
+)
+
+# `%` stands for a closing parenthesis, where it may be part of the answer.
+_WITH_AS_PROMPTS = {
+  "train": (
+    ("    with open(<name>%", "    <name2> = open(<name>%"),
+    ("    with <function>(<name>%", "    <name2> = <function>(<name>%"),
+    ("        with open(<name>%", "        <name2> = open(<name>%"),
+    ("with open(<name>%", "<name2> = open(<name>%"),
+  ),
+  "validation": (
+    ("    with <name2>.open(<name>%", "    <name3> = <name2>.open(<name>%"),
+    ("with <name2>.<function>(<name>%", "<name3> = <name2>.<function>(<name>%"),
+    ("    with closing(<name>%", "    <name2> = closing(<name>%"),
+  ),
+  "test": (
+    ("    with self.open(<name>%", "    <name3> = self.open(<name>%"),
+    (
+      "    with self.<function>(<name>%",
+      "    <name3> = self.<function>(<name>%",
+    ),
+    ("    with socket.socket(<name>%", "    <name2> = socket.socket(<name>%"),
+  ),
+}
+
+
+def _with_as(paren: str, answers: tuple[str, str]):
+  return contrast(
+    {
+      split: tuple(
+        tuple(side.replace("%", paren) for side in sides) for sides in texts
+      )
+      for split, texts in _WITH_AS_PROMPTS.items()
+    },
+    answers,
+  )
+
+
+WITH_AS = Spec(
+  name="with_as",
+  rule="After the call, `with` goes on to name the result on the same line;"
+  " an assignment ends the line.",
+  variants=(_with_as(")", (" as", "\n")), _with_as("", (")", ")\n"))),
+)
+
+WITH_OPEN = Spec(
+  name="with_open",
+  rule="A function of a path opens it, a method enters a part of itself.",
+  variants=tuple(
+    contrast(
+      {
+        "train": (
+          (
+            "def <function>(path):\n    with",
+            "def <function>(self):\n    with",
+          ),
+          (
+            "def <function>(filename):\n    <name> = <number>\n    with",
+            "def <function>(self):\n    <name> = <number>\n    with",
+          ),
+          (
+            "    def <function>(path, <name>):\n        with",
+            "    def <function>(self, <name>):\n        with",
+          ),
+        ),
+        "validation": (
+          (
+            "def <function>(file, <name>=None):\n    with",
+            "def <function>(self, <name>=None):\n    with",
+          ),
+          (
+            "def <function>(file):\n    <name> = []\n    with",
+            "def <function>(self):\n    <name> = []\n    with",
+          ),
+        ),
+        "test": (
+          (
+            "def <function>(fname, *, <name>):\n    with",
+            "def <function>(self, *, <name>):\n    with",
+          ),
+          (
+            "def <function>(fname):\n    <name> = {}\n    with",
+            "def <function>(self):\n    <name> = {}\n    with",
+          ),
+        ),
+      },
+      answers,
+    )
+    for answers in ((" open", " self"), (" o", " self"))
+  ),
+  natural_reason="methods open files as well, so the parameters do not decide",
+)
+
+FOR_WHILE = Spec(
+  name="for_while",
+  rule="`for` and a name go on with `in`, `while` with a comparison.",
+  variants=tuple(
+    substitute(
+      {
+        "train": (
+          "    ~ <name>",
+          "    <name2> = <number>\n    ~ <name>",
+          "def <function>(<name2>):\n    ~ <name>",
+        ),
+        "validation": (
+          "    <name2> = []\n    ~ <name>",
+          "def <function>(<name2>, <name3>):\n    ~ <name>",
+          "    <name2> = <name3>\n    ~ <name>",
+        ),
+        "test": (
+          "    <name2> = {}\n    ~ <name>",
+          "def <function>(self, <name2>):\n        ~ <name>",
+          "    <name2> = <name3>.<name4>\n    ~ <name>",
+        ),
+      },
+      ("for", "while"),
+      answers,
+    )
+    for answers in ((" in", " <"), (" in", " !="), (" in", ":"))
+  ),
+)
+
+IF_TERNARY = Spec(
+  name="if_ternary",
+  rule="`if` inside an expression needs `else`, at a line's start a colon.",
+  variants=tuple(
+    contrast(
+      {
+        "train": (
+          (
+            "    <name> = <name2> if <name3>",
+            "<name> = <name2>\nif <name3>",
+          ),
+          (
+            "    return <name> if <name2>",
+            "    <name>\n    if <name2>",
+          ),
+          (
+            "    <name> = <number> if <name2>",
+            "<name> = <number>\nif <name2>",
+          ),
+        ),
+        "validation": (
+          (
+            "    <name> = <name2>.<name3> if <name4>",
+            "<name> = <name2>.<name3>\nif <name4>",
+          ),
+          (
+            "    <name>.<name2> = <name3> if <name4>",
+            "<name>.<name2> = <name3>\nif <name4>",
+          ),
+        ),
+        "test": (
+          (
+            "    <name> += <name2> if <name3>",
+            "<name> += <name2>\nif <name3>",
+          ),
+          (
+            "    self.<name> = <name2> if <name3>",
+            "self.<name> = <name2>\nif <name3>",
+          ),
+        ),
+      },
+      answers,
+    )
+    for answers in ((" else", ":\n"), (" else", ":"))
+  ),
+)
+
+IF_EQUALS = Spec(
+  name="if_equals",
+  rule="A name is compared after `if` and assigned at the start of a line.",
+  variants=(
+    contrast(
+      {
+        "train": (
+          ("    if <name>", "    self.<name>"),
+          (
+            "    <name2> = <number>\n    if <name>",
+            "    <name2> = <number>\n    self.<name>",
+          ),
+          (
+            "    <function>()\n    if <name>",
+            "    <function>()\n    <name>",
+          ),
+        ),
+        "validation": (
+          (
+            "    <function>(<name2>)\n    if <name>",
+            "    <function>(<name2>)\n    self.<name>",
+          ),
+          (
+            "for <name2> in <name3>:\n    if <name>",
+            "for <name2> in <name3>:\n    self.<name>",
+          ),
+        ),
+        "test": (
+          (
+            "    <name2>.<function>()\n    if <name>",
+            "    <name2>.<function>()\n    self.<name>",
+          ),
+          (
+            "while <name2>:\n    if <name>",
+            "while <name2>:\n    self.<name>",
+          ),
+        ),
+      },
+      (" ==", " ="),
+    ),
+  ),
+)
+
+INDENT_FOR = Spec(
+  name="indent_for",
+  rule="A loop's header is followed by a deeper line, a statement is not.",
+  variants=tuple(
+    contrast(
+      {
+        "train": (
+          (
+            "    for <name> in <name2>:\n",
+            "    <name3> = <name> in <name2>\n",
+          ),
+          (
+            "    <name3> = <number>\n    for <name> in <name2>:\n",
+            "    <name3> = <number>\n    <name> = <name2>\n",
+          ),
+          (
+            "    for <name> in self.<name2>:\n",
+            "    <name> = self.<name2>\n",
+          ),
+        ),
+        "validation": (
+          (
+            "    for <name> in range(<name2>):\n",
+            "    <name> = len(<name2>)\n",
+          ),
+          (
+            "    <name3>.<function>()\n    for <name> in <name2>:\n",
+            "    <name3>.<function>()\n    <name> = not <name2>\n",
+          ),
+        ),
+        "test": (
+          (
+            "    for <name> in <name2>.<name3>:\n",
+            "    <name> = <name2>.<name3>\n",
+          ),
+          (
+            "    <function>(<name3>)\n    for <name> in <name2>:\n",
+            "    <function>(<name3>)\n    return <name> in <name2>\n",
+          ),
+        ),
+      },
+      answers,
+    )
+    # A space is left to the next word by pre-splitting tokenizers.
+    for answers in ((" " * 7, " " * 3), (" " * 8, " " * 4))
+  ),
+)
+
+SPECS = (
+  WHILE_RETURN_TRUE,
+  ELSE_ELIF,
+  WITH_AS,
+  WITH_OPEN,
+  FOR_WHILE,
+  IF_TERNARY,
+  IF_EQUALS,
+  INDENT_FOR,
+)

@@ -1,0 +1,103 @@
+"""Selection against a stable sort."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import hypothesis
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from sparse_jax import select
+
+# Few distinct values, so that most draws hold ties, signed zeros and infinities.
+_TIED = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, 1e-45, np.inf, -np.inf])
+_mask = jax.jit(select.top_k_mask, static_argnames="axis")
+_FLOATS = st.floats(width=32, allow_nan=False)
+
+
+def sorted_mask(x, k):
+  """Reference: a stable sort by falling magnitude, row by row."""
+  order = np.argsort(-np.abs(np.asarray(x, np.float64)), -1, kind="stable")
+  mask = np.zeros(x.shape, bool)
+  np.put_along_axis(mask, order[..., :k], True, -1)
+  return mask
+
+
+class SelectTest(parameterized.TestCase):
+
+  @hypothesis.given(
+      hnp.arrays(
+          np.float32,
+          st.sampled_from([(1,), (9,), (4, 7), (2, 3, 8)]),
+          elements=st.one_of(_TIED, _FLOATS),
+      ),
+      st.data(),
+  )
+  @hypothesis.settings(max_examples=60, deadline=None)
+  def test_mask_equals_stable_sort(self, x, data):
+    k = data.draw(st.integers(0, x.shape[-1]))
+    mask = _mask(jnp.asarray(x), k)
+    np.testing.assert_array_equal(mask, sorted_mask(x, k))
+
+  @parameterized.named_parameters(
+      ("float16", np.float16), ("bfloat16", ml_dtypes.bfloat16)
+  )
+  def test_half_precision_equals_stable_sort(self, dtype):
+    x = np.random.default_rng(0).normal(size=(50, 40)).astype(dtype)
+    for k in (0, 1, 7, 40):
+      mask = _mask(jnp.asarray(x), k)
+      np.testing.assert_array_equal(mask, sorted_mask(x, k))
+
+  @hypothesis.given(
+      hnp.arrays(np.float32, (3, 4, 5), elements=_TIED), st.data()
+  )
+  @hypothesis.settings(max_examples=40, deadline=None)
+  def test_several_axes_equal_the_flattened_matrix(self, x, data):
+    k = data.draw(st.lists(st.integers(0, 20), min_size=3, max_size=3))
+    mask = _mask(
+        jnp.asarray(x), jnp.array(k).reshape(3, 1, 1), axis=(1, 2)
+    )
+    for layer in range(3):
+      np.testing.assert_array_equal(
+          np.ravel(mask[layer]), sorted_mask(x[layer].ravel(), k[layer])
+      )
+
+  @hypothesis.given(hnp.arrays(np.float32, (6, 7), elements=_TIED), st.data())
+  @hypothesis.settings(max_examples=40, deadline=None)
+  def test_protected_entries_survive_within_k(self, x, data):
+    protected = data.draw(hnp.arrays(bool, (6, 7)))
+    k = data.draw(st.integers(0, 42))
+    mask = np.asarray(
+        _mask(
+            jnp.asarray(x), k, axis=(0, 1), protected=jnp.asarray(protected)
+        )
+    )
+    self.assertEqual(mask.sum(), k)
+    self.assertEqual((mask & protected).sum(), min(k, protected.sum()))
+
+  def test_kth_magnitude_is_the_sorted_one(self):
+    x = np.random.default_rng(1).normal(size=(8, 100)).astype(np.float32)
+    want = np.sort(np.abs(x), -1)[:, ::-1]
+    for k in (1, 3, 100):
+      np.testing.assert_array_equal(
+          select.kth_magnitude(jnp.asarray(x), k), want[:, k - 1]
+      )
+    whole = select.kth_magnitude(jnp.asarray(x), 5, axis=(0, 1))
+    self.assertEqual(whole, np.sort(np.abs(x).ravel())[-5])
+
+  def test_abs_top_k_gradient_is_the_mask(self):
+    x = jnp.array([3.0, -5.0, 1.0, 4.0])
+    np.testing.assert_array_equal(select.abs_top_k(x, 2), [0, -5, 0, 4])
+    grad = jax.grad(lambda x: jnp.sum(select.abs_top_k(x, 2) ** 2))(x)
+    np.testing.assert_array_equal(grad, [0, -10, 0, 8])
+
+  def test_integers_are_refused(self):
+    with self.assertRaisesRegex(TypeError, "float"):
+      select.top_k_mask(jnp.arange(3), 1)
+
+
+if __name__ == "__main__":
+  absltest.main()
