@@ -12,34 +12,39 @@ openai/circuit_sparsity), over a whole matrix the weight mask of its `train.py`,
 with protected entries raised above every other for min-alive.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
-_UINT = {2: jnp.uint16, 4: jnp.uint32}
+# Signed: CPUs compare signed integers in vectors, unsigned ones they do not.
+_INT = {2: jnp.int16, 4: jnp.int32}
 
 
 def _magnitude_bits(x: jax.Array) -> jax.Array:
   """Returns integers that order as |x| does; NaN is above infinity."""
-  if x.dtype.itemsize not in _UINT or not jnp.issubdtype(x.dtype, jnp.floating):
+  if x.dtype.itemsize not in _INT or not jnp.issubdtype(x.dtype, jnp.floating):
     raise TypeError(f"need a 16- or 32-bit float array, got {x.dtype}")
-  bits = jax.lax.bitcast_convert_type(x, _UINT[x.dtype.itemsize])
-  return bits & (jnp.iinfo(bits.dtype).max >> 1)
+  bits = jax.lax.bitcast_convert_type(x, _INT[x.dtype.itemsize])
+  return bits & jnp.iinfo(bits.dtype).max
 
 
-def _fix_bits(num_bits: int, holds, start: jax.Array) -> jax.Array:
+def _fix_bits(
+    num_bits: int, holds, start: jax.Array, num_fixed: int | jax.Array
+) -> jax.Array:
   """Returns the largest integer below 2**num_bits at which `holds` is true.
 
-  `holds` must be true at 0 and monotone: once false, false above.
+  `holds` must be true at 0 and monotone: once false, false above. Only the
+  `num_fixed` highest bits are searched; the rest stay 0.
   """
 
   def fix_bit(i, fixed):
     candidate = fixed | (jnp.ones_like(fixed) << (num_bits - 1 - i))
     return jnp.where(holds(candidate), candidate, fixed)
 
-  return jax.lax.fori_loop(0, num_bits, fix_bit, start)
+  return jax.lax.fori_loop(0, num_fixed, fix_bit, start)
 
 
 def _axes(ndim: int, axis: int | Sequence[int]) -> tuple[int, ...]:
@@ -59,6 +64,7 @@ def _threshold(bits: jax.Array, k: jax.Array, axes) -> jax.Array:
       num_bits,
       lambda candidate: _count(bits >= candidate, axes) >= k,
       jnp.zeros(shape, bits.dtype),
+      num_fixed=num_bits,
   )
 
 
@@ -81,10 +87,11 @@ def kth_magnitude(
   return jnp.squeeze(jax.lax.bitcast_convert_type(bits, x.dtype), axes)
 
 
+@functools.partial(jax.jit, static_argnames="axis")
 def top_k_mask(
     x: jax.Array,
     k: int | jax.Array,
-    axis: int | Sequence[int] = -1,
+    axis: int | tuple[int, ...] = -1,
     protected: jax.Array | None = None,
 ) -> jax.Array:
   """Returns a boolean mask of the k entries of largest magnitude.
@@ -104,25 +111,24 @@ def top_k_mask(
   k = jnp.asarray(k, jnp.int32)
   bits = _magnitude_bits(x)
   if protected is not None:
-    bits = jnp.where(protected, jnp.iinfo(bits.dtype).max >> 1, bits)
+    bits = jnp.where(protected, jnp.iinfo(bits.dtype).max, bits)
   threshold = _threshold(bits, k, axes)
   reaches = bits >= threshold
 
-  def drop_surplus_ties(reaches):
-    above = bits > threshold
-    tied = reaches & ~above
-    missing = k - _count(above, axes)
-    index = _row_major_index(bits.shape, axes)
-    index_bits = max(1, math.prod(bits.shape[a] for a in axes).bit_length())
-    end = _fix_bits(
-        index_bits,
-        lambda candidate: _count(tied & (index < candidate), axes) <= missing,
-        jnp.zeros(threshold.shape, jnp.int32),
-    )
-    return above | (tied & (index < end))
-
+  above = bits > threshold
+  tied = reaches & ~above
+  missing = k - _count(above, axes)
+  index = _row_major_index(bits.shape, axes)
+  index_bits = math.prod(bits.shape[a] for a in axes).bit_length()
   has_surplus = jnp.any(_count(reaches, axes) > k)
-  return jax.lax.cond(has_surplus, drop_surplus_ties, lambda r: r, reaches)
+  end = _fix_bits(
+      index_bits,
+      lambda candidate: _count(tied & (index < candidate), axes) <= missing,
+      jnp.zeros(threshold.shape, jnp.int32),
+      # Ties are rare: where every one survives, no pass is spent on them.
+      num_fixed=jnp.where(has_surplus, index_bits, 0),
+  )
+  return above | (tied & ((index < end) | ~has_surplus))
 
 
 def _row_major_index(shape: Sequence[int], axes: tuple[int, ...]) -> jax.Array:

@@ -180,6 +180,7 @@ class _Archive:
       zipfile.BadZipFile,
       EOFError,
       NotImplementedError,
+      OSError,
       OverflowError,
       ValueError,
       struct.error,
@@ -292,9 +293,10 @@ class _Archive:
 
   def _header_size(self, info: zipfile.ZipInfo, entry: _Entry) -> int:
     """Returns the bytes before the content, checking the local header."""
-    self._file.seek(info.header_offset)
+    self._file.seek(min(max(info.header_offset, 0), self.size))
     header = self._file.read(30)
-    if len(header) != 30 or not header.startswith(b"PK\x03\x04"):
+    is_inside = 0 <= info.header_offset and len(header) == 30
+    if not is_inside or not header.startswith(b"PK\x03\x04"):
       raise self.error(f"{entry} has no local header", "the whole file")
     flags, method = struct.unpack_from("<HH", header, 6)
     name_size, extra_size = struct.unpack_from("<HH", header, 26)
@@ -383,45 +385,6 @@ class _Machine:
     self._marks = []  # Heights of the stack.
     self._memo = {}
     self._containers = {}
-    # Opcode -> (form of its argument as `_read_arguments` takes it, action).
-    push = self._push
-    self._actions = {
-      "PROTO": ("<B", self._protocol),
-      "FRAME": ("<Q", lambda _: None),
-      "MARK": ("", lambda: self._marks.append(len(self._stack))),
-      "NONE": ("", lambda: push(None)),
-      "NEWTRUE": ("", lambda: push(True)),
-      "NEWFALSE": ("", lambda: push(False)),
-      "BININT": ("<i", push),
-      "BININT1": ("<B", push),
-      "BININT2": ("<H", push),
-      "LONG1": ("<B int", push),
-      "BINFLOAT": (">d", push),
-      "BINUNICODE": ("<I text", push),
-      "SHORT_BINUNICODE": ("<B text", push),
-      "EMPTY_LIST": ("", lambda: self._push_container([])),
-      "EMPTY_DICT": ("", lambda: self._push_container({})),
-      "EMPTY_TUPLE": ("", lambda: self._push_tuple([])),
-      "TUPLE": ("", lambda: self._push_tuple(self._pop_mark())),
-      "TUPLE1": ("", lambda: self._push_tuple(self._pop(1))),
-      "TUPLE2": ("", lambda: self._push_tuple(self._pop(2))),
-      "TUPLE3": ("", lambda: self._push_tuple(self._pop(3))),
-      "APPEND": ("", lambda: self._extend(self._pop(1))),
-      "APPENDS": ("", lambda: self._extend(self._pop_mark())),
-      "SETITEM": ("", lambda: self._update(self._pop(2))),
-      "SETITEMS": ("", lambda: self._update(self._pop_mark())),
-      "BINPUT": ("<B", self._put),
-      "LONG_BINPUT": ("<I", self._put),
-      "MEMOIZE": ("", lambda: self._put(len(self._memo))),
-      "BINGET": ("<B", self._get),
-      "LONG_BINGET": ("<I", self._get),
-      "GLOBAL": ("lines", self._global),
-      "STACK_GLOBAL": ("", lambda: self._global(*self._pop(2))),
-      "INST": ("lines", self._refuse_instance),
-      "BINPERSID": ("", self._persistent_id),
-      "REDUCE": ("", self._reduce),
-      "BUILD": ("", self._build),
-    }
 
   def run(self, program: bytes) -> Any:
     """Returns the value that the program leaves on the stack."""
@@ -432,7 +395,7 @@ class _Machine:
         if position - progress.n > _CHUNK:
           progress.update(position - progress.n)
     position += 1
-    (result,) = self._pop(1)
+    (result,) = self.pop(1)
     if self._stack or position != len(program):
       raise self._error("data.pkl holds more than one value", "one value")
     if not self._container(result).is_data:
@@ -445,15 +408,15 @@ class _Machine:
       code = program[position]
       opcode = pickletools.code2op.get(chr(code))
       name = opcode.name if opcode else f"{code:#04x}"
-      if name not in self._actions:
+      if name not in _ACTIONS:
         raise self._error(f"pickle opcode {name} is not admitted", _ACCEPTED)
-      form, action = self._actions[name]
+      form, action = _ACTIONS[name]
       arguments, position = _read_arguments(form, program, position + 1)
     except (IndexError, UnicodeDecodeError, struct.error) as error:
       raise self._error(
         f"data.pkl is broken at byte {position}", "a whole pickle"
       ) from error
-    action(*arguments)
+    action(self, *arguments)
     return position
 
   def _label(self) -> str | None:
@@ -468,10 +431,13 @@ class _Machine:
 
   # The stack.
 
-  def _push(self, value) -> None:
+  def push(self, value) -> None:
     self._stack.append(value)
 
-  def _pop(self, count: int) -> list:
+  def mark(self) -> None:
+    self._marks.append(len(self._stack))
+
+  def pop(self, count: int) -> list:
     height = len(self._stack) - count
     if height < (self._marks[-1] if self._marks else 0):
       raise self._error("data.pkl takes more than it put", "a whole pickle")
@@ -479,33 +445,34 @@ class _Machine:
     del self._stack[height:]
     return values
 
-  def _pop_mark(self) -> list:
+  def pop_mark(self) -> list:
     if not self._marks:
       raise self._error("data.pkl takes more than it put", "a whole pickle")
-    values = self._pop(len(self._stack) - self._marks[-1])
+    values = self.pop(len(self._stack) - self._marks[-1])
     self._marks.pop()
     return values
 
   def _peek(self, kind: type) -> Any:
-    (value,) = self._pop(1)
-    self._push(value)
+    (value,) = self.pop(1)
+    self.push(value)
     if not isinstance(value, kind):
       raise self._error(
         f"data.pkl fills a {type(value).__name__}", f"a {kind.__name__}"
       )
     return value
 
-  def _put(self, index: int) -> None:
-    (value,) = self._pop(1)
-    self._push(value)
-    self._memo[index] = value
+  def put(self, index: int | None) -> None:
+    """Remembers the top; without an index, under the next one."""
+    (value,) = self.pop(1)
+    self.push(value)
+    self._memo[len(self._memo) if index is None else index] = value
 
-  def _get(self, index: int) -> None:
+  def get(self, index: int) -> None:
     if index not in self._memo:
       raise self._error(f"data.pkl has no memo {index}", "a whole pickle")
-    self._push(self._memo[index])
+    self.push(self._memo[index])
 
-  def _protocol(self, version: int) -> None:
+  def check_protocol(self, version: int) -> None:
     if version not in (2, 3, 4, 5):
       raise self._error(f"pickle protocol {version}", "protocol 2 to 5")
 
@@ -517,12 +484,12 @@ class _Machine:
       return self._containers[id(value)]
     return _Container((), 0, 1, not isinstance(value, (_Global, _Storage)))
 
-  def _push_container(self, value: tuple | list | dict) -> None:
+  def push_container(self, value: tuple | list | dict) -> None:
     self._containers[id(value)] = _Container(value)
-    self._push(value)
+    self.push(value)
 
-  def _push_tuple(self, values: list) -> None:
-    self._push_container(tuple(values))
+  def push_tuple(self, values: list) -> None:
+    self.push_container(tuple(values))
     self._place(self._stack[-1], values)
 
   def _place(self, container: tuple | list | dict, values: list) -> None:
@@ -551,15 +518,13 @@ class _Machine:
       raise self._error(
         "data.pkl puts a value into itself", "no recursive data"
       )
-    if not (outer.is_data or isinstance(container, tuple)):
-      raise self._error("data.pkl holds a global or a storage", _ACCEPTED)
 
-  def _extend(self, values: list) -> None:
+  def extend(self, values: list) -> None:
     target = self._peek(list)
     self._place(target, values)
     target.extend(values)
 
-  def _update(self, values: list) -> None:
+  def update(self, values: list) -> None:
     target = self._peek(dict)
     keys, values = values[::2], values[1::2]
     if len(keys) != len(values):
@@ -578,21 +543,21 @@ class _Machine:
 
   # Globals.
 
-  def _global(self, module, name) -> None:
+  def push_global(self, module, name) -> None:
     full_name = f"{module} {name}" if isinstance(module, str) else _show(module)
     if full_name not in _FUNCTIONS and full_name not in _STORAGE_DTYPES:
       shown = full_name.replace(" ", ".")
       raise self._error(
         f"global {_show(shown)} is not admitted and was not run", _ACCEPTED
       )
-    self._push(_Global(full_name))
+    self.push(_Global(full_name))
 
-  def _refuse_instance(self, module: str, name: str) -> None:
-    self._global(module, name)
+  def refuse_instance(self, module: str, name: str) -> None:
+    self.push_global(module, name)
     raise self._error("pickle opcode INST is not admitted", _ACCEPTED)
 
-  def _persistent_id(self) -> None:
-    (value,) = self._pop(1)
+  def persistent_id(self) -> None:
+    (value,) = self.pop(1)
     match value:
       case ("storage", _Global(kind), str(key), str(), int(count)) if (
         kind in _STORAGE_DTYPES
@@ -609,21 +574,21 @@ class _Machine:
         f"storage {_show(key)} of {count} {dtype} has {entry.size} bytes",
         f"{count * dtype.itemsize} bytes",
       )
-    self._push(_Storage(entry, dtype))
+    self.push(_Storage(entry, dtype))
 
-  def _reduce(self) -> None:
-    function, arguments = self._pop(2)
+  def reduce(self) -> None:
+    function, arguments = self.pop(2)
     match function, arguments:
       case _Global("collections OrderedDict"), ():
-        self._push_container(collections.OrderedDict())
+        self.push_container(collections.OrderedDict())
       case _Global("torch Size"), (tuple(size),) if _are_counts(size):
-        self._push(size)
+        self.push(size)
       case _Global("torch._utils _rebuild_parameter"), (
         np.ndarray() as array,
         bool(),
         *rest,
       ) if len(rest) == 1 and _are_empty_dicts(rest):
-        self._push(array)
+        self.push(array)
       case _Global("torch._utils _rebuild_tensor_v2"), (
         _Storage() as storage,
         int(offset),
@@ -632,7 +597,7 @@ class _Machine:
         bool(),
         *rest,
       ) if len(rest) in (1, 2) and _are_empty_dicts(rest):
-        self._push(self._tensor(storage, offset, size, stride))
+        self.push(self._tensor(storage, offset, size, stride))
       case _Global(name), _:
         raise self._tensor_error(
           f"{name.replace(' ', '.')} with arguments {_show(arguments)}",
@@ -643,8 +608,8 @@ class _Machine:
           f"data.pkl calls a {type(function).__name__}", _ACCEPTED
         )
 
-  def _build(self) -> None:
-    (state,) = self._pop(1)
+  def build(self) -> None:
+    (state,) = self.pop(1)
     self._peek(collections.OrderedDict)
     # The version numbers of a module's state dict; nothing here reads them.
     if not isinstance(state, dict) or set(state) - {"_metadata"}:
@@ -693,6 +658,48 @@ class _Machine:
     )
 
 
+# Opcode -> (form of its arguments as `_read_arguments` takes it, action).
+# Apart from the machine, so that it is in no reference cycle: a machine that
+# waits for the garbage collector would keep every storage mapped.
+_ACTIONS: dict[str, tuple[str, Callable[..., None]]] = {
+  "PROTO": ("<B", _Machine.check_protocol),
+  "FRAME": ("<Q", lambda m, _: None),
+  "MARK": ("", _Machine.mark),
+  "NONE": ("", lambda m: m.push(None)),
+  "NEWTRUE": ("", lambda m: m.push(True)),
+  "NEWFALSE": ("", lambda m: m.push(False)),
+  "BININT": ("<i", _Machine.push),
+  "BININT1": ("<B", _Machine.push),
+  "BININT2": ("<H", _Machine.push),
+  "LONG1": ("<B int", _Machine.push),
+  "BINFLOAT": (">d", _Machine.push),
+  "BINUNICODE": ("<I text", _Machine.push),
+  "SHORT_BINUNICODE": ("<B text", _Machine.push),
+  "EMPTY_LIST": ("", lambda m: m.push_container([])),
+  "EMPTY_DICT": ("", lambda m: m.push_container({})),
+  "EMPTY_TUPLE": ("", lambda m: m.push_tuple([])),
+  "TUPLE": ("", lambda m: m.push_tuple(m.pop_mark())),
+  "TUPLE1": ("", lambda m: m.push_tuple(m.pop(1))),
+  "TUPLE2": ("", lambda m: m.push_tuple(m.pop(2))),
+  "TUPLE3": ("", lambda m: m.push_tuple(m.pop(3))),
+  "APPEND": ("", lambda m: m.extend(m.pop(1))),
+  "APPENDS": ("", lambda m: m.extend(m.pop_mark())),
+  "SETITEM": ("", lambda m: m.update(m.pop(2))),
+  "SETITEMS": ("", lambda m: m.update(m.pop_mark())),
+  "BINPUT": ("<B", _Machine.put),
+  "LONG_BINPUT": ("<I", _Machine.put),
+  "MEMOIZE": ("", lambda m: m.put(None)),
+  "BINGET": ("<B", _Machine.get),
+  "LONG_BINGET": ("<I", _Machine.get),
+  "GLOBAL": ("lines", _Machine.push_global),
+  "STACK_GLOBAL": ("", lambda m: m.push_global(*m.pop(2))),
+  "INST": ("lines", _Machine.refuse_instance),
+  "BINPERSID": ("", _Machine.persistent_id),
+  "REDUCE": ("", _Machine.reduce),
+  "BUILD": ("", _Machine.build),
+}
+
+
 def _are_empty_dicts(values: list) -> bool:
   return all(isinstance(value, dict) and not value for value in values)
 
@@ -727,9 +734,8 @@ def _read_arguments(
   position += struct.calcsize(number)
   if not kind:
     return arguments, position
+  # An end past the program's is found at the next opcode, which is missing.
   end = position + arguments[0]
-  if end > len(program):
-    raise IndexError("cut short")
   content = program[position:end]
   if kind == "text":
     return [content.decode()], end

@@ -1,4 +1,4 @@
-"""Tests for data/sources.py, and for data.prepare, which turns them to tokens."""
+"""Tests for data/sources.py and for data.prepare."""
 
 import contextlib
 import fcntl
@@ -11,12 +11,10 @@ import tempfile
 from unittest import mock
 
 import numpy as np
-from absl.testing import absltest
-from absl.testing import parameterized
+from absl.testing import absltest, parameterized
 
 from sparse_jax import config as config_lib
-from sparse_jax import data
-from sparse_jax import errors
+from sparse_jax import data, errors
 from sparse_jax.data import sources
 
 
@@ -332,13 +330,17 @@ class PrepareTest(FolderTest):
     self.assertEqual(first.manifest["sha256"], second.manifest["sha256"])
 
   def test_tokenizer_has_not_seen_held_out_text(self):
+    words = ("zqzq " * 50 + f"{i}\n" for i in range(10**6))
+    texts = [
+      next(w for w in words if sources.is_held_out(_digest(w), 0.2) == side)
+      for side in (True, False)
+    ]
+    self.write("source/z.txt", texts[0])
     got = self.prepare()
-    held_out = next(sources.documents(self.config(eval_fraction=0.2), "eval"))
-    path = self.folder / "source" / held_out.name
-    path.unlink()
-    again = self.prepare()
-    self.assertEqual(again.tokenizer.fingerprint, got.tokenizer.fingerprint)
-    self.assertLess(len(again.eval), len(got.eval))
+    self.assertIsNone(got.tokenizer.single_token("zq"))
+    self.assertIn("zqzq", got.tokenizer.decode(got.eval))
+    self.write("source/z.txt", texts[1])
+    self.assertIsNotNone(self.prepare().tokenizer.single_token("zq"))
 
   @parameterized.parameters(
     (2048, np.uint16), (1 << 16, np.uint16), ((1 << 16) + 1, np.uint32)
@@ -498,10 +500,19 @@ class PrepareTest(FolderTest):
       self.prepare()
     self.assertEqual(os.listdir(self.directory), [".lock"])
 
+  def test_no_manifest_speaks_of_files_half_replaced(self):
+    self.prepare()
+    (self.directory / data.TOKENS).unlink()
+    (self.directory / data.TOKENS).mkdir()
+    with self.assertRaisesRegex(errors.InputError, "tokens.bin"):
+      self.prepare(vocab_size=280)
+    self.assertFalse((self.directory / data.MANIFEST).exists())
+
   def test_one_process_at_a_time(self):
     self.directory.mkdir()
     with open(self.directory / ".lock", "a") as lock:
-      fcntl.flock(lock, fcntl.LOCK_EX)
+      # Shared: refused only by one who asks for the lock alone.
+      fcntl.flock(lock, fcntl.LOCK_SH)
       with self.assertRaisesRegex(
         errors.InputError, f"data.directory='{self.directory}' is in use"
       ):

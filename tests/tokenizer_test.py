@@ -8,8 +8,7 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import tokenizers
-from absl.testing import absltest
-from absl.testing import parameterized
+from absl.testing import absltest, parameterized
 
 from sparse_jax import errors
 from sparse_jax.data import tokenizer as tokenizer_lib
@@ -20,6 +19,7 @@ CODE = [
   "while True:\n    total = total + 12345 * width\n",
   "é ü 漢字 🙂\n",
 ]
+SETTINGS = hypothesis.settings(deadline=None, max_examples=50)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 
 
@@ -35,6 +35,7 @@ class TokenizerTest(parameterized.TestCase):
     self.addCleanup(folder.cleanup)
     self.folder = pathlib.Path(folder.name)
 
+  @SETTINGS
   @hypothesis.given(TEXTS)
   @hypothesis.example("<|endoftext|>")
   @hypothesis.example("a\r\n\t\x00\x85 \u2028")
@@ -46,6 +47,7 @@ class TokenizerTest(parameterized.TestCase):
       b"".join(map(self.tokenizer.token_bytes, ids)), text.encode()
     )
 
+  @SETTINGS
   @hypothesis.given(st.lists(TEXTS, max_size=4))
   def test_a_batch_is_its_texts(self, texts):
     got = self.tokenizer.encode_batch(texts)

@@ -3,8 +3,7 @@
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
-from absl.testing import absltest
-from absl.testing import parameterized
+from absl.testing import absltest, parameterized
 
 from sparse_jax import errors
 from sparse_jax.data import windows

@@ -316,8 +316,8 @@ class Corpus:
       entries = sorted(self._entries["eval"] + self._entries["train"])
     else:
       entries = self._entries[split]
-    with _bar(f"{split or 'all'} text", progress) as bar:
-      bar.reset(sum(entry.num_bytes for entry in entries))
+    size = sum(entry.num_bytes for entry in entries)
+    with _bar(f"{split or 'all'} text", size, progress) as bar:
       for entry in entries:
         name = self._reader.name(entry.where)
         text = self._reader.read(entry.where)
@@ -330,10 +330,10 @@ class Corpus:
         bar.update(entry.num_bytes)
 
 
-def _bar(description: str, progress: bool) -> tqdm.tqdm:
+def _bar(description: str, size: int, progress: bool) -> tqdm.tqdm:
   return tqdm.tqdm(
     desc=description,
-    total=0,
+    total=size,
     unit="B",
     unit_scale=True,
     delay=1,
@@ -371,8 +371,7 @@ def scan(config: config_lib.DataConfig, progress: bool = False) -> Corpus:
     files=reader.num_files, documents=0, skipped=0, empty=0, duplicates=0
   )
   entries = {}
-  with _bar("reading", progress) as bar:
-    bar.reset(reader.size)
+  with _bar("reading", reader.size, progress) as bar:
     for where, text, num_read in reader:
       bar.update(num_read)
       try:

@@ -15,7 +15,7 @@ class _Windows:
   """
 
   def __init__(self, tokens: np.ndarray, context_length: int):
-    self._tokens = tokens
+    self._tokens = np.asarray(tokens)  # Slicing a memmap itself is slow.
     self._context_length = context_length
     self._num_windows = (len(tokens) - 1) // context_length
     if self._num_windows < 1:

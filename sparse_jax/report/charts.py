@@ -17,7 +17,7 @@ def ticks(low: float, high: float, num: int = 5) -> list[float]:
     return [low]
   raw = span / num
   power = 10.0 ** math.floor(math.log10(raw))
-  step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.999)
+  step = next(power * m for m in (1, 2, 5, 10) if power * m >= 0.7 * raw)
   first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
   return [i * step for i in range(first, last + 1)]
 
@@ -34,9 +34,9 @@ def thin(points: Sequence, limit: int = _MAX_POINTS) -> list:
 def column(rows: Sequence[Mapping[str, Any]], name: str) -> list:
   """Returns (step, value) where both are finite numbers."""
   return [
-      (row["step"], row[name])
-      for row in rows
-      if markup.is_number(row.get("step")) and markup.is_number(row.get(name))
+    (row["step"], row[name])
+    for row in rows
+    if markup.is_number(row.get("step")) and markup.is_number(row.get(name))
   ]
 
 
@@ -79,15 +79,13 @@ def training_svg(rows: Sequence[Mapping[str, Any]]) -> markup.Markup | None:
   parts = []
   for value in ticks(low, high):
     parts.append(
-        _el("path", d=f"M{left} {y(value):.1f}H{right}", class_="grid")
+      _el("path", d=f"M{left} {y(value):.1f}H{right}", class_="grid")
     )
-    parts.append(
-        _text(left - 8, y(value) + 4, f"{value:g}", text_anchor="end")
-    )
+    parts.append(_text(left - 8, y(value) + 4, f"{value:g}", text_anchor="end"))
   for value in ticks(first, last, 6):
     parts.append(_el("path", d=f"M{x(value):.1f} {bottom}v5", class_="axis"))
     parts.append(
-        _text(x(value), bottom + 19, _step(value), text_anchor="middle")
+      _text(x(value), bottom + 19, _step(value), text_anchor="middle")
     )
   parts.append(_el("path", d=f"M{left} {top}V{bottom}H{right}", class_="axis"))
   middle = (left + right) / 2
@@ -103,18 +101,18 @@ def training_svg(rows: Sequence[Mapping[str, Any]]) -> markup.Markup | None:
     parts.append(_el("path", d=_path(points, x, y), class_="line eval"))
     if len(points) <= 60:
       parts += [
-          _el("circle", cx=f"{x(s):.1f}", cy=f"{y(v):.1f}", r=3, class_="dot")
-          for s, v in points
+        _el("circle", cx=f"{x(s):.1f}", cy=f"{y(v):.1f}", r=3, class_="dot")
+        for s, v in points
       ]
   return _el(
-      "svg",
-      _el("title", "Training curve", id="training-title"),
-      _el("desc", _describe(train, evals, density), id="training-desc"),
-      parts,
-      class_="chart wide",
-      role="img",
-      aria_labelledby="training-title training-desc",
-      viewBox=f"0 0 {width} {height}",
+    "svg",
+    _el("title", "Training curve", id="training-title"),
+    _el("desc", _describe(train, evals, density), id="training-desc"),
+    parts,
+    class_="chart wide",
+    role="img",
+    aria_labelledby="training-title training-desc",
+    viewBox=f"0 0 {width} {height}",
   )
 
 
@@ -126,7 +124,7 @@ def _step(value: float) -> str:
 
 def _turned(x, y, text) -> markup.Markup:
   return _text(
-      x, y, text, text_anchor="middle", transform=f"rotate(-90 {x:g} {y:g})"
+    x, y, text, text_anchor="middle", transform=f"rotate(-90 {x:g} {y:g})"
   )
 
 
@@ -157,7 +155,7 @@ def _density(density, x, box, width) -> list[markup.Markup]:
     parts.append(_el("path", d=f"M{right} {y(value):.1f}h5", class_="axis"))
     parts.append(_text(right + 9, y(value) + 4, f"{value:.6g}"))
   parts.append(
-      _turned(width - 8, (top + bottom) / 2, "share of nonzero weights")
+    _turned(width - 8, (top + bottom) / 2, "share of nonzero weights")
   )
   path = _path(thin(density), x, y)
   return [*parts, _el("path", d=path, class_="line density")]
@@ -166,9 +164,9 @@ def _density(density, x, box, width) -> list[markup.Markup]:
 def _describe(train, evals, density) -> str:
   parts = []
   for name, points in (
-      ("Train loss", train),
-      ("Eval loss", evals),
-      ("Density", density),
+    ("Train loss", train),
+    ("Eval loss", evals),
+    ("Density", density),
   ):
     if points:
       start, end = (markup.number(points[i][1]) for i in (0, -1))
@@ -177,9 +175,9 @@ def _describe(train, evals, density) -> str:
 
 
 def loss_bars(
-    bars: Sequence[tuple[str, float | None, str]],
-    lines: Sequence[tuple[str, float | None]],
-    prefix: str,
+  bars: Sequence[tuple[str, float | None, str]],
+  lines: Sequence[tuple[str, float | None]],
+  prefix: str,
 ) -> markup.Markup:
   """Draws losses as labelled bars.
 
@@ -204,62 +202,61 @@ def loss_bars(
     parts.append(_text(left, y + 11, label, class_="label"))
     if markup.is_number(value):
       parts.append(
-          _el(
-              "rect",
-              x=left,
-              y=y + 17,
-              width=f"{max(1.0, x(value) - left):.1f}",
-              height=15,
-              rx=2,
-              class_=f"bar {class_}",
-          )
+        _el(
+          "rect",
+          x=left,
+          y=y + 17,
+          width=f"{max(1.0, x(value) - left):.1f}",
+          height=15,
+          rx=2,
+          class_=f"bar {class_}",
+        )
       )
     # Apart from the bars, where the lines across could hide it.
     parts.append(
-        _text(
-            width - 4,
-            y + 29,
-            markup.number(value),
-            class_="value",
-            text_anchor="end",
-        )
+      _text(
+        width - 4,
+        y + 29,
+        markup.number(value),
+        class_="value",
+        text_anchor="end",
+      )
     )
   captions = []
   for row, (label, value) in enumerate(lines):
     y = bottom + 12 + 14 * row
     parts.append(
-        _el(
-            "path",
-            d="".join(
-                f"M{x(value):.1f} {top + pitch * i + 15}v19"
-                for i in range(len(bars))
-            )
-            + f"M{x(value):.1f} {bottom - 8}V{y - 8}",
-            class_=f"mark m{row}",
+      _el(
+        "path",
+        d="".join(
+          f"M{x(value):.1f} {top + pitch * i + 15}v19" for i in range(len(bars))
         )
+        + f"M{x(value):.1f} {bottom - 8}V{y - 8}",
+        class_=f"mark m{row}",
+      )
     )
     ends = x(value) > width / 2
     captions.append(
-        _text(
-            x(value) + (3 if ends else -3),
-            y + 2,
-            f"{label} {markup.number(value)}",
-            text_anchor="end" if ends else "start",
-            class_="marklabel",
-        )
+      _text(
+        x(value) + (3 if ends else -3),
+        y + 2,
+        f"{label} {markup.number(value)}",
+        text_anchor="end" if ends else "start",
+        class_="marklabel",
+      )
     )
   height = bottom + 14 * len(lines) + 6
   summary = "; ".join(
-      f"{label}: {markup.number(value)}" for label, value, _ in bars
+    f"{label}: {markup.number(value)}" for label, value, _ in bars
   )
   return _el(
-      "svg",
-      _el("title", "Task loss in nats", id=f"{prefix}-bars"),
-      _el("desc", summary, id=f"{prefix}-bars-desc"),
-      parts,
-      captions,
-      class_="chart bars",
-      role="img",
-      aria_labelledby=f"{prefix}-bars {prefix}-bars-desc",
-      viewBox=f"0 0 {width} {height}",
+    "svg",
+    _el("title", "Task loss in nats", id=f"{prefix}-bars"),
+    _el("desc", summary, id=f"{prefix}-bars-desc"),
+    parts,
+    captions,
+    class_="chart bars",
+    role="img",
+    aria_labelledby=f"{prefix}-bars {prefix}-bars-desc",
+    viewBox=f"0 0 {width} {height}",
   )

@@ -1,9 +1,9 @@
 """Where nodes and lines of a circuit go: a layered drawing, left to right.
 
-Columns follow the forward pass; q, k and v share one, each in its own lane. In a
-lane, nodes are ordered to cross few edges (barycentres, Sugiyama et al. 1981)
-and moved towards their neighbours (isotonic regression keeps the order and the
-distances). Residual wiring that skips columns runs on tracks below.
+Columns follow the forward pass; q, k and v share one, each in its own lane.
+Nodes are ordered to cross few edges (barycentres, Sugiyama et al. 1981) and
+moved towards their neighbours (isotonic regression keeps order and distances).
+Residual wiring that skips columns runs on tracks below.
 """
 
 import bisect
@@ -20,12 +20,10 @@ _SOURCES = {kind.source for kind in sites.EDGE_KINDS}
 _TARGETS = {kind.target for kind in sites.EDGE_KINDS}
 # Sites whose channels are residual channels: what reads them, what writes them.
 READS = frozenset(_SOURCES - _TARGETS) | {
-    site.name for site in sites.SITES.values() if not site.per_layer
+  site.name for site in sites.SITES.values() if not site.per_layer
 }
 WRITES = frozenset(
-    name
-    for name in _TARGETS - _SOURCES
-    if sites.SITES[name].width == "d_model"
+  name for name in _TARGETS - _SOURCES if sites.SITES[name].width == "d_model"
 )
 
 _DRAWING_WIDTH = 1140
@@ -99,10 +97,10 @@ def _depth(name: str) -> int:
 
 # Sites of a layer that share a column, in forward order.
 _COLUMNS = tuple(
-    tuple(group)
-    for _, group in itertools.groupby(
-        sites.SITES, lambda name: (name.partition(".")[0], _depth(name))
-    )
+  tuple(group)
+  for _, group in itertools.groupby(
+    sites.SITES, lambda name: (name.partition(".")[0], _depth(name))
+  )
 )
 _COLUMN_OF = {name: i for i, names in enumerate(_COLUMNS) for name in names}
 _RANK = {name: i for i, name in enumerate(sites.SITES)}
@@ -121,30 +119,30 @@ def _column_key(node: view.Node):
 def columns(nodes: Sequence[view.Node]) -> list[list[list[view.Node]]]:
   """Returns the nodes by column and lane, in forward order."""
   return [
-      [
-          list(lane)
-          for _, lane in itertools.groupby(column, lambda node: node.site)
-      ]
-      for _, column in itertools.groupby(
-          sorted(nodes, key=forward_order), _column_key
-      )
+    [
+      list(lane)
+      for _, lane in itertools.groupby(column, lambda node: node.site)
+    ]
+    for _, column in itertools.groupby(
+      sorted(nodes, key=forward_order), _column_key
+    )
   ]
 
 
 def residual_pairs(
-    nodes: Sequence[view.Node],
+  nodes: Sequence[view.Node],
 ) -> list[tuple[view.Node, view.Node]]:
-  """Returns (write, later read) of the same residual channel, for all of them."""
+  """Returns all pairs (write, later read) of one residual channel."""
   reads = defaultdict(list)
   for node in sorted(nodes, key=forward_order):
     if node.name in READS:
       reads[node.index].append(node)
   return [
-      (write, read)
-      for write in sorted(nodes, key=forward_order)
-      if write.name in WRITES
-      for read in reads[write.index]
-      if _column_key(read) > _column_key(write)
+    (write, read)
+    for write in sorted(nodes, key=forward_order)
+    if write.name in WRITES
+    for read in reads[write.index]
+    if _column_key(read) > _column_key(write)
   ]
 
 
@@ -186,7 +184,7 @@ def spread(wanted: Sequence[float], offsets: Sequence[float]) -> list[float]:
 def _order(cols, neighbours) -> list[list[list[view.Node]]]:
   """Returns the columns with lanes reordered to cross few links."""
   column_of = {
-      node: i for i, col in enumerate(cols) for lane in col for node in lane
+    node: i for i, col in enumerate(cols) for lane in col for node in lane
   }
 
   def places(cols):
@@ -217,9 +215,9 @@ def _order(cols, neighbours) -> list[list[list[view.Node]]]:
 
       def barycentre(node, i=i, back=back, place=place):
         side = [
-            place[other]
-            for other in neighbours[node]
-            if (column_of[other] > i if back else column_of[other] < i)
+          place[other]
+          for other in neighbours[node]
+          if (column_of[other] > i if back else column_of[other] < i)
         ]
         return sum(side) / len(side) if side else place[node]
 
@@ -270,13 +268,12 @@ def curve(x1: float, y1: float, x2: float, y2: float, bend: float = 0.5) -> str:
   """Returns the SVG path of a level start, an S and a level end."""
   c1, c2 = x1 + bend * (x2 - x1), x2 - bend * (x2 - x1)
   return (
-      f"M{x1:.1f} {y1:.1f}C{c1:.1f} {y1:.1f} {c2:.1f} {y2:.1f}"
-      f" {x2:.1f} {y2:.1f}"
+    f"M{x1:.1f} {y1:.1f}C{c1:.1f} {y1:.1f} {c2:.1f} {y2:.1f} {x2:.1f} {y2:.1f}"
   )
 
 
 def place(
-    nodes: Sequence[view.Node], edges: Sequence[view.Edge], margin: float
+  nodes: Sequence[view.Node], edges: Sequence[view.Edge], margin: float
 ) -> Layout:
   """Returns where to draw a circuit; the same input gives the same drawing.
 
@@ -287,7 +284,7 @@ def place(
   """
   cols = columns(nodes)
   column_of = {
-      node: i for i, col in enumerate(cols) for lane in col for node in lane
+    node: i for i, col in enumerate(cols) for lane in col for node in lane
   }
   pairs = residual_pairs(nodes)
   short = [p for p in pairs if column_of[p[1]] == column_of[p[0]] + 1]
@@ -303,45 +300,45 @@ def place(
   digits = max(len(str(node.index)) for node in nodes)
   node_width = max(30, 8 * digits + 8)
   gap = (_DRAWING_WIDTH - 2 * margin - len(cols) * node_width) / max(
-      1, len(cols) - 1
+    1, len(cols) - 1
   )
   gap = round(min(_WIDEST_GAP, max(_NARROWEST_GAP, gap)))
   x = [
-      margin + node_width / 2 + i * (node_width + gap) for i in range(len(cols))
+    margin + node_width / 2 + i * (node_width + gap) for i in range(len(cols))
   ]
   top = margin + node_height / 2
   at = {node: (x[column_of[node]], top + y[node]) for node in nodes}
   lanes = [
-      [
-          Lane(
-              lane[0].site,
-              x[i],
-              at[lane[0]][1] - node_height / 2,
-              at[lane[-1]][1] + node_height / 2,
-          )
-          for lane in col
-      ]
-      for i, col in enumerate(cols)
+    [
+      Lane(
+        lane[0].site,
+        x[i],
+        at[lane[0]][1] - node_height / 2,
+        at[lane[-1]][1] + node_height / 2,
+      )
+      for lane in col
+    ]
+    for i, col in enumerate(cols)
   ]
   bottom = max(lane.bottom for col in lanes for lane in col)
   tracks_top = bottom + 1.5 * margin
   half = node_width / 2
   wires, tracks, left_out = _route(
-      pairs, column_of, x, at, half, gap, tracks_top, _strength(edges)
+    pairs, column_of, x, at, half, gap, tracks_top, _strength(edges)
   )
   if tracks:
     bottom = max(track.y for track in tracks)
   return Layout(
-      at=at,
-      lanes=lanes,
-      wires=wires,
-      tracks=tracks,
-      num_channels_left_out=left_out,
-      node_width=node_width,
-      node_height=node_height,
-      width=round(x[-1] + half + margin),
-      height=round(bottom + margin),
-      tracks_top=tracks_top,
+    at=at,
+    lanes=lanes,
+    wires=wires,
+    tracks=tracks,
+    num_channels_left_out=left_out,
+    node_width=node_width,
+    node_height=node_height,
+    width=round(x[-1] + half + margin),
+    height=round(bottom + margin),
+    tracks_top=tracks_top,
   )
 
 
@@ -367,12 +364,12 @@ def _route(pairs, column_of, x, at, half, gap, tracks_top, strength):
       entries[write.index].add(write)
       exits[write.index].add(read)
   spans = [
-      (
-          channel,
-          min(at[node][0] for node in entries[channel]) + half + gap,
-          max(at[node][0] for node in exits[channel]) - half - gap,
-      )
-      for channel in entries
+    (
+      channel,
+      min(at[node][0] for node in entries[channel]) + half + gap,
+      max(at[node][0] for node in exits[channel]) - half - gap,
+    )
+    for channel in entries
   ]
   spans.sort(key=lambda s: (-strength.get(s[0], 0.0), s[0]))
   spans = [(c, left, max(left, right)) for c, left, right in spans]
@@ -382,7 +379,9 @@ def _route(pairs, column_of, x, at, half, gap, tracks_top, strength):
     rows = _pack(spans)
   tracks = []
   for channel, left, right in sorted(spans):
-    track = Track(channel, left, right, tracks_top + _TRACK_PITCH * rows[channel])
+    track = Track(
+      channel, left, right, tracks_top + _TRACK_PITCH * rows[channel]
+    )
     tracks.append(track)
     for node in sorted(entries[channel], key=forward_order):
       x1, y1 = at[node][0] + half, at[node][1]

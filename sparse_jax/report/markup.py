@@ -8,6 +8,7 @@ surrogates, line separators) are spelled out as `U+202E`.
 import html
 import itertools
 import math
+import numbers
 import unicodedata
 
 # What a missing, NaN or infinite figure looks like.
@@ -71,7 +72,7 @@ def spell_out(text: str) -> str:
   if text.isascii() and text.isprintable():
     return text
   return "".join(
-      f"U+{ord(char):04X}" if _is_unsafe(char) else char for char in text
+    f"U+{ord(char):04X}" if _is_unsafe(char) else char for char in text
   )
 
 
@@ -127,11 +128,12 @@ def tokens(texts, marked=frozenset()) -> Markup:
 
 def is_number(value) -> bool:
   """Whether `value` is a finite number (a bool is not)."""
-  return (
-      isinstance(value, (int, float))
-      and not isinstance(value, bool)
-      and math.isfinite(value)
-  )
+  if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    return False
+  try:
+    return math.isfinite(value)
+  except OverflowError:  # A whole number too large for a float.
+    return False
 
 
 def number(value, digits: int = 3) -> str:

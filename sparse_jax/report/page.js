@@ -1,6 +1,9 @@
 "use strict";
 // The page is complete without this: it adds highlighting and sorting.
 
+const HINT = "Point at a node to see its edges; click, or press Enter, to " +
+  "keep it. With the keyboard: Tab, then the arrow keys.";
+
 function drawing(figure) {
   const svg = figure.querySelector("svg.circuit");
   if (!svg) return;
@@ -13,13 +16,14 @@ function drawing(figure) {
     rows.set(code.dataset.key, code.closest("tr"));
   }
   let pinned = null;
+  detail.hidden = false;
 
   function clear() {
     for (const item of svg.querySelectorAll(".on, .at")) {
       item.classList.remove("on", "at");
     }
     svg.classList.remove("dim");
-    detail.hidden = true;
+    detail.replaceChildren(line(HINT));
   }
 
   function line(text) {
@@ -37,7 +41,15 @@ function drawing(figure) {
       const head = row.closest("table").tHead.rows[0].cells[column];
       detail.append(line(head.textContent), note.cloneNode(true));
     }
-    detail.hidden = false;
+  }
+
+  // A write reaches the reads of its residual channel in later columns.
+  function isWired(a, b) {
+    if (a.dataset.channel !== b.dataset.channel) return false;
+    if (a.dataset.role === "read") return b.dataset.role === "write" &&
+      Number(b.dataset.column) < Number(a.dataset.column);
+    return a.dataset.role === "write" && b.dataset.role === "read" &&
+      Number(a.dataset.column) < Number(b.dataset.column);
   }
 
   function show(node) {
@@ -51,8 +63,10 @@ function drawing(figure) {
       item.classList.add("on");
       for (const end of [from, to]) byKey.get(end).classList.add("on");
     }
-    if (channel !== undefined) {
-      for (const item of svg.querySelectorAll("[data-channel]")) {
+    const wired = nodes.filter((other) => isWired(node, other));
+    for (const other of wired) other.classList.add("on");
+    if (wired.length) {
+      for (const item of svg.querySelectorAll(".wire, .channel")) {
         if (item.dataset.channel === channel) item.classList.add("on");
       }
     }
@@ -103,6 +117,7 @@ function drawing(figure) {
     if (find(event)) show(find(event));
   });
   svg.addEventListener("focusout", rest);
+  clear();
   svg.addEventListener("click", (event) => {
     if (find(event)) pin(find(event));
     else if (pinned) pin(pinned);

@@ -1,68 +1,30 @@
-"""The page: sections, tables and the file.
+"""The page: its frame, its policy, and the file.
 
 Everything is inline; a Content-Security-Policy with hashes lets nothing else
 run or load. The same input gives the same bytes.
 """
 
 import base64
-import difflib
 import hashlib
 import importlib.resources
-import math
 import os
 import pathlib
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sparse_jax import errors
-from sparse_jax.report import charts, draw, layout, markup, view
+from sparse_jax import errors, files
+from sparse_jax.report import charts, markup, parts, section, view
 
-MAX_ROWS = 2000
-MAX_EXAMPLES = 24
-_MAX_NOTES = 8
 _el = markup.el
-
-_TASK_LOSS = (
-    "Task loss: mean over both sides of the pairs of the cross-entropy between"
-    " the two answer tokens, in nats. Guessing gives ln 2 ≈ 0.693."
-)
-_NODE = (
-    "Node: one channel of one site in one layer, shared by all positions. A"
-    " channel outside the circuit is held at its ablation value."
-)
-_EDGE = (
-    "Edge: a nonzero weight from a node to a node. Residual wiring is not"
-    " counted; embedding and unembedding weights are counted apart."
-)
-_ABLATIONS = {
-    "mean_pretrain": "mean over the pretraining distribution (mean_pretrain)",
-    "mean_task": "mean over the task's prompts (mean_task)",
-    "zero": "zero",
-}
-_MODELS = (
-    ("circuit", "", "circuit"),
-    ("full model", "full_model_", "full"),
-    ("model without the circuit", "without_circuit_", "without"),
-)
-# Shown in places of their own; every other figure is listed as it comes.
-_PLACED = frozenset(
-    {"num_nodes", "num_edges", "target_loss"}
-    | {f"{p}test_{k}" for _, p, _ in _MODELS for k in ("loss", "accuracy")}
-)
-_FIGURES = {
-    "num_embedding_edges": "nonzero embedding weights of kept channels",
-    "num_unembedding_edges": "nonzero unembedding weights of kept channels",
-    "logit_scale": "factor on the circuit's logits",
-}
 
 
 def write_page(
-    path: str | os.PathLike,
-    circuits: Sequence[view.CircuitView],
-    *,
-    training: Iterable[Mapping[str, Any]] | None = None,
-    title: str = "Sparse circuits",
+  path: str | os.PathLike,
+  circuits: Sequence[view.CircuitView],
+  *,
+  training: Iterable[Mapping[str, Any]] | None = None,
+  title: str = "Sparse circuits",
 ) -> None:
   """Writes one self-contained page about circuits.
 
@@ -77,122 +39,61 @@ def write_page(
   Raises:
     InputError: if the file cannot be written.
   """
-  text = render(circuits, training=training, title=title)
   path = pathlib.Path(path)
-  draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-      draft.write_text(text, encoding="utf-8", newline="\n")
-      os.replace(draft, path)
-    finally:
-      draft.unlink(missing_ok=True)
-  except OSError as e:
-    raise errors.InputError(
-        f"{path} cannot be written ({e.strerror}); need a writable file name"
-    ) from e
+  if not path.name:
+    raise errors.bad_value("path", str(path), "a file name")
+  text = render(circuits, training=training, title=title)
+  files.write_bytes(path, text.encode())
 
 
 def render(
-    circuits: Sequence[view.CircuitView],
-    *,
-    training: Iterable[Mapping[str, Any]] | None = None,
-    title: str = "Sparse circuits",
+  circuits: Sequence[view.CircuitView],
+  *,
+  training: Iterable[Mapping[str, Any]] | None = None,
+  title: str = "Sparse circuits",
 ) -> str:
   """Returns the page as HTML; arguments as for `write_page`."""
   rows = list(training or ())
   css, script = (_asset(name) for name in ("page.css", "page.js"))
   policy = (
-      f"default-src 'none'; style-src '{_hash(css)}';"
-      f" script-src '{_hash(script)}'; img-src data:; base-uri 'none';"
-      " form-action 'none'"
+    f"default-src 'none'; style-src '{_hash(css)}';"
+    f" script-src '{_hash(script)}'; img-src data:; base-uri 'none';"
+    " form-action 'none'"
   )
   head = _el(
-      "head",
-      _el("meta", charset="utf-8"),
-      _el("meta", http_equiv="Content-Security-Policy", content=policy),
-      _el(
-          "meta",
-          name="viewport",
-          content="width=device-width, initial-scale=1",
-      ),
-      _el("meta", name="color-scheme", content="light dark"),
-      _el("title", title),
-      # Keeps a browser from asking the server for an icon.
-      _el("link", rel="icon", href="data:,"),
-      _el("style", css),
+    "head",
+    _el("meta", charset="utf-8"),
+    _el("meta", http_equiv="Content-Security-Policy", content=policy),
+    _el(
+      "meta",
+      name="viewport",
+      content="width=device-width, initial-scale=1",
+    ),
+    _el("meta", name="color-scheme", content="light dark"),
+    _el("title", title),
+    # Keeps a browser from asking the server for an icon.
+    _el("link", rel="icon", href="data:,"),
+    _el("style", css),
   )
   main = _el(
-      "main",
-      _el("h1", title),
-      _overview(circuits),
-      [_circuit(c, f"c{i}") for i, c in enumerate(circuits)],
-      _training(rows) if rows else None,
+    "main",
+    _el("h1", title),
+    _overview(circuits),
+    [section.circuit_section(c, f"c{i}") for i, c in enumerate(circuits)],
+    _training(rows) if rows else None,
   )
   body = _el("body", main, _el("script", script))
   return "<!DOCTYPE html>\n" + _el("html", head, "\n", body, lang="en") + "\n"
 
 
 def _asset(name: str) -> markup.Markup:
-  files = importlib.resources.files("sparse_jax.report")
-  return markup.Markup(files.joinpath(name).read_text(encoding="utf-8"))
+  assets = importlib.resources.files("sparse_jax.report")
+  return markup.Markup(assets.joinpath(name).read_text(encoding="utf-8"))
 
 
 def _hash(text: str) -> str:
   digest = hashlib.sha256(text.encode("utf-8")).digest()
   return "sha256-" + base64.b64encode(digest).decode("ascii")
-
-
-def _table(
-    caption: str,
-    header: Sequence[tuple[str, str]],
-    rows: Iterable[Sequence],
-    class_: str = "",
-) -> markup.Markup:
-  """Returns a table in a box that scrolls.
-
-  Args:
-    caption: shown above; also names the box.
-    header: (column's name, "num" for figures or "").
-    rows: the first cell names its row.
-    class_: further classes.
-  """
-  head = [
-      _el("th", name, scope="col", class_=kind or None)
-      for name, kind in header
-  ]
-  body = []
-  for first, *cells in rows:
-    body.append(
-        _el(
-            "tr",
-            _el("th", first, scope="row"),
-            [
-                _el("td", cell, class_=kind or None)
-                for cell, (_, kind) in zip(cells, header[1:], strict=True)
-            ],
-        )
-    )
-  table = _el(
-      "table",
-      _el("caption", caption),
-      _el("thead", _el("tr", head)),
-      _el("tbody", body),
-      class_=class_ or None,
-  )
-  # A box that scrolls has to be reachable by keyboard.
-  return _el(
-      "div",
-      table,
-      class_="tablebox",
-      role="region",
-      aria_label=caption,
-      tabindex=0,
-  )
-
-
-def _plural(number: int, noun: str) -> str:
-  return f"{markup.count(number)} {noun}{'' if number == 1 else 's'}"
 
 
 def _overview(circuits: Sequence[view.CircuitView]) -> markup.Markup:
@@ -201,412 +102,60 @@ def _overview(circuits: Sequence[view.CircuitView]) -> markup.Markup:
   rows = []
   for i, circuit in enumerate(circuits):
     m, (nodes, edges) = circuit.metrics, circuit.graph
-    rows.append((
+    rows.append(
+      (
         _el("a", circuit.task, href=f"#c{i}"),
         markup.count(len(nodes)),
         markup.count(len(edges)),
-        *(markup.number(m.get(f"{p}test_loss")) for _, p, _ in _MODELS),
+        *(markup.number(m.get(f"{p}test_loss")) for _, p, _ in parts.MODELS),
         markup.percent(m.get("test_accuracy")),
-    ))
+      )
+    )
   header = (
-      ("task", ""),
-      ("nodes", "num"),
-      ("edges", "num"),
-      ("circuit's loss", "num"),
-      ("full model's", "num"),
-      ("without circuit", "num"),
-      ("circuit's accuracy", "num"),
+    ("task", ""),
+    ("nodes", "num"),
+    ("edges", "num"),
+    ("circuit's loss", "num"),
+    ("full model's", "num"),
+    ("without circuit", "num"),
+    ("circuit's accuracy", "num"),
   )
-  caption = f"{_plural(len(circuits), 'circuit')}, measured on held-out pairs"
-  return _el(
-      "section",
-      _el(
-          "p",
-          "A circuit is the part of a weight-sparse transformer that is left"
-          " when every node a task does not need is held at a fixed value.",
-          class_="lead",
-      ),
-      _table(caption, header, rows),
-      _el("p", _TASK_LOSS, class_="define"),
-      aria_label="Overview",
-  )
-
-
-def _headline(circuit: view.CircuitView) -> markup.Markup:
-  """One sentence with the figures, one with the verdict on the target."""
-  m, (nodes, edges) = circuit.metrics, circuit.graph
-  strong = lambda text: _el("strong", text)
-  parts = [
-      strong(_plural(len(nodes), "node")),
-      " and ",
-      strong(_plural(len(edges), "edge")),
-      " reach a task loss of ",
-      strong(f"{markup.number(m.get('test_loss'))} nats"),
-      f" ({markup.percent(m.get('test_accuracy'))} right) on held-out pairs."
-      f" The full model has {markup.number(m.get('full_model_test_loss'))}"
-      f" ({markup.percent(m.get('full_model_test_accuracy'))}), the model"
-      " without the circuit"
-      f" {markup.number(m.get('without_circuit_test_loss'))}"
-      f" ({markup.percent(m.get('without_circuit_test_accuracy'))}).",
-  ]
-  loss, target = m.get("test_loss"), circuit.target
-  if markup.is_number(loss) and markup.is_number(target):
-    verdict = "meets" if loss <= target else "misses"
-    parts.append(
-        f" The circuit {verdict} its target of {markup.number(target)} nats."
-    )
-  return _el("p", parts, class_="lead")
-
-
-def _circuit(circuit: view.CircuitView, prefix: str) -> markup.Markup:
-  heading = f"{prefix}-heading"
-  return _el(
-      "section",
-      _el("h2", circuit.task, id=heading),
-      _headline(circuit),
-      _disagreement(circuit),
-      _figure(circuit, prefix),
-      _measured(circuit, prefix),
-      _examples(circuit),
-      _tables(circuit),
-      id=prefix,
-      class_="circuit-section",
-      aria_labelledby=heading,
-  )
-
-
-def _disagreement(circuit: view.CircuitView) -> markup.Markup | None:
-  """Says so where the file's own counts are not those of its lists."""
-  wrong = []
-  for name, items in zip(("nodes", "edges"), circuit.graph, strict=True):
-    stated = circuit.metrics.get(f"num_{name}")
-    if markup.is_number(stated) and stated != len(items):
-      wrong.append(
-          f"num_{name} is {markup.number(stated)}, {len(items)} are listed"
-      )
-  if not wrong:
-    return None
-  text = f"The circuit file disagrees with itself: {'; '.join(wrong)}."
-  return _el("p", text, class_="warning")
-
-
-def _figure(circuit: view.CircuitView, prefix: str) -> markup.Markup:
-  if not circuit.graph.nodes:
-    return _el("p", "The circuit is empty: no node was kept.", class_="note")
-  drawing = draw.circuit_svg(circuit, prefix)
-  caption = _el(
-      "figcaption",
-      _legend(circuit),
-      [_el("p", note, class_="note") for note in drawing.notes],
-      _el("p", _NODE, " ", _EDGE, class_="define"),
+  caption = (
+    f"{parts.plural(len(circuits), 'circuit')}, measured on held-out pairs"
   )
   return _el(
-      "figure",
-      _el(
-          "div",
-          drawing.svg,
-          class_="drawing",
-          role="region",
-          aria_label=f"Drawing of the circuit for {circuit.task}",
-      ),
-      # Filled by the script: the node that is pointed at.
-      _el("div", class_="detail", role="status", hidden=True),
-      caption,
-      data_circuit=prefix,
+    "section",
+    _el(
+      "p",
+      "A circuit is the part of a weight-sparse transformer that is left"
+      " when every node a task does not need is held at a fixed value.",
+      class_="lead",
+    ),
+    parts.table(caption, header, rows),
+    _el("p", parts.TASK_LOSS, class_="define"),
+    aria_label="Overview",
   )
-
-
-def _swatch(shape: markup.Markup) -> markup.Markup:
-  return _el(
-      "svg",
-      shape,
-      class_="swatch",
-      width=30,
-      height=14,
-      viewBox="0 0 30 14",
-      aria_hidden="true",
-  )
-
-
-def _legend(circuit: view.CircuitView) -> markup.Markup:
-  line = lambda class_: _el(
-      "path", d="M1 7H29", class_=class_, stroke_width="2.5"
-  )
-  pill = _el("rect", x=1, y=1, width=28, height=12, rx=6)
-  items = [
-      (_el("g", pill, class_="key"), "node (its channel)"),
-      (line("edge pos"), "positive edge"),
-      (line("edge neg"), "negative edge; width is |weight|"),
-      (line("wire"), "residual channel from a write to later reads"),
-  ]
-  if circuit.d_head is not None:
-    items.append((line("headlink"), "same attention head"))
-  return _el(
-      "ul",
-      [_el("li", _swatch(shape), text) for shape, text in items],
-      class_="legend",
-  )
-
-
-def _measured(circuit: view.CircuitView, prefix: str) -> markup.Markup:
-  m = circuit.metrics
-  losses = [(name, m.get(f"{p}test_loss"), c) for name, p, c in _MODELS]
-  bars = charts.loss_bars(
-      losses, [("target", circuit.target), ("guessing", math.log(2))], prefix
-  )
-  rows = [
-      (
-          name,
-          markup.number(loss),
-          markup.percent(m.get(f"{p}test_accuracy")),
-      )
-      for (name, loss, _), (_, p, _) in zip(losses, _MODELS, strict=True)
-  ]
-  header = (("held-out pairs", ""), ("task loss (nats)", "num"))
-  header += (("accuracy", "num"),)
-  ablation = _ABLATIONS.get(circuit.ablation, circuit.ablation)
-  facts = [
-      ("target loss", f"{markup.number(circuit.target)} nats", ""),
-      ("value of ablated nodes", ablation or markup.MISSING, ""),
-      ("model fingerprint", circuit.model_fingerprint or markup.MISSING, ""),
-  ]
-  facts += [
-      (_el("code", name), shown, _FIGURES.get(name, ""))
-      for name, shown in _further(m)
-  ]
-  figures = [
-      (name, (shown, _el("small", meaning) if meaning else None))
-      for name, shown, meaning in facts
-  ]
-  return _el(
-      "div",
-      _el("h3", "Measured"),
-      _el(
-          "div",
-          _el("div", bars, class_="cell"),
-          _el(
-              "div",
-              _table("Circuit, full model and the rest", header, rows),
-              _el(
-                  "p",
-                  "Without the circuit: the full model with only the circuit's"
-                  " nodes ablated. ",
-                  _TASK_LOSS,
-                  class_="define",
-              ),
-              class_="cell",
-          ),
-          class_="pair",
-      ),
-      _table(
-          "Further figures", (("figure", ""), ("value", "")), figures, "narrow"
-      ),
-  )
-
-
-def _further(metrics: Mapping[str, Any], prefix: str = ""):
-  """Yields (dotted name, shown value) of the figures with no other place."""
-  for name, value in metrics.items():
-    full = f"{prefix}{name}"
-    if full in _PLACED:
-      continue
-    if isinstance(value, Mapping):
-      yield from _further(value, f"{full}.")
-    elif isinstance(value, str):
-      yield full, value if len(value) <= 200 else value[:199] + "…"
-    elif value is None or isinstance(value, (bool, int, float)):
-      yield full, markup.number(value)
-    elif isinstance(value, (list, tuple)) and 0 < len(value) <= 16:
-      if all(isinstance(v, (int, float)) or v is None for v in value):
-        yield full, ", ".join(markup.number(v) for v in value)
-
-
-def _examples(circuit: view.CircuitView) -> markup.Markup | None:
-  if not circuit.examples:
-    return None
-  shown = circuit.examples[:MAX_EXAMPLES]
-  more = None
-  if len(shown) < len(circuit.examples):
-    more = _el(
-        "p",
-        f"The first {len(shown)} of {len(circuit.examples)} examples.",
-        class_="note",
-    )
-  return _el(
-      "div",
-      _el("h3", "Example prompts"),
-      _el(
-          "p",
-          "Tokens in boxes: · is a space, ⏎ a line break, → a tab. Where the two"
-          " prompts differ is marked. The bars give the probability of the"
-          " prompt's answer between the two answers.",
-          class_="define",
-      ),
-      more,
-      _el("div", [_example(example) for example in shown], class_="examples"),
-  )
-
-
-def _example(example: Mapping[str, Any]) -> markup.Markup:
-  prompt = list(example.get("prompt_tokens", []))
-  counter = list(example.get("counter_prompt_tokens", []))
-  marked, counter_marked = _differences(prompt, counter)
-  answers = [(prompt, example.get("answer", ""), marked, "prompt")]
-  if counter:
-    answers.append(
-        (
-            counter,
-            example.get("counter_answer", ""),
-            counter_marked,
-            "counter-prompt",
-        )
-    )
-  sides = [
-      _el(
-          "div",
-          _el("h4", name),
-          markup.tokens(texts, marks),
-          _el("p", "answer ", markup.token(answer, "answer"), class_="answer"),
-          class_="side",
-      )
-      for texts, answer, marks, name in answers
-  ]
-  meters = [
-      _meter(name, example.get(key), class_)
-      for name, key, class_ in (
-          ("circuit", "circuit_prob", "circuit"),
-          ("full model", "full_prob", "full"),
-      )
-  ]
-  return _el("article", sides, _el("div", meters, class_="meters"))
-
-
-def _meter(name: str, share, class_: str) -> markup.Markup:
-  """A probability as a labelled bar."""
-  width = 100 * min(1.0, max(0.0, share)) if markup.is_number(share) else 0
-  bar = _el(
-      "svg",
-      _el("rect", width=100, height=8, class_="rail"),
-      _el("rect", width=f"{width:.1f}", height=8, class_=f"bar {class_}"),
-      viewBox="0 0 100 8",
-      preserveAspectRatio="none",
-      aria_hidden="true",
-  )
-  return _el(
-      "div",
-      _el("span", name),
-      bar,
-      _el("span", markup.percent(share), class_="num"),
-      class_="meter",
-  )
-
-
-def _differences(a: list[str], b: list[str]) -> tuple[set[int], set[int]]:
-  """Returns the positions at which two token lists differ."""
-  matcher = difflib.SequenceMatcher(None, a, b, autojunk=False)
-  in_a, in_b = set(), set()
-  if a and b:
-    for tag, a0, a1, b0, b1 in matcher.get_opcodes():
-      if tag != "equal":
-        in_a |= set(range(a0, a1))
-        in_b |= set(range(b0, b1))
-  return in_a, in_b
-
-
-def _cut(num: int) -> markup.Markup | None:
-  """Returns the note on the rows that a table of `num` leaves out."""
-  if num <= MAX_ROWS:
-    return None
-  text = (
-      f"The table stops after {markup.count(MAX_ROWS)} of {markup.count(num)}"
-      " rows."
-  )
-  return _el("p", text, class_="note")
-
-
-def _tables(circuit: view.CircuitView) -> markup.Markup | None:
-  nodes, edges = circuit.graph
-  if not nodes:
-    return None
-  num_in, num_out = draw.degrees(circuit)
-  header = [("site", ""), ("channel", "num"), ("in", "num"), ("out", "num")]
-  with_heads = circuit.d_head is not None
-  if with_heads:
-    header.insert(2, ("head", "num"))
-  if circuit.node_notes:
-    header += [("reads tokens", ""), ("writes tokens", "")]
-  rows = []
-  for node in sorted(nodes, key=layout.forward_order)[:MAX_ROWS]:
-    row = [
-        _el("code", node.site, data_key=node.key),
-        node.index,
-        num_in[node],
-        num_out[node],
-    ]
-    if with_heads:
-      head = circuit.head(node)
-      row.insert(2, markup.MISSING if head is None else head)
-    if circuit.node_notes:
-      note = circuit.node_notes.get(node.key, {})
-      row += [_weighted(note.get(k, [])) for k in ("read_tokens", "write_tokens")]
-    rows.append(row)
-  node_table = _table(_plural(len(nodes), "node"), header, rows, "sortable nodes")
-  edge_header = (("from", ""), ("to", ""), ("weight", "num"))
-  edge_rows = (
-      (
-          _el("code", edge.source.key),
-          _el("code", edge.target.key),
-          markup.number(edge.weight, 4),
-      )
-      for edge in reversed(draw.strongest(edges, MAX_ROWS))
-  )
-  edge_table = _table(
-      f"{_plural(len(edges), 'edge')}, the strongest first",
-      edge_header,
-      edge_rows,
-      "sortable edges",
-  )
-  return _el(
-      "div",
-      _el("h3", "Nodes and edges"),
-      _el(
-          "div",
-          _el("div", node_table, _cut(len(nodes)), class_="cell"),
-          _el("div", edge_table, _cut(len(edges)), class_="cell"),
-          class_="pair" if not circuit.node_notes else "stack",
-      ),
-  )
-
-
-def _weighted(pairs) -> markup.Markup | None:
-  """Tokens of a note, each with its weight."""
-  if not pairs:
-    return None
-  items = [
-      _el("span", markup.token(text), _el("small", markup.number(weight)))
-      for text, weight in pairs[:_MAX_NOTES]
-  ]
-  if len(pairs) > _MAX_NOTES:
-    items.append(_el("small", f"and {len(pairs) - _MAX_NOTES} more"))
-  return _el("div", items, class_="weighted")
 
 
 def _training(rows: Sequence[Mapping[str, Any]]) -> markup.Markup:
   chart = charts.training_svg(rows)
-  values = lambda name: [value for _, value in charts.column(rows, name)]
-  last = lambda name: (values(name) or [None])[-1]
-  speed = values("tokens_per_second")
+  speed = [v for _, v in charts.column(rows, "tokens_per_second")]
+
+  def last(name):
+    points = charts.column(rows, name)
+    return markup.number(points[-1][1] if points else None)
+
   facts = (
-      ("steps", markup.number(last("step"))),
-      ("tokens", markup.number(last("tokens"))),
-      ("last train loss (nats per token)", markup.number(last("train_loss"))),
-      ("last eval loss (nats per token)", markup.number(last("eval_loss"))),
-      ("last density (share of nonzero weights)", markup.number(last("density"))),
-      ("last learning rate", markup.number(last("learning_rate"))),
-      (
-          "median tokens per second",
-          markup.number(round(statistics.median(speed)) if speed else None),
-      ),
+    ("steps", last("step")),
+    ("tokens", last("tokens")),
+    ("last train loss (nats per token)", last("train_loss")),
+    ("last eval loss (nats per token)", last("eval_loss")),
+    ("last density (share of nonzero weights)", last("density")),
+    ("last learning rate", last("learning_rate")),
+    (
+      "median tokens per second",
+      markup.number(round(statistics.median(speed)) if speed else None),
+    ),
   )
   figure = _el("p", "No losses were logged.", class_="note")
   if chart:
@@ -616,27 +165,27 @@ def _training(rows: Sequence[Mapping[str, Any]]) -> markup.Markup:
       scale = "log scale" if charts.is_log(density) else "right axis"
       legend.append(("line density", f"density ({scale})"))
     items = [
-        _el("li", _swatch(_el("path", d="M1 7H29", class_=c)), text)
-        for c, text in legend
+      _el("li", parts.swatch(parts.stroke(class_)), text)
+      for class_, text in legend
     ]
     figure = _el(
-        "figure",
-        _el(
-            "div",
-            chart,
-            class_="drawing plot",
-            role="region",
-            aria_label="Training curve",
-            tabindex=0,
-        ),
-        _el("figcaption", _el("ul", items, class_="legend")),
+      "figure",
+      _el(
+        "div",
+        chart,
+        class_="drawing plot",
+        role="region",
+        aria_label="Training curve",
+        tabindex=0,
+      ),
+      _el("figcaption", _el("ul", items, class_="legend")),
     )
   return _el(
-      "section",
-      _el("h2", "Training", id="training"),
-      figure,
-      _table(
-          "Training run", (("figure", ""), ("value", "num")), facts, "narrow"
-      ),
-      aria_labelledby="training",
+    "section",
+    _el("h2", "Training", id="training"),
+    figure,
+    parts.table(
+      "Training run", (("figure", ""), ("value", "num")), facts, "narrow"
+    ),
+    aria_labelledby="training",
   )

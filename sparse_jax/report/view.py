@@ -2,12 +2,12 @@
 
 import dataclasses
 import functools
-import json
+import numbers
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sparse_jax import errors, sites
+from sparse_jax import errors, files, sites
 
 
 class Node(NamedTuple):
@@ -23,6 +23,7 @@ class Node(NamedTuple):
 
   @property
   def key(self) -> str:
+    """The node's name in circuit files and pages, `0.attn.q:3`."""
     return f"{self.site}:{self.index}"
 
   @property
@@ -86,7 +87,7 @@ class CircuitView:
   target_loss: float | None = None
   examples: Sequence[Mapping[str, Any]] = ()
   node_notes: Mapping[str, Mapping[str, Any]] = dataclasses.field(
-      default_factory=dict
+    default_factory=dict
   )
   d_head: int | None = None
 
@@ -100,7 +101,7 @@ class CircuitView:
     if self.target_loss is not None:
       _check_number("target_loss", self.target_loss)
     if self.d_head is not None and (
-        not _is_index(self.d_head) or self.d_head < 1
+      not _is_index(self.d_head) or self.d_head < 1
     ):
       raise errors.bad_value("d_head", self.d_head, "a whole number from 1")
     for position, example in enumerate(self.examples):
@@ -113,8 +114,8 @@ class CircuitView:
   def graph(self) -> Graph:
     """The nodes and edges, parsed."""
     nodes = tuple(
-        _node(f"nodes[{position}]", node)
-        for position, node in enumerate(self.nodes)
+      _node(f"nodes[{position}]", node)
+      for position, node in enumerate(self.nodes)
     )
     known = set(nodes)
     if len(known) < len(nodes):
@@ -129,7 +130,7 @@ class CircuitView:
         node = _node(f"{where}.{end}", edge.get(end))
         if node not in known:
           raise errors.bad_value(
-              f"{where}.{end}", node.key, "a node listed under nodes"
+            f"{where}.{end}", node.key, "a node listed under nodes"
           )
         ends.append(node)
       weight = edge.get("weight")
@@ -152,7 +153,7 @@ class CircuitView:
 
 
 def from_directory(
-    circuit_dir: str | pathlib.Path, d_head: int | None = None
+  circuit_dir: str | pathlib.Path, d_head: int | None = None
 ) -> CircuitView:
   """Returns the view of a saved circuit.
 
@@ -165,23 +166,20 @@ def from_directory(
   """
   path = pathlib.Path(circuit_dir) / "circuit.json"
   try:
-    fields = json.loads(path.read_text(encoding="utf-8"))
-  except OSError as e:
+    fields = files.read_json(path, "a saved circuit")
+  except RecursionError:
     raise errors.InputError(
-        f"{path} cannot be read ({e.strerror}); need a circuit directory with"
-        " circuit.json"
-    ) from e
-  except (ValueError, RecursionError) as e:
-    raise errors.InputError(f"{path} is not valid JSON: {e}") from e
+      f"{path}: not JSON (nested too deeply); need a saved circuit"
+    ) from None
   if not isinstance(fields, dict):
     raise errors.InputError(
-        f"{path} holds {type(fields).__name__}; need an object"
+      f"{path} holds {type(fields).__name__}; need an object"
     )
   needed = ("task", "nodes", "edges", "metrics")
   missing = [name for name in needed if name not in fields]
   if missing:
     raise errors.InputError(
-        f"{path} has no {', '.join(missing)}; need {', '.join(needed)}"
+      f"{path} has no {', '.join(missing)}; need {', '.join(needed)}"
     )
   known = {field.name for field in dataclasses.fields(CircuitView)}
   kwargs = {k: v for k, v in fields.items() if k in known and v is not None}
@@ -199,8 +197,14 @@ def _check_type(where: str, value, kind, accepted: str) -> None:
 
 
 def _check_number(where: str, value) -> None:
-  if isinstance(value, bool) or not isinstance(value, (int, float)):
-    raise errors.bad_value(where, _brief(value), "a number")
+  """Accepts whatever a float can hold, NaN and infinities included."""
+  try:
+    if not isinstance(value, bool) and isinstance(value, numbers.Real):
+      float(value)
+      return
+  except OverflowError:
+    pass
+  raise errors.bad_value(where, _brief(value), "a number")
 
 
 def _brief(value):
@@ -210,7 +214,8 @@ def _brief(value):
 
 
 def _is_index(value) -> bool:
-  return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+  is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+  return is_whole and value >= 0
 
 
 @functools.lru_cache(maxsize=4096)
@@ -231,16 +236,16 @@ def _node(where: str, value) -> Node:
     _split(site)
   except errors.InputError:
     raise errors.bad_value(
-        f"{where}.site",
-        _brief(site),
-        f"a site such as {', '.join(sites.all_site_ids(1))}",
+      f"{where}.site",
+      _brief(site),
+      f"a site such as {', '.join(sites.all_site_ids(1))}",
     ) from None
-  return Node(site, index)
+  return Node(site, int(index))
 
 
 def _check_tokens(where: str, value) -> None:
   ok = isinstance(value, (list, tuple)) and all(
-      isinstance(text, str) for text in value
+    isinstance(text, str) for text in value
   )
   if not ok:
     raise errors.bad_value(where, _brief(value), "a list of token texts")
@@ -263,6 +268,6 @@ def _check_note(where: str, note) -> None:
       ok = isinstance(pair, (list, tuple)) and len(pair) == 2
       if not ok or not isinstance(pair[0], str):
         raise errors.bad_value(
-            f"{where}.{name}", _brief(pair), "pairs of a token and a weight"
+          f"{where}.{name}", _brief(pair), "pairs of a token and a weight"
         )
       _check_number(f"{where}.{name}", pair[1])

@@ -1,13 +1,27 @@
 """The twenty tasks of the paper, and tasks of the user's own."""
 
 from sparse_jax import errors
-from sparse_jax.tasks import blocks, brackets, functions, strings, variables
-from sparse_jax.tasks.base import (
-  SPLITS,
-  Pairs,
-  Prompts,
-  Task,
-  TaskNotExpressible,
+from sparse_jax.tasks import (
+  blocks,
+  brackets,
+  functions,
+  strings,
+  user,
+  variables,
+)
+from sparse_jax.tasks.base import Task, TaskNotExpressible
+from sparse_jax.tasks.natural import harvest
+from sparse_jax.tasks.pairs import SPLITS, Pairs, Prompts
+
+__all__ = (
+  "SPLITS",
+  "TASK_NAMES",
+  "Pairs",
+  "Prompts",
+  "Task",
+  "TaskNotExpressible",
+  "harvest",
+  "make_task",
 )
 
 _SPECS = {
@@ -44,11 +58,19 @@ TASK_NAMES = (
 def make_task(name_or_path: str, tokenizer, difficulty: int = 0) -> Task:
   """Returns a task in the tokenizer's tokens.
 
+  Args:
+    name_or_path: one of `TASK_NAMES`, or a user's `.jsonl` or `.py` file
+      (`user.py` says what they hold).
+    tokenizer: a `data.tokenizer.Tokenizer`.
+    difficulty: distracting lines before every prompt, where the task has some.
+
   Raises:
-    InputError: if there is no such task or difficulty.
+    InputError: if there is no such task, file or difficulty.
     TaskNotExpressible: if the tokenizer cannot state its answers.
   """
   name = str(name_or_path)
+  if user.is_path(name):
+    return user.load(name, tokenizer, difficulty)
   if name not in _SPECS:
     raise errors.unknown_name("task", name, TASK_NAMES)
   return _SPECS[name].make(tokenizer, difficulty)

@@ -1,106 +1,26 @@
-"""Paired prompts and the task that emits them, checked against a tokenizer."""
+"""A task: pairs checked against a tokenizer, and its rule on real code."""
 
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from sparse_jax import errors
-
-SPLITS = ("train", "validation", "test")
+from sparse_jax.tasks import natural
+from sparse_jax.tasks.pairs import SPLITS, Pairs, PairText, Prompts, pad_rows
 
 # How many candidates a request may look at before it gives up.
 _TRIES_PER_PAIR = 50
 _MIN_TRIES = 5_000
-# Candidates looked at, per pair, to find pairs whose sides are equally long.
+_CHECK_TRIES = 300
+# Pairs of unequal sides are used if fewer than one in this many is equal.
 _EQUAL_LENGTH_TRIES = 4
 
 
 class TaskNotExpressible(errors.InputError):
   """The tokenizer in use cannot state the task's answers as single tokens."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PairText:
-  """A datapoint as text: a prompt, its counterfactual and their next tokens."""
-
-  prompt: str
-  counter_prompt: str
-  answer: str
-  counter_answer: str
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Pairs:
-  """Paired prompts. Side A's right answer is side B's wrong one.
-
-  Attributes:
-    prompts: int32 [N, T], side A, right-padded with 0.
-    counter_prompts: int32 [N, T], side B.
-    lengths: int32 [N], tokens of side A; its answer is predicted at length - 1.
-    counter_lengths: int32 [N].
-    answers: int32 [N], right for side A and wrong for side B.
-    counter_answers: int32 [N], right for side B and wrong for side A.
-    prompt_texts: side A as text, N strings.
-    counter_texts: side B as text.
-  """
-
-  prompts: np.ndarray
-  counter_prompts: np.ndarray
-  lengths: np.ndarray
-  counter_lengths: np.ndarray
-  answers: np.ndarray
-  counter_answers: np.ndarray
-  prompt_texts: tuple[str, ...]
-  counter_texts: tuple[str, ...]
-
-  def __len__(self) -> int:
-    return len(self.lengths)
-
-  def sequences(
-    self,
-  ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Stacks both sides; row i and row i + N are one pair.
-
-    Returns:
-      tokens [2N, T], positions of the answer's logits [2N], right answers [2N],
-      wrong answers [2N]; all int32.
-    """
-    return (
-      np.concatenate([self.prompts, self.counter_prompts]),
-      np.concatenate([self.lengths, self.counter_lengths]) - 1,
-      np.concatenate([self.answers, self.counter_answers]),
-      np.concatenate([self.counter_answers, self.answers]),
-    )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Prompts:
-  """One-sided prompts harvested from real files.
-
-  Attributes:
-    tokens: int32 [N, T], right-padded with 0.
-    lengths: int32 [N]; the answer is predicted at length - 1.
-    right: int32 [N], the token that follows in the file.
-    wrong: int32 [N], the task's other answer.
-    names: the document each prompt comes from, N strings.
-  """
-
-  tokens: np.ndarray
-  lengths: np.ndarray
-  right: np.ndarray
-  wrong: np.ndarray
-  names: tuple[str, ...]
-
-  def __len__(self) -> int:
-    return len(self.lengths)
-
-  def sequences(
-    self,
-  ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Returns tokens [N, T], positions [N], right [N], wrong [N]; int32."""
-    return self.tokens, self.lengths - 1, self.right, self.wrong
 
 
 # (split, seed text) -> candidate pairs, in a deterministic order.
@@ -114,10 +34,11 @@ class Task:
   Attributes:
     name: the task's name, or a user file's stem.
     rule: one sentence that says which answer is right.
-    answers: the answer texts; two, or more where they vary from pair to pair.
+    answers: the two answer texts, side A's first; more, as examples, where they
+      vary from pair to pair.
     tokenizer: encodes prompts and answers.
     generate: yields candidate pairs.
-    find_points: the rule on real code (`natural.Rule`), or None.
+    find_points: the rule on real code, or None.
     natural_reason: why there is no rule on real code; "" if there is one.
   """
 
@@ -126,7 +47,7 @@ class Task:
   answers: tuple[str, ...]
   tokenizer: object
   generate: Generator
-  find_points: Callable | None = None
+  find_points: natural.Rule | None = None
   natural_reason: str = ""
 
   def pairs(
@@ -158,15 +79,17 @@ class Task:
     if count < 1:
       raise errors.bad_value("count", count, "at least 1")
     key = f"{self.name}/{split}/{seed}"
-    chosen, _ = _choose(self.tokenizer, self.generate(split, key), count)
-    if len(chosen) < count:
+    limit = max(_MIN_TRIES, _TRIES_PER_PAIR * count)
+    choice = _choose(self.tokenizer, self.generate(split, key), count, limit)
+    if len(choice.pairs) < count:
+      candidates = "" if choice.exhausted else f" in {choice.tried} candidates"
       raise errors.bad_value(
         "count",
         count,
-        f"at most {len(chosen)}, the distinct {split} pairs of task"
-        f" {self.name!r}",
+        f"at most {len(choice.pairs)}, the distinct {split} pairs of task"
+        f" {self.name!r} that the tokenizer can state{candidates}",
       )
-    return _stack(chosen, pad_to, truncate)
+    return _stack(choice.pairs, pad_to, truncate)
 
   def natural(
     self,
@@ -174,6 +97,7 @@ class Task:
     count: int,
     seed: int = 0,
     context_length: int = 128,
+    progress: bool = False,
   ) -> Prompts | None:
     """Returns up to `count` prompts from real files, or None without a rule.
 
@@ -181,14 +105,26 @@ class Task:
       documents: held-out documents, with `text` and `name`.
       count: most prompts to return; both answers are right equally often.
       seed: of the choice.
-      context_length: most tokens of a prompt.
+      context_length: T; prompts are the tokens before the answer, at most T.
+      progress: show a bar over documents.
     """
-    # Imported late: natural.py builds on this module's types.
-    from sparse_jax.tasks import natural
-
     return natural.harvest(
-      {self.name: self}, documents, count, seed, context_length
+      [self], documents, count, seed, context_length, progress
     )[self.name]
+
+
+def _shown(text: str) -> str:
+  """Returns a literal that survives the squeezing of spaces in messages."""
+  return repr(text) if text.strip(" ") else f"' ' * {len(text)}"
+
+
+class _Choice(NamedTuple):
+  """Valid pairs, the strings that failed, and how the search ended."""
+
+  pairs: Sequence["_Encoded"]
+  offending: Sequence[str]
+  tried: int
+  exhausted: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +139,7 @@ class _Encoded:
 
 
 def check_expressible(
-  name: str, tokenizer, generate: Generator, count: int = 4
+  name: str, tokenizer, generate: Generator
 ) -> tuple[str, ...]:
   """Checks that every split has pairs the tokenizer can state.
 
@@ -215,35 +151,33 @@ def check_expressible(
   """
   answers = {}
   for split in SPLITS:
-    chosen, offending = _choose(
-      tokenizer, generate(split, f"{name}/{split}/check"), count
-    )
-    if not chosen:
-      listed = ", ".join(repr(o) for o in offending[:4]) or "no pairs at all"
+    key = f"{name}/{split}/check"
+    choice = _choose(tokenizer, generate(split, key), 4, _CHECK_TRIES)
+    if not choice.pairs:
+      listed = ", ".join(map(_shown, choice.offending[:4])) or "no pairs at all"
       raise TaskNotExpressible(
         f"task {name!r} cannot be stated in this tokenizer"
         f" ({split} split): {listed}; need answers that are single tokens and"
         " do not merge with the prompt"
       )
-    for pair in chosen:
+    for pair in choice.pairs:
       answers |= dict.fromkeys((pair.text.answer, pair.text.counter_answer))
   return tuple(answers)
 
 
 def _choose(
-  tokenizer, candidates: Iterator[PairText], count: int
-) -> tuple[list[_Encoded], list[str]]:
-  """Returns up to `count` valid distinct pairs and the strings that failed."""
+  tokenizer, candidates: Iterator[PairText], count: int, limit: int
+) -> _Choice:
+  """Returns up to `count` valid distinct pairs among `limit` candidates."""
   equal, unequal = [], []
-  seen, offending, tried = set(), {}, 0
-  while len(equal) < count and tried < max(_MIN_TRIES, _TRIES_PER_PAIR * count):
-    if (
-      tried >= _EQUAL_LENGTH_TRIES * count
-      and len(equal) + len(unequal) >= count
-    ):
+  seen, offending, tried, exhausted = set(), {}, 0, False
+  while len(equal) < count and tried < limit:
+    rare = len(equal) * _EQUAL_LENGTH_TRIES < tried
+    if len(equal) + len(unequal) >= count and rare:
       break
     batch = list(itertools.islice(candidates, count - len(equal) + 16))
     if not batch:
+      exhausted = True
       break
     tried += len(batch)
     fresh = []
@@ -255,7 +189,8 @@ def _choose(
     for pair in _encode(tokenizer, fresh, offending):
       same = len(pair.prompt) == len(pair.counter_prompt)
       (equal if same else unequal).append(pair)
-  return (equal + unequal)[:count], list(offending)
+  pairs = (equal + unequal)[:count]
+  return _Choice(pairs, list(offending), tried, exhausted)
 
 
 def _encode(
@@ -281,20 +216,25 @@ def _encode(
       texts += [side, side + pair.answer, side + pair.counter_answer]
   encoded = tokenizer.encode_batch(texts)
   for i, pair in enumerate(pairs):
-    tokens = encoded[6 * i : 6 * i + 6]
-    ok = True
-    for side in (0, 3):
-      for offset, text in enumerate((pair.answer, pair.counter_answer), 1):
-        want = [*tokens[side], ids[text]]
-        if not len(tokens[side]) or not np.array_equal(
-          tokens[side + offset], want
-        ):
-          offending[texts[6 * i + side] + text] = None
-          ok = False
-    if ok:
-      yield _Encoded(
-        pair, tokens[0], tokens[3], ids[pair.answer], ids[pair.counter_answer]
-      )
+    answers = ids[pair.answer], ids[pair.counter_answer]
+    merged = [
+      side + j
+      for side in (6 * i, 6 * i + 3)
+      for j in (1, 2)
+      if not _appends(encoded[side + j], encoded[side], answers[j - 1])
+    ]
+    offending |= dict.fromkeys(texts[m] for m in merged)
+    if not merged:
+      yield _Encoded(pair, encoded[6 * i], encoded[6 * i + 3], *answers)
+
+
+def _appends(longer: np.ndarray, prompt: np.ndarray, answer: int) -> bool:
+  """Whether `longer` is a nonempty prompt followed by the answer's token."""
+  return (
+    len(longer) == len(prompt) + 1 > 1
+    and longer[-1] == answer
+    and bool((longer[:-1] == prompt).all())
+  )
 
 
 def _stack(
@@ -322,13 +262,3 @@ def _stack(
     prompt_texts=tuple(p.text.prompt for p in pairs),
     counter_texts=tuple(p.text.counter_prompt for p in pairs),
   )
-
-
-def pad_rows(
-  rows: Sequence[Sequence[int]], width: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns rows right-padded with 0, int32 [N, width], and lengths [N]."""
-  padded = np.zeros((len(rows), width), np.int32)
-  for i, row in enumerate(rows):
-    padded[i, : len(row)] = row
-  return padded, np.array([len(row) for row in rows], np.int32)

@@ -1,5 +1,6 @@
 """Tasks about compound statements: how a header goes on and what follows it."""
 
+from sparse_jax.tasks import rules
 from sparse_jax.tasks.spec import Spec, contrast, substitute
 
 WHILE_RETURN_TRUE = Spec(
@@ -30,6 +31,7 @@ WHILE_RETURN_TRUE = Spec(
     )
     for answers in ((":\n", "\n"), (":", "\n"))
   ),
+  find_points=rules.truths,
 )
 
 ELSE_ELIF = Spec(
@@ -65,49 +67,45 @@ ELSE_ELIF = Spec(
       (":", " "),
     )
   ),
+  find_points=rules.branches,
 )
 
-# `%` stands for a closing parenthesis, where it may be part of the answer.
+# `~` stands for the statement, `%` for a closing parenthesis, where that is not
+# part of the answer.
 _WITH_AS_PROMPTS = {
   "train": (
-    ("    with open(<name>%", "    <name2> = open(<name>%"),
-    ("    with <function>(<name>%", "    <name2> = <function>(<name>%"),
-    ("        with open(<name>%", "        <name2> = open(<name>%"),
-    ("with open(<name>%", "<name2> = open(<name>%"),
+    "    ~ open(<name>%",
+    "    ~ <function>(<name>%",
+    "        ~ <name>.<function>(<name2>%",
+    "    ~ <function>(<name>, <name2>%",
   ),
   "validation": (
-    ("    with <name2>.open(<name>%", "    <name3> = <name2>.open(<name>%"),
-    ("with <name2>.<function>(<name>%", "<name3> = <name2>.<function>(<name>%"),
-    ("    with closing(<name>%", "    <name2> = closing(<name>%"),
+    "    ~ <name2>.open(<name>%",
+    "        ~ os.fdopen(<name>%",
+    "    ~ closing(<name>%",
   ),
   "test": (
-    ("    with self.open(<name>%", "    <name3> = self.open(<name>%"),
-    (
-      "    with self.<function>(<name>%",
-      "    <name3> = self.<function>(<name>%",
-    ),
-    ("    with socket.socket(<name>%", "    <name2> = socket.socket(<name>%"),
+    "    ~ self.open(<name>%",
+    "    ~ self.<function>(<name>%",
+    "    ~ io.open(<name>, <name2>%",
   ),
 }
 
 
 def _with_as(paren: str, answers: tuple[str, str]):
-  return contrast(
-    {
-      split: tuple(
-        tuple(side.replace("%", paren) for side in sides) for sides in texts
-      )
-      for split, texts in _WITH_AS_PROMPTS.items()
-    },
-    answers,
-  )
+  prompts = {
+    split: tuple(text.replace("%", paren) for text in texts)
+    for split, texts in _WITH_AS_PROMPTS.items()
+  }
+  return substitute(prompts, ("with", "return"), answers)
 
 
 WITH_AS = Spec(
   name="with_as",
-  rule="After the call, `with` goes on to name the result on the same line;"
-  " an assignment ends the line.",
+  rule="After a call, `with` names the result on the same line; `return` ends"
+  " the line.",
   variants=(_with_as(")", (" as", "\n")), _with_as("", (")", ")\n"))),
+  find_points=rules.calls,
 )
 
 WITH_OPEN = Spec(
@@ -118,35 +116,35 @@ WITH_OPEN = Spec(
       {
         "train": (
           (
-            "def <function>(path):\n    with",
+            "def <function>(<path>):\n    with",
             "def <function>(self):\n    with",
           ),
           (
-            "def <function>(filename):\n    <name> = <number>\n    with",
+            "def <function>(<path>):\n    <name> = <number>\n    with",
             "def <function>(self):\n    <name> = <number>\n    with",
           ),
           (
-            "    def <function>(path, <name>):\n        with",
+            "    def <function>(<path>, <name>):\n        with",
             "    def <function>(self, <name>):\n        with",
           ),
         ),
         "validation": (
           (
-            "def <function>(file, <name>=None):\n    with",
+            "def <function>(<path>, <name>=None):\n    with",
             "def <function>(self, <name>=None):\n    with",
           ),
           (
-            "def <function>(file):\n    <name> = []\n    with",
+            "def <function>(<path>):\n    <name> = []\n    with",
             "def <function>(self):\n    <name> = []\n    with",
           ),
         ),
         "test": (
           (
-            "def <function>(fname, *, <name>):\n    with",
+            "def <function>(<path>, *, <name>):\n    with",
             "def <function>(self, *, <name>):\n    with",
           ),
           (
-            "def <function>(fname):\n    <name> = {}\n    with",
+            "def <function>(<path>):\n    <name> = {}\n    with",
             "def <function>(self):\n    <name> = {}\n    with",
           ),
         ),
@@ -185,6 +183,7 @@ FOR_WHILE = Spec(
     )
     for answers in ((" in", " <"), (" in", " !="), (" in", ":"))
   ),
+  find_points=rules.loops,
 )
 
 IF_TERNARY = Spec(
@@ -199,8 +198,8 @@ IF_TERNARY = Spec(
             "<name> = <name2>\nif <name3>",
           ),
           (
-            "    return <name> if <name2>",
-            "    <name>\n    if <name2>",
+            "    <name>[0] = <name2> if <name3>",
+            "<name>[0] = <name2>\nif <name3>",
           ),
           (
             "    <name> = <number> if <name2>",
@@ -232,6 +231,7 @@ IF_TERNARY = Spec(
     )
     for answers in ((" else", ":\n"), (" else", ":"))
   ),
+  find_points=rules.ternaries,
 )
 
 IF_EQUALS = Spec(
@@ -248,7 +248,7 @@ IF_EQUALS = Spec(
           ),
           (
             "    <function>()\n    if <name>",
-            "    <function>()\n    <name>",
+            "    <function>()\n    self.<name>",
           ),
         ),
         "validation": (
@@ -275,6 +275,7 @@ IF_EQUALS = Spec(
       (" ==", " ="),
     ),
   ),
+  find_points=rules.comparisons,
 )
 
 INDENT_FOR = Spec(
@@ -286,21 +287,21 @@ INDENT_FOR = Spec(
         "train": (
           (
             "    for <name> in <name2>:\n",
-            "    <name3> = <name> in <name2>\n",
+            "    return <name> in <name2>\n",
           ),
           (
             "    <name3> = <number>\n    for <name> in <name2>:\n",
-            "    <name3> = <number>\n    <name> = <name2>\n",
+            "    <name3> = <number>\n    return <name> in <name2>\n",
           ),
           (
             "    for <name> in self.<name2>:\n",
-            "    <name> = self.<name2>\n",
+            "    return <name> in self.<name2>\n",
           ),
         ),
         "validation": (
           (
             "    for <name> in range(<name2>):\n",
-            "    <name> = len(<name2>)\n",
+            "    yield <name> in range(<name2>)\n",
           ),
           (
             "    <name3>.<function>()\n    for <name> in <name2>:\n",
@@ -310,7 +311,7 @@ INDENT_FOR = Spec(
         "test": (
           (
             "    for <name> in <name2>.<name3>:\n",
-            "    <name> = <name2>.<name3>\n",
+            "    assert <name> in <name2>.<name3>\n",
           ),
           (
             "    <function>(<name3>)\n    for <name> in <name2>:\n",
@@ -323,6 +324,7 @@ INDENT_FOR = Spec(
     # A space is left to the next word by pre-splitting tokenizers.
     for answers in ((" " * 7, " " * 3), (" " * 8, " " * 4))
   ),
+  find_points=rules.indents,
 )
 
 SPECS = (

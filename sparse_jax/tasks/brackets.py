@@ -1,5 +1,6 @@
 """Tasks about brackets: how many and which to close."""
 
+from sparse_jax.tasks import rules
 from sparse_jax.tasks.spec import Spec, substitute
 
 # `~` stands for one bracket or two; a list of rows or of numbers.
@@ -78,8 +79,11 @@ BRACKET_COUNTING = Spec(
     substitute(_LISTS, ("[[", "["), ("]]\n", "]\n")),
     substitute(_CALLS, ("[[", "["), ("]])\n", "])\n")),
     substitute(_LISTS, ("[[", "["), ("]]", "]")),
+    # Two brackets may be two tokens, of which the second takes the newline.
+    substitute(_LISTS, ("[[", "["), ("]", "]\n")),
   ),
   distractors=_BRACKET_DISTRACTORS,
+  find_points=rules.depth,
 )
 
 BRACKET_BRACE = Spec(
@@ -90,9 +94,20 @@ BRACKET_BRACE = Spec(
     substitute(_LISTS, ("[", "{"), ("]", "}")),
   ),
   distractors={
-    split: tuple(line.replace("[[", "{").replace("]]", "}") for line in lines)
-    for split, lines in _BRACKET_DISTRACTORS.items()
+    "train": (
+      "<name> = [<number>, <number2>]",
+      "<name> = {<number>, <number2>}",
+    ),
+    "validation": (
+      "<name> += [<number>, <number2>]",
+      "<name> |= {<number>, <number2>}",
+    ),
+    "test": (
+      "<name> = [] + [<number>, <number2>]",
+      "<name> = {0} | {<number>, <number2>}",
+    ),
   },
+  find_points=rules.displays,
 )
 
 SPECS = (BRACKET_COUNTING, BRACKET_BRACE)

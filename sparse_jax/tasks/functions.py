@@ -1,5 +1,6 @@
 """Tasks about functions, classes and calls."""
 
+from sparse_jax.tasks import rules
 from sparse_jax.tasks.spec import Spec, contrast, substitute
 
 LAMBDA_FUNC = Spec(
@@ -26,8 +27,8 @@ LAMBDA_FUNC = Spec(
             "    <name2> = <name3>\n    def <function>(<name>",
           ),
           (
-            "<function> = lambda <name>, <name2>",
-            "def <function>(<name>, <name2>",
+            "try:\n    <function> = lambda <name>",
+            "try:\n    def <function>(<name>",
           ),
         ),
         "test": (
@@ -45,6 +46,7 @@ LAMBDA_FUNC = Spec(
     )
     for answers in ((":", "):\n"), (":", ")"))
   ),
+  find_points=rules.parameters,
 )
 
 ENUMERATE_RANGE = Spec(
@@ -54,34 +56,37 @@ ENUMERATE_RANGE = Spec(
     contrast(
       {
         "train": (
-          ("    for i, <name> in", "    for i in"),
           (
-            "    <name2> = <number>\n    for i, <name> in",
-            "    <name2> = <number>\n    for i in",
+            "    <name2> = <name3>\n    for i, <name> in",
+            "    <name2>, <name> = <name3>\n    for i in",
           ),
           (
             "def <function>(<name2>):\n    for i, <name> in",
-            "def <function>(<name2>):\n    for i in",
+            "def <function>(<name2>, <name>):\n    for i in",
+          ),
+          (
+            "    <function>(<name2>)\n    for i, <name> in",
+            "    <function>(<name2>, <name>)\n    for i in",
           ),
         ),
         "validation": (
           (
-            "    <name2> = []\n    for j, <name> in",
-            "    <name2> = []\n    for j in",
+            "    <name2> = <function>()\n    for j, <name> in",
+            "    <name2>, <name> = <function>()\n    for j in",
           ),
           (
-            "    <name2> = <name3>\n    for j, <name> in",
-            "    <name2> = <name3>\n    for j in",
+            "    <name3>.<function>(<name2>)\n    for j, <name> in",
+            "    <name3>.<function>(<name2>, <name>)\n    for j in",
           ),
         ),
         "test": (
           (
-            "    <name2> = {}\n    for k, <name> in",
-            "    <name2> = {}\n    for k in",
+            "    <name2> = self.<name3>\n    for k, <name> in",
+            "    <name2>, <name> = self.<name3>\n    for k in",
           ),
           (
-            "    <name2> = len(<name3>)\n    for k, <name> in",
-            "    <name2> = len(<name3>)\n    for k in",
+            "    def <function>(self, <name2>):\n        for k, <name> in",
+            "    def <function>(self, <name2>, <name>):\n        for k in",
           ),
         ),
       },
@@ -93,6 +98,7 @@ ENUMERATE_RANGE = Spec(
       (" en", " range"),
     )
   ),
+  find_points=rules.iterations,
 )
 
 # `~` makes the third name a default value, or a third parameter.
@@ -112,7 +118,7 @@ FINAL_KWARG = Spec(
         "validation": (
           "def <function>(<name>, <name2>~<name3>):\n"
           "    return <name2>\n\n"
-          "print(<function>(<name>=<number>, <name2>=<number2>",
+          "assert <function>(<name>=<number>, <name2>=<number2>",
           "def <function>(<name>, <name2>~<name3>):\n    ...\n\n"
           "<function>(<name>=<number>, <name2>=<number2>",
         ),
@@ -134,42 +140,29 @@ FINAL_KWARG = Spec(
   " stand within one context",
 )
 
+# `~` stands for `class` or `def`.
 _CLASS_PROMPTS = {
   "train": (
-    ("class <class>:\n    def <function>", "def <name>():\n    def <function>"),
-    (
-      "class <class>(<class2>):\n    def <function>",
-      "def <name>(<name2>):\n    def <function>",
-    ),
+    "~ <class>():\n    def <function>",
+    "~ <class>(<class2>):\n    def <function>",
+    "    ~ <class>(<class2>):\n        def <function>",
   ),
   "validation": (
-    (
-      "class <class>:\n    <name2> = <number>\n\n    def <function>",
-      "def <name>():\n    <name2> = <number>\n\n    def <function>",
-    ),
-    (
-      "class <class>(Exception):\n    def <function>",
-      "def <name>(*args):\n    def <function>",
-    ),
+    "~ <class>():\n    <name> = <number>\n\n    def <function>",
+    "~ <class>(Exception):\n    def <function>",
   ),
   "test": (
-    (
-      "class <class>:\n    <name2> = None\n\n    def <function>",
-      "def <name>():\n    <name2> = None\n\n    def <function>",
-    ),
-    (
-      "class <class>(object):\n    def <function>",
-      "def <name>(**kwargs):\n    def <function>",
-    ),
+    "~ <class>():\n    <name> = None\n\n    def <function>",
+    "~ <class>(object):\n    def <function>",
   ),
 }
 _INIT_PROMPTS = {
   split: tuple(
     (
-      method.replace("<function>", "__init__("),
-      function.replace("<function>", "<function>("),
+      text.replace("~", "class").replace("<function>", "__init__("),
+      text.replace("~", "def").replace("<function>", "<function>("),
     )
-    for method, function in texts
+    for text in texts
   )
   for split, texts in _CLASS_PROMPTS.items()
 }
@@ -180,10 +173,11 @@ CLASS_INIT = Spec(
   " does not.",
   variants=(
     contrast(_INIT_PROMPTS, ("self", "items")),
-    contrast(_CLASS_PROMPTS, ("(self", "():\n")),
-    contrast(_CLASS_PROMPTS, ("(self", "():")),
-    contrast(_CLASS_PROMPTS, ("(self", "()")),
+    substitute(_CLASS_PROMPTS, ("class", "def"), ("(self", "():\n")),
+    substitute(_CLASS_PROMPTS, ("class", "def"), ("(self", "():")),
+    substitute(_CLASS_PROMPTS, ("class", "def"), ("(self", "()")),
   ),
+  find_points=rules.methods,
 )
 
 SPECS = (LAMBDA_FUNC, ENUMERATE_RANGE, FINAL_KWARG, CLASS_INIT)

@@ -1,10 +1,10 @@
 """What a built-in task declares, before any tokenizer is known."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from sparse_jax import errors
-from sparse_jax.tasks import base, templates
+from sparse_jax.tasks import base, natural, templates
 from sparse_jax.tasks import words as words_lib
 
 
@@ -56,7 +56,7 @@ class Spec:
     variants: ways to state it; the first that a tokenizer can express is used.
     distractors: lines, by split, put before prompts when `difficulty` asks.
     words: the slots' words by kind and split.
-    find_points: the rule on real code (`natural.Rule`), or None.
+    find_points: the rule on real code, or None.
     natural_reason: why there is none.
   """
 
@@ -69,7 +69,7 @@ class Spec:
   words: templates.Words = dataclasses.field(
     default_factory=lambda: words_lib.WORDS
   )
-  find_points: Callable | None = None
+  find_points: natural.Rule | None = None
   natural_reason: str = ""
 
   def make(self, tokenizer, difficulty: int = 0) -> base.Task:
@@ -92,7 +92,10 @@ class Spec:
     failure = None
     for variant in self.variants:
       generate = templates.Generator(
-        variant.templates, self.words, self.distractors, difficulty
+        variant.templates,
+        _expressible_words(variant, self.words, tokenizer),
+        self.distractors,
+        difficulty,
       )
       try:
         answers = base.check_expressible(self.name, tokenizer, generate)
@@ -109,3 +112,31 @@ class Spec:
         natural_reason=self.natural_reason,
       )
     raise failure
+
+
+def _expressible_words(
+  variant: Variant, words: templates.Words, tokenizer
+) -> templates.Words:
+  """Returns the words less those that no answer with a slot can take."""
+  answers = {
+    answer
+    for texts in variant.templates.values()
+    for template in texts
+    for answer in (template.answer, template.counter_answer)
+  }
+  kept = dict(words)
+  for answer in answers:
+    for slot in templates.slots(answer):
+      kind = templates.kind(slot)
+      kept[kind] = {
+        split: [
+          word
+          for word in options
+          if tokenizer.single_token(templates.fill(answer, {slot: word}))
+          is not None
+        ]
+        for split, options in words[kind].items()
+      }
+  # Too few are left as they are: the check then names what fails.
+  enough = all(len(ws) > 1 for kind in kept.values() for ws in kind.values())
+  return kept if enough else words

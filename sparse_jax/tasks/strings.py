@@ -1,5 +1,6 @@
 """Tasks about strings: which quote or brace closes what was opened."""
 
+from sparse_jax.tasks import rules
 from sparse_jax.tasks.spec import Spec, contrast, substitute
 
 # `~` stands for the quote, `<...>` for a slot.
@@ -59,25 +60,26 @@ SINGLE_DOUBLE_QUOTE = Spec(
     substitute(_QUOTE_PROMPTS, ("'", '"'), ("'", '"')),
   ),
   distractors=_QUOTE_DISTRACTORS,
+  find_points=rules.quotes,
 )
 
 _FSTRING_PROMPTS = {
   "train": (
     ('print(f"<noun> {<name>', 'print(f("<noun>", <name>'),
-    ('    print(f"{<name>', "    print(f(<name>"),
+    ('    print(f"<noun>: {<name>', '    print(f("<noun>:", <name>'),
     ('<name> = f"<noun> {<name2>', '<name> = f("<noun>", <name2>'),
-    ('    return f"{<name>', "    return f(<name>"),
+    ('    return f"<noun> {<name>', '    return f("<noun>", <name>'),
   ),
   "validation": (
     ('logger.info(f"<noun> {<name>', 'logger.info(f("<noun>", <name>'),
-    ('    yield f"{<name>', "    yield f(<name>"),
+    ('    yield f"<noun> {<name>', '    yield f("<noun>", <name>'),
     ('<name> += f"<noun>: {<name2>', '<name> += f("<noun>:", <name2>'),
   ),
   "test": (
     ('log.debug(f"<noun> {<name>', 'log.debug(f("<noun>", <name>'),
-    ('<name>[0] = f"{<name2>', "<name>[0] = f(<name2>"),
+    ('<name>[0] = f"<noun> {<name2>', '<name>[0] = f("<noun>", <name2>'),
     (
-      '    self.<name> = f"<noun>-{<name2>',
+      '    self.<name> = f"<noun> {<name2>',
       '    self.<name> = f("<noun>", <name2>',
     ),
   ),
@@ -85,8 +87,10 @@ _FSTRING_PROMPTS = {
 
 FSTRING_BRACE = Spec(
   name="fstring_brace",
-  rule="A name in an f-string closes with a brace, an argument with a parenthesis.",
+  rule="A name in an f-string closes with a brace, an argument with a"
+  " parenthesis.",
   variants=(contrast(_FSTRING_PROMPTS, ("}", ")")),),
+  find_points=rules.fields,
 )
 
 SPECS = (SINGLE_DOUBLE_QUOTE, FSTRING_BRACE)

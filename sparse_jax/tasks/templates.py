@@ -12,7 +12,7 @@ import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from sparse_jax.tasks import base
+from sparse_jax.tasks.pairs import PairText
 
 _SLOT = re.compile(r"<([a-z]+)\d*>")
 
@@ -38,8 +38,13 @@ class Template:
 
   @functools.cached_property
   def slots(self) -> tuple[str, ...]:
-    sides = self.prompt + self.counter_prompt + self.answer
-    return tuple(dict.fromkeys(m[0] for m in _SLOT.finditer(sides)))
+    """The slots of both sides, in order of appearance."""
+    return slots(self.prompt + self.counter_prompt + self.answer)
+
+
+def slots(text: str) -> tuple[str, ...]:
+  """Returns the distinct slots of a text, in order."""
+  return tuple(dict.fromkeys(m[0] for m in _SLOT.finditer(text)))
 
 
 def kind(slot: str) -> str:
@@ -70,7 +75,7 @@ class Generator:
   )
   num_distractors: int = 0
 
-  def __call__(self, split: str, key: str) -> Iterator[base.PairText]:
+  def __call__(self, split: str, key: str) -> Iterator[PairText]:
     """Yields each combination of template and words once, in seeded order."""
     rng = random.Random(key)
     live = [self._fillings(t, split, rng) for t in self.templates[split]]
@@ -83,7 +88,7 @@ class Generator:
         else:
           yield pair
 
-  def _fillings(self, template, split, rng) -> Iterator[base.PairText]:
+  def _fillings(self, template, split, rng) -> Iterator[PairText]:
     choices = [self.words[kind(slot)][split] for slot in template.slots]
     for index in permutation(math.prod(map(len, choices)), rng):
       words = {}
@@ -94,7 +99,7 @@ class Generator:
         continue
       indent = re.match(" *", template.prompt)[0]
       before = self._distract(split, rng, indent, set(words.values()))
-      yield base.PairText(
+      yield PairText(
         before + fill(template.prompt, words),
         before + fill(template.counter_prompt, words),
         fill(template.answer, words),
@@ -107,7 +112,7 @@ class Generator:
     for _ in range(self.num_distractors):
       line = rng.choice(self.distractors[split])
       words = {}
-      for slot in dict.fromkeys(m[0] for m in _SLOT.finditer(line)):
+      for slot in slots(line):
         free = [w for w in self.words[kind(slot)][split] if w not in taken]
         words[slot] = rng.choice(free)
         taken.add(words[slot])

@@ -1,39 +1,40 @@
 """Tasks about variables: what they hold, and which one comes next."""
 
+from sparse_jax.tasks import rules
 from sparse_jax.tasks.spec import Spec, contrast, substitute
 
-# `~` stands for the initial value, `<var>` for the variable it is given to.
+# `~` stands for the initial value, `@` for the variable it is given to.
 _SET_PROMPTS = {
   "train": (
-    "    <var> = ~\n    for <name2> in <name3>:\n        <var>",
-    "<var> = ~\nfor <name2> in <name3>:\n    <var>",
-    "def <function>(<name2>):\n    <var> = ~\n    for <name3> in <name2>:\n"
-    "        <var>",
-    "    <var> = ~\n    if <name2>:\n        <var>",
+    "    @ = ~\n    for <name2> in <name3>:\n        @",
+    "@ = ~\nfor <name2> in <name3>:\n    @",
+    "def <function>(<name2>):\n    @ = ~\n    for <name3> in <name2>:\n"
+    "        @",
+    "    @ = ~\n    if <name2>:\n        @",
   ),
   "validation": (
-    "    <var> = ~\n    while <name2>:\n        <var>",
-    "<var> = ~\nif not <name2>:\n    <var>",
-    "def <function>(self):\n    <var> = ~\n    for <name3> in self.<name2>:\n"
-    "        <var>",
+    "    @ = ~\n    while <name2>:\n        @",
+    "@ = ~\nif not <name2>:\n    @",
+    "def <function>(self):\n    @ = ~\n    for <name3> in self.<name2>:\n"
+    "        @",
   ),
   "test": (
-    "    <var> = ~\n    for <name2> in <name3>.<function>():\n        <var>",
-    "<var> = ~\nwith <name2>:\n    <var>",
-    "def <function>(self, <name2>):\n    <var> = ~\n    if <name2> is None:\n"
-    "        <var>",
+    "    @ = ~\n    for <name2> in <name3>.<function>():\n        @",
+    "@ = ~\nwith <name2>:\n    @",
+    "def <function>(self, <name2>):\n    @ = ~\n    if <name2> is None:\n"
+    "        @",
   ),
 }
 _SET_DISTRACTORS = {
-  "train": ("<name> = set()", '<name> = ""', "<name> = 0"),
-  "validation": ("<name> = set()  #", '<name> = ""  #', "<name> = 1"),
-  "test": ("<name> = (set())", '<name> = ("")', "<name> = 2"),
+  "train": ("<name> = set()", '<name> = ""'),
+  "validation": ('<name>, <name2> = set(), ""',),
+  "test": ('<name>, <name2> = "", set()',),
 }
 
 
 def _set_or_string(name: str, rule: str, variable: str, **kwargs) -> Spec:
   prompts = {
-    split: tuple(text.replace("<var>", variable) for text in texts)
+    split: tuple(text.replace("@", variable) for text in texts)
     for split, texts in _SET_PROMPTS.items()
   }
   return Spec(
@@ -52,6 +53,7 @@ SET_OR_STRING = _set_or_string(
   "set_or_string",
   "A variable that holds a set is added to with .add, a string with +=.",
   "<name>",
+  find_points=rules.containers,
 )
 SET_OR_STRING_FIXEDVARNAME = _set_or_string(
   "set_or_string_fixedvarname",
@@ -107,14 +109,15 @@ VAR_SWAP = Spec(
     contrast(
       {
         split: tuple(
-          tuple(side.format("<name>", "<name2>") for side in sides)
+          tuple(side.format("<var>", "<var2>") for side in sides)
           for sides in texts
         )
         for split, texts in _SWAP_PROMPTS.items()
       },
-      (" <name>", " <name2>"),
+      (" <var>", " <var2>"),
     ),
   ),
+  find_points=rules.swaps,
 )
 
 # `~` stands for the variable assigned last.
@@ -141,13 +144,14 @@ VAR_IF = Spec(
   name="var_if",
   rule="A condition tests the variable that was just assigned.",
   variants=(
-    substitute(_IF_PROMPTS, ("<name>", "<name2>"), (" <name>", " <name2>")),
+    substitute(_IF_PROMPTS, ("<var>", "<var2>"), (" <var>", " <var2>")),
   ),
   distractors={
     "train": ("<name> = <name2>", "<name> = <function>()"),
     "validation": ("<name> = -<name2>", "<name> = not <name2>"),
     "test": ("<name> = [<name2>]", "<name> = (<name2>,)"),
   },
+  find_points=rules.conditions,
 )
 
 SPECS = (SET_OR_STRING, SET_OR_STRING_FIXEDVARNAME, VAR_SWAP, VAR_IF)

@@ -6,7 +6,7 @@ whichever list it stands in.
 
 import hashlib
 
-from sparse_jax.tasks import base
+from sparse_jax.tasks.pairs import SPLITS
 
 _NAMES = """
 action address alias args array attr axis base batch block body bounds branch
@@ -83,6 +83,15 @@ upper useful usual valid virtual visible warm weak west white whole wide wild
 wrong yellow young
 """
 
+# Parameters that hold a path.
+_PATHS = """
+archive cachefile conf configfile database dbfile dest destination dst dump
+datafile file filename filepath fn fname image infile inpath input_file
+inputfile json_file jsonfile location log log_file logfile name outfile outpath
+output_file outputfile p path path_name pathname pidfile report_file save_path
+script source sourcefile src srcfile stream target text_file textfile url xml
+"""
+
 # Names of functions and methods.
 _FUNCTIONS = """
 acquire add_field add_item append_row apply_rule as_dict ask assign attach bind
@@ -138,7 +147,7 @@ def _split_of(word: str) -> str:
 
 
 def _deal(words) -> dict[str, tuple[str, ...]]:
-  dealt = {split: [] for split in base.SPLITS}
+  dealt = {split: [] for split in SPLITS}
   for word in dict.fromkeys(words):
     dealt[_split_of(word)].append(word)
   return {split: tuple(words) for split, words in dealt.items()}
@@ -146,8 +155,10 @@ def _deal(words) -> dict[str, tuple[str, ...]]:
 
 WORDS = {
   "name": _deal(_NAMES.split()),
+  "var": _deal(_NAMES.split()),  # Variables that answers name.
   "noun": _deal(_NOUNS.split()),
   "adjective": _deal(_ADJECTIVES.split()),
+  "path": _deal(_PATHS.split()),
   "function": _deal(_FUNCTIONS.split()),
   "class": _deal(_CLASSES.split()),
   "number": _deal(str(n) for n in range(100)),

@@ -1,0 +1,310 @@
+"""A circuit: the nodes kept for one task, the edges between them, its figures.
+
+An edge is a nonzero weight joining two kept nodes (paper section 2). Residual
+channels are wiring between writes and later reads and are not counted. Weights
+of the token embedding and unembedding are counted apart.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparse_jax import config as config_lib
+from sparse_jax import errors, files, sites, taps
+from sparse_jax import model as model_lib
+
+_FORMAT = "sparse_jax circuit 1"
+
+
+def parameter(params: model_lib.Params, path: str) -> jax.Array:
+  """Returns the parameter at a path such as `layers/mlp/c_fc/kernel`."""
+  for key in path.split("/"):
+    params = params[key]
+  return params
+
+
+def edge_weights(
+    kind: sites.EdgeKind,
+    params: model_lib.Params,
+    node_mask: Mapping[str, np.ndarray],
+) -> np.ndarray:
+  """Returns a kind's weights between kept nodes, zero elsewhere.
+
+  Args:
+    kind: which edges.
+    params: the model's parameters.
+    node_mask: per site `[layers, width]` of booleans; a site that is absent is
+      wholly open.
+
+  Returns:
+    `[layers, source width, target width]`.
+  """
+  kernel = np.asarray(parameter(params, kind.matrix), np.float32)
+  width = kernel.shape[-1] // kind.num_blocks
+  weight = kernel[..., kind.block * width : (kind.block + 1) * width]
+  if kind.source in node_mask:
+    source = np.asarray(node_mask[kind.source], bool)
+    # Rows past the source's width read concatenated positions: not nodes.
+    weight = weight[:, : source.shape[1]] * source[:, :, None]
+  if kind.target in node_mask:
+    weight = weight * np.asarray(node_mask[kind.target], bool)[:, None, :]
+  return weight
+
+
+def count_edges(
+    params: model_lib.Params, node_mask: Mapping[str, np.ndarray]
+) -> int:
+  """Returns the number of nonzero weights between kept nodes."""
+  return sum(
+      int(np.count_nonzero(edge_weights(kind, params, node_mask)))
+      for kind in sites.EDGE_KINDS
+  )
+
+
+def find_edges(
+    params: model_lib.Params, node_mask: Mapping[str, np.ndarray]
+) -> list[dict[str, Any]]:
+  """Returns every edge as circuit.json has it, by layer and kind."""
+  found = []
+  for kind in sites.EDGE_KINDS:
+    weight = edge_weights(kind, params, node_mask)
+    for layer, source, target in zip(*np.nonzero(weight), strict=True):
+      found.append({
+          "from": _node(kind.source, layer, source),
+          "to": _node(kind.target, layer, target),
+          "weight": float(weight[layer, source, target]),
+          "kind": kind.name,
+      })
+  order = list(sites.EDGE_KINDS)
+  rank = {kind.name: i for i, kind in enumerate(order)}
+  layer_of = lambda edge: int(edge["from"]["site"].split(".")[0])
+  return sorted(found, key=lambda e: (layer_of(e), rank[e["kind"]]))
+
+
+def _node(site: str, row: int, index: int) -> dict[str, Any]:
+  return {"site": sites.site_id(site, int(row)), "index": int(index)}
+
+
+def count_token_edges(
+    params: model_lib.Params,
+    node_mask: Mapping[str, np.ndarray],
+    prompt_tokens: np.ndarray,
+    answer_tokens: np.ndarray,
+) -> dict[str, int]:
+  """Returns the embedding's and unembedding's edges, counted apart.
+
+  `num_embedding_edges`: nonzero embedding weights of tokens that occur in the
+  prompts, into residual channels that some kept node reads.
+  `num_unembedding_edges`: nonzero unembedding weights of the answer tokens,
+  from residual channels that some kept node writes.
+  """
+  reads = _any_channel(node_mask, ("attn.act_in", "mlp.act_in"))
+  writes = _any_channel(node_mask, ("attn.resid_delta", "mlp.resid_delta"))
+  embed = np.asarray(parameter(params, sites.EMBED))
+  tied = sites.UNEMBED.split("/")[0] not in params
+  unembed = embed if tied else np.asarray(parameter(params, sites.UNEMBED))
+  return {
+      "num_embedding_edges": int(
+          np.count_nonzero(embed[np.unique(prompt_tokens)] * reads)
+      ),
+      "num_unembedding_edges": int(
+          np.count_nonzero(unembed[np.unique(answer_tokens)] * writes)
+      ),
+  }
+
+
+def _any_channel(node_mask, names) -> np.ndarray | bool:
+  if any(name not in node_mask for name in names):
+    return True
+  return np.any([np.any(node_mask[name], 0) for name in names], 0)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Circuit:
+  """The part of a model that does one task.
+
+  Attributes:
+    task: the task's name.
+    model_fingerprint: of the model it was cut from (`checkpoint.fingerprint`).
+    model_config: shape of that model.
+    sparsity: activation sparsity of that model.
+    ablation: "mean_pretrain", "mean_task" or "zero": what `means` hold.
+    target_loss: task loss it was cut to, in nats, mean over both sides.
+    logit_scale: fitted factor on its logits.
+    node_mask: per gated site `[layers, width]` bool, true for kept nodes.
+    means: per gated site `[layers, width]` float32, values of closed nodes.
+    edges: as in circuit.json.
+    metrics: figures by name; losses in nats.
+    details: further contents of circuit.json, by key.
+  """
+
+  task: str
+  model_fingerprint: str
+  model_config: config_lib.ModelConfig
+  sparsity: config_lib.SparsityConfig
+  ablation: str
+  target_loss: float
+  logit_scale: float
+  node_mask: Mapping[str, np.ndarray]
+  means: Mapping[str, np.ndarray]
+  edges: list[dict[str, Any]]
+  metrics: dict[str, Any]
+  details: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def num_nodes(self) -> int:
+    """Number of kept nodes."""
+    return sum(int(np.sum(mask)) for mask in self.node_mask.values())
+
+  @property
+  def num_edges(self) -> int:
+    """Number of nonzero weights between kept nodes."""
+    return len(self.edges)
+
+  @property
+  def nodes(self) -> list[dict[str, Any]]:
+    """Kept nodes as `{"site": "0.attn.q", "index": 3}`, in forward order."""
+    found = [
+        (row, list(sites.SITES).index(site), index)
+        for site, mask in self.node_mask.items()
+        for row, index in zip(*np.nonzero(mask), strict=True)
+    ]
+    names = list(sites.SITES)
+    single = lambda node: not sites.SITES[names[node[1]]].per_layer
+    found.sort(key=lambda node: (single(node), *node))
+    return [_node(names[site], row, index) for row, site, index in found]
+
+  @property
+  def model(self) -> model_lib.Model:
+    """The model it runs in."""
+    return model_lib.Model(self.model_config, self.sparsity)
+
+  @property
+  def tap(self) -> model_lib.Tap:
+    """The tap that ablates everything outside the circuit."""
+    return taps.gate(
+        jax.tree.map(jnp.asarray, dict(self.node_mask)),
+        jax.tree.map(jnp.asarray, dict(self.means)),
+    )
+
+  def apply(
+      self, params: model_lib.Params, tokens: jax.Array
+  ) -> jax.Array:
+    """Returns the circuit's logits: the model with everything else ablated.
+
+    Args:
+      params: parameters of the model it was cut from.
+      tokens: int `[B, L]`.
+
+    Returns:
+      float32 `[B, L, V]`, times the fitted `logit_scale`.
+    """
+    logits = self.model.apply(params, tokens, self.tap)
+    return self.logit_scale * logits
+
+  def save(self, directory: files.PathLike) -> None:
+    """Writes circuit.json and arrays.npz; an earlier circuit is replaced.
+
+    Raises:
+      InputError: if the directory holds something else or cannot be written.
+    """
+    with files.replace_directory(directory, "circuit.json") as new:
+      np.savez(
+          new / "arrays.npz",
+          **{f"means/{k}": np.asarray(v) for k, v in self.means.items()},
+      )
+      files.write_json(
+          new / "circuit.json",
+          {
+              "format": _FORMAT,
+              "task": self.task,
+              "model_fingerprint": self.model_fingerprint,
+              "model": config_lib.to_dict(self.model_config),
+              "sparsity": config_lib.to_dict(self.sparsity),
+              "ablation": self.ablation,
+              "target_loss": self.target_loss,
+              "logit_scale": self.logit_scale,
+              "sites": list(self.node_mask),
+              "nodes": self.nodes,
+              "edges": self.edges,
+              "metrics": self.metrics,
+              **self.details,
+          },
+      )
+
+  @classmethod
+  def load(cls, directory: files.PathLike) -> "Circuit":
+    """Reads a circuit directory.
+
+    Raises:
+      InputError: if a file is missing, damaged or inconsistent.
+    """
+    directory = pathlib.Path(directory)
+    path = directory / "circuit.json"
+    raw = files.read_json(path, "the circuit.json of a circuit directory")
+    try:
+      if raw.pop("format") != _FORMAT:
+        raise KeyError("format")
+      config = config_lib.from_dict(
+          config_lib.ModelConfig, raw.pop("model"), "model."
+      )
+      node_mask = {
+          name: np.zeros(
+              (sites.num_rows(name, config.n_layer), config.width(name)), bool
+          )
+          for name in raw.pop("sites")
+      }
+      for node in raw.pop("nodes"):
+        name, layer = sites.parse_site_id(node["site"], config.n_layer)
+        if not 0 <= node["index"] < config.width(name):
+          raise errors.bad_value(
+              f"{path}: index of {node['site']}",
+              node["index"],
+              f"0 to {config.width(name) - 1}",
+          )
+        node_mask[name][layer or 0, node["index"]] = True
+      circuit = cls(
+          model_config=config,
+          sparsity=config_lib.from_dict(
+              config_lib.SparsityConfig, raw.pop("sparsity"), "sparsity."
+          ),
+          node_mask=node_mask,
+          means=_load_means(directory / "arrays.npz", node_mask),
+          **{
+              field.name: raw.pop(field.name)
+              for field in dataclasses.fields(cls)
+              if field.name in raw
+          },
+          details=raw,
+      )
+    except errors.InputError:
+      raise
+    except (KeyError, TypeError, AttributeError, ValueError) as e:
+      raise errors.InputError(
+          f"{path}: {type(e).__name__} {e}; need a circuit.json as save writes"
+      ) from e
+    return circuit
+
+
+def _load_means(
+    path: pathlib.Path, node_mask: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+  try:
+    with np.load(path, allow_pickle=False) as arrays:
+      means = {name: arrays[f"means/{name}"] for name in node_mask}
+  except Exception as e:
+    raise errors.InputError(
+        f"{path}: {type(e).__name__} {e}; need the means of the circuit's sites"
+    ) from e
+  for name, mask in node_mask.items():
+    if means[name].shape != mask.shape or not np.all(np.isfinite(means[name])):
+      raise errors.InputError(
+          f"{path}: means/{name} has shape {means[name].shape}; need finite"
+          f" values of shape {mask.shape}"
+      )
+  return means

@@ -1,0 +1,261 @@
+"""Prompts harvested from real files, where a task's rule decides what follows.
+
+A rule reads parsed code and names *points*: an offset, the answer that the code
+calls for there and how far back the evidence for it lies. A point becomes a
+prompt if the tokenizer has a boundary at it, the file's next token is that
+answer, and the evidence is within the context.
+"""
+
+import bisect
+import dataclasses
+import io
+import keyword
+import random
+import tokenize
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tqdm
+
+from sparse_jax.tasks.pairs import Prompts, pad_rows
+
+# A document gives at most this share of a task's prompts.
+_MAX_SHARE = 1 / 8
+
+_SKIPPED = {
+  tokenize.COMMENT,
+  tokenize.NL,
+  tokenize.INDENT,
+  tokenize.DEDENT,
+  tokenize.ENDMARKER,
+}
+
+
+class Token(NamedTuple):
+  """A token of Python, with offsets into the text."""
+
+  type: int
+  text: str
+  start: int
+  end: int
+
+  @property
+  def is_name(self) -> bool:
+    """Whether it is an identifier."""
+    return self.type == tokenize.NAME and not keyword.iskeyword(self.text)
+
+
+class Line(NamedTuple):
+  """A logical line.
+
+  Attributes:
+    tokens: its tokens, at least one, less the newline.
+    indent: its column.
+    end: offset behind its newline.
+  """
+
+  tokens: Sequence[Token]
+  indent: int
+  end: int
+
+  @property
+  def texts(self) -> tuple[str, ...]:
+    """The tokens as text."""
+    return tuple(t.text for t in self.tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class Code:
+  """A parsed file.
+
+  Attributes:
+    text: the file.
+    tokens: its tokens, less comments and layout.
+    lines: its logical lines.
+  """
+
+  text: str
+  tokens: Sequence[Token]
+  lines: Sequence[Line]
+
+
+class Point(NamedTuple):
+  """A place where a rule decides.
+
+  Attributes:
+    start: offset of the earliest evidence.
+    offset: where the answer begins.
+    right: the answer the code calls for.
+    wrong: the task's other answer.
+  """
+
+  start: int
+  offset: int
+  right: str
+  wrong: str
+
+
+# (code, the task's answers) -> points.
+Rule = Callable[[Code, Sequence[str]], Iterator[Point]]
+
+
+def parse(text: str) -> Code | None:
+  """Returns the file's tokens and logical lines, None if it is not Python."""
+  rows = [0]
+  for row in io.StringIO(text, newline="\n"):
+    rows.append(rows[-1] + len(row))
+  tokens, lines, current = [], [], []
+  try:
+    for t in tokenize.generate_tokens(io.StringIO(text, newline="\n").readline):
+      if t.type in _SKIPPED:
+        continue
+      start, end = (rows[row - 1] + col for row, col in (t.start, t.end))
+      token = Token(t.type, t.string, start, end)
+      if t.type == tokenize.NEWLINE:
+        if current:
+          indent = (
+            current[0].start - rows[bisect.bisect(rows, current[0].start) - 1]
+          )
+          lines.append(Line(tuple(current), indent, end))
+        current = []
+      elif text[start:end] != t.string and t.type == tokenize.NAME:
+        return None
+      else:
+        tokens.append(token)
+        current.append(token)
+  except (SyntaxError, tokenize.TokenError, IndexError):
+    return None
+  return Code(text, tuple(tokens), tuple(lines))
+
+
+def harvest(
+  tasks: Iterable,
+  documents: Iterable,
+  count: int,
+  seed: int = 0,
+  context_length: int = 128,
+  progress: bool = False,
+) -> dict[str, Prompts | None]:
+  """Returns prompts from real files for several tasks, in one pass.
+
+  Only places where the file agrees with the task's rule are taken, so that the
+  right answer is both what was written and what the rule says.
+
+  Args:
+    tasks: `Task`s in one tokenizer.
+    documents: held-out documents, with `text` and `name`.
+    count: most prompts a task; two fixed answers are right equally often.
+    seed: of the choice.
+    context_length: T, most tokens of a prompt.
+    progress: show a bar over documents.
+
+  Returns:
+    By task name: `Prompts` with tokens int32 [N, T], N from 0 to `count`, or
+    None for a task without a rule (its `natural_reason` says why).
+  """
+  tasks = list(tasks)
+  if not tasks:
+    return {}
+  found = {t.name: defaultdict(list) for t in tasks if t.find_points}
+  tokenizer = tasks[0].tokenizer
+  widths = np.array(
+    [len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)]
+  )
+  for document in tqdm.tqdm(
+    documents, "natural prompts", unit="file", disable=not progress
+  ):
+    code = parse(document.text)
+    if code is None:
+      continue
+    window = _Windows(code, tokenizer, widths, context_length)
+    for task in tasks:
+      if task.find_points:
+        for point in task.find_points(code, task.answers):
+          prompt = window.prompt(point)
+          if prompt is not None:
+            key = point.right if len(task.answers) == 2 else ""
+            found[task.name][key].append((*prompt, document.name))
+  return {
+    task.name: _select(task, found[task.name], count, seed, context_length)
+    if task.find_points
+    else None
+    for task in tasks
+  }
+
+
+class _Windows:
+  """The model's tokens of one file, cut where points ask."""
+
+  def __init__(self, code: Code, tokenizer, widths, context_length: int):
+    self._tokenizer = tokenizer
+    self._context_length = context_length
+    self._ids = np.asarray(tokenizer.encode(code.text), np.int32)
+    # Byte offsets: behind each token, and of each character.
+    self._ends = np.cumsum(widths[self._ids])
+    points = np.frombuffer(code.text.encode("utf-32-le"), np.uint32)
+    width = 1 + sum((points >= bound).astype(int) for bound in _UTF8_BOUNDS)
+    self._bytes = np.concatenate([[0], np.cumsum(width)])
+    self._single = {}
+
+  def _token(self, text: str) -> int | None:
+    if text not in self._single:
+      self._single[text] = self._tokenizer.single_token(text)
+    return self._single[text]
+
+  def prompt(self, point: Point) -> tuple[np.ndarray, int, int] | None:
+    """Returns (tokens, right, wrong), or None if the point cannot be used."""
+    right, wrong = self._token(point.right), self._token(point.wrong)
+    if right is None or wrong is None or right == wrong:
+      return None
+    byte = self._bytes[point.offset]
+    last = int(np.searchsorted(self._ends, byte))
+    if last + 1 >= len(self._ids) or self._ends[last] != byte:
+      return None
+    first = max(0, last + 1 - self._context_length)
+    begin = self._ends[first - 1] if first else 0
+    if self._ids[last + 1] != right or begin > self._bytes[point.start]:
+      return None
+    return self._ids[first : last + 1], right, wrong
+
+
+# The first code points that take two, three and four bytes in UTF-8.
+_UTF8_BOUNDS = (0x80, 0x800, 0x10000)
+
+
+def _select(
+  task, found: Mapping[str, list], count: int, seed: int, context_length: int
+) -> Prompts:
+  """Returns a seeded, balanced choice of what was found."""
+  rng = random.Random(f"{task.name}/natural/{seed}")
+  groups = task.answers if len(task.answers) == 2 else ("",)
+  share = count // len(groups)
+  chosen = []
+  most = max(1, int(share * _MAX_SHARE))
+  for group in groups:
+    pool = list(found[group])
+    rng.shuffle(pool)
+    chosen.append(_spread(pool, share, most))
+  smallest = min(map(len, chosen))
+  rows = [row for group in chosen for row in group[:smallest]]
+  tokens, lengths = pad_rows([row[0] for row in rows], context_length)
+  return Prompts(
+    tokens=tokens,
+    lengths=lengths,
+    right=np.array([row[1] for row in rows], np.int32),
+    wrong=np.array([row[2] for row in rows], np.int32),
+    names=tuple(row[3] for row in rows),
+  )
+
+
+def _spread(pool: Sequence, count: int, most: int) -> list:
+  """Returns up to `count` distinct rows, `most` a document."""
+  chosen, seen, taken = [], set(), Counter()
+  for row in pool:
+    key = row[0].tobytes()
+    if key not in seen and taken[row[3]] < most and len(chosen) < count:
+      seen.add(key)
+      taken[row[3]] += 1
+      chosen.append(row)
+  return chosen

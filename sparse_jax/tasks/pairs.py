@@ -1,0 +1,102 @@
+"""Prompts as text and as arrays: what a task emits."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class PairText:
+  """A datapoint as text: a prompt, its counterfactual and their next tokens."""
+
+  prompt: str
+  counter_prompt: str
+  answer: str
+  counter_answer: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pairs:
+  """Paired prompts. Side A's right answer is side B's wrong one.
+
+  Attributes:
+    prompts: int32 [N, T], side A, right-padded with 0.
+    counter_prompts: int32 [N, T], side B.
+    lengths: int32 [N], tokens of side A; its answer is predicted at length - 1.
+    counter_lengths: int32 [N].
+    answers: int32 [N], right for side A and wrong for side B.
+    counter_answers: int32 [N], right for side B and wrong for side A.
+    prompt_texts: side A as text, N strings.
+    counter_texts: side B as text.
+  """
+
+  prompts: np.ndarray
+  counter_prompts: np.ndarray
+  lengths: np.ndarray
+  counter_lengths: np.ndarray
+  answers: np.ndarray
+  counter_answers: np.ndarray
+  prompt_texts: tuple[str, ...]
+  counter_texts: tuple[str, ...]
+
+  def __len__(self) -> int:
+    """Number of pairs."""
+    return len(self.lengths)
+
+  def sequences(
+    self,
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Stacks both sides; row i and row i + N are one pair.
+
+    Returns:
+      tokens [2N, T], positions of the answer's logits [2N], right answers [2N],
+      wrong answers [2N]; all int32.
+    """
+    return (
+      np.concatenate([self.prompts, self.counter_prompts]),
+      np.concatenate([self.lengths, self.counter_lengths]) - 1,
+      np.concatenate([self.answers, self.counter_answers]),
+      np.concatenate([self.counter_answers, self.answers]),
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prompts:
+  """One-sided prompts harvested from real files.
+
+  Attributes:
+    tokens: int32 [N, T], right-padded with 0.
+    lengths: int32 [N]; the answer is predicted at length - 1.
+    right: int32 [N], the token that follows in the file.
+    wrong: int32 [N], the task's other answer.
+    names: the document each prompt comes from, N strings.
+  """
+
+  tokens: np.ndarray
+  lengths: np.ndarray
+  right: np.ndarray
+  wrong: np.ndarray
+  names: tuple[str, ...]
+
+  def __len__(self) -> int:
+    """Number of prompts."""
+    return len(self.lengths)
+
+  def sequences(
+    self,
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns tokens [N, T], positions [N], right [N], wrong [N]; int32."""
+    return self.tokens, self.lengths - 1, self.right, self.wrong
+
+
+def pad_rows(
+  rows: Sequence[Sequence[int]], width: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns rows right-padded with 0, int32 [N, width], and lengths [N]."""
+  padded = np.zeros((len(rows), width), np.int32)
+  for i, row in enumerate(rows):
+    padded[i, : len(row)] = row
+  return padded, np.array([len(row) for row in rows], np.int32)

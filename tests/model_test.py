@@ -1,0 +1,243 @@
+"""The forward pass: taps, causality, sparsity, references."""
+
+import dataclasses
+
+import chex
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+from hypothesis import strategies as st
+
+from sparse_jax import config as config_lib
+from sparse_jax import model as model_lib
+from sparse_jax import sites, taps
+
+
+def tiny_model(activation_fraction=0.25, **fields):
+  config = config_lib.ModelConfig(**{
+      "n_layer": 2, "d_model": 16, "d_head": 4, "d_mlp": 32, "vocab_size": 40,
+      "context_length": 12, **fields,
+  })
+  sparsity = config_lib.SparsityConfig(
+      activation_fraction=activation_fraction, min_alive=0
+  )
+  model = model_lib.Model(config, sparsity)
+  params = model.init(jax.random.key(0))
+  # Away from the initial zeros and ones, so that every parameter matters.
+  leaves, tree = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(1), len(leaves))
+  params = jax.tree.unflatten(tree, [
+      leaf + 0.3 * jax.random.normal(key, leaf.shape)
+      for leaf, key in zip(leaves, keys, strict=True)
+  ])
+  tokens = jax.random.randint(jax.random.key(2), (3, 9), 0, 40)
+  return model, params, tokens
+
+
+VARIANTS = (
+    ("plain", {}),
+    ("dense", {"activation_fraction": 1.0}),
+    ("bare", {"sink": False, "bigram": "none", "bias": False, "tied": True}),
+    ("layer_norm", {"norm": "layer", "activation": "relu"}),
+    ("learned", {"positions": "learned", "bigram": "fixed"}),
+    ("concatenated", {"positions": "concatenated", "d_position": 6}),
+    ("sinusoidal", {"positions": "sinusoidal", "d_position": 6}),
+    ("relu_residual", {"residual_activation": "relu"}),
+)
+
+
+def naive_attention(q, k, v, sink):
+  """One head at a time, with the sink as a real extra key of value zero."""
+  out = np.zeros_like(q)
+  batch, length, heads, width = q.shape
+  for b in range(batch):
+    for h in range(heads):
+      for i in range(length):
+        score = k[b, : i + 1, h] @ q[b, i, h] / np.sqrt(width)
+        values = v[b, : i + 1, h]
+        if sink is not None:
+          score = np.append(score, sink[h])
+          values = np.vstack([values, np.zeros(width)])
+        weight = np.exp(score - score.max())
+        out[b, i, h] = weight @ values / weight.sum()
+  return out
+
+
+class ModelTest(parameterized.TestCase):
+
+  @parameterized.named_parameters(*VARIANTS)
+  def test_no_tap_equals_identity_tap_equals_open_gates(self, fields):
+    model, params, tokens = tiny_model(**fields)
+    want = jax.jit(model.apply)(params, tokens)
+    chex.assert_shape(want, (3, 9, 40))
+    ones = {
+        name: np.ones(
+            (sites.num_rows(name, 2), model.config.width(name)), bool
+        )
+        for name in sites.NODE_SITES
+    }
+    means = jax.tree.map(lambda m: 7.0 * m, ones)
+    for tap in (taps.identity, taps.gate(ones, means), taps.patch({})):
+      got = model.apply(params, tokens, tap=tap)
+      np.testing.assert_allclose(got, want, atol=1e-5)
+
+  @parameterized.named_parameters(*VARIANTS)
+  def test_causality_by_gradients(self, fields):
+    model, params, tokens = tiny_model(**fields)
+    x_BxLxD = params["wte"]["embedding"][tokens]
+
+    def logits_at(x, position):
+      tap = lambda site, layer, v: (
+          v + x if (site, layer) == ("resid_in", 0) else v
+      )
+      return jnp.sum(model.apply(params, tokens, tap)[:, position] ** 2)
+
+    for position in (0, 4, 8):
+      grad = jax.grad(logits_at)(jnp.zeros_like(x_BxLxD), position)
+      np.testing.assert_array_equal(grad[:, position + 1 :], 0)
+      self.assertGreater(float(jnp.abs(grad[:, position]).max()), 0)
+
+  @parameterized.parameters(True, False)
+  def test_attention_against_one_key_at_a_time(self, has_sink):
+    rng = np.random.default_rng(0)
+    q, k, v = rng.normal(size=(3, 2, 5, 3, 4)).astype(np.float32)
+    sink = rng.normal(size=3).astype(np.float32) if has_sink else None
+    got = model_lib.attend(*map(jnp.asarray, (q, k, v)), sink)
+    np.testing.assert_allclose(
+        got, naive_attention(q, k, v, sink), rtol=1e-5, atol=1e-6
+    )
+
+  def test_attention_does_not_overflow(self):
+    big = jnp.full((1, 3, 1, 4), 1e4)
+    sink = jnp.array([-1e4])
+    self.assertTrue(jnp.all(jnp.isfinite(model_lib.attend(big, big, big, sink))))
+
+  def test_a_huge_sink_silences_attention(self):
+    model, params, tokens = tiny_model()
+    params["layers"]["attn"]["sink"] += 1e4
+    _, acts = taps.run_with_sites(model, params, tokens)
+    np.testing.assert_allclose(acts["0.attn.y"], 0, atol=1e-6)
+
+  def test_top_k_keeps_the_fraction_at_every_site(self):
+    model, params, tokens = tiny_model()
+    _, acts = taps.run_with_sites(model, params, tokens)
+    self.assertEqual(list(acts), list(sites.all_site_ids(2)))
+    for name in sites.LAYER_NODE_SITES:
+      for layer in range(2):
+        x = acts[sites.site_id(name, layer)]
+        np.testing.assert_array_less(
+            jnp.count_nonzero(x, -1), x.shape[-1] // 4 + 1
+        )
+
+  def test_recording_is_limited_to_the_sites_asked_for(self):
+    model, params, tokens = tiny_model()
+    names = ["1.mlp.post_act", "final_resid"]
+    logits, acts = taps.run_with_sites(model, params, tokens, sites=names)
+    self.assertEqual(list(acts), names)
+    np.testing.assert_allclose(
+        model.unembed(params, acts["final_resid"], tokens), logits, atol=1e-6
+    )
+    with self.assertRaisesRegex(ValueError, "did you mean '1.attn.q'"):
+      taps.run_with_sites(model, params, tokens, sites=["1.attn.qq"])
+
+  def test_a_patched_site_replays_its_recording(self):
+    model, params, tokens = tiny_model()
+    other = tokens[::-1]
+    _, acts = taps.run_with_sites(model, params, other)
+    want = model.apply(params, other)
+    # All that layer 1 and the output read is the residual stream.
+    final = taps.patch({"final_resid": acts["final_resid"]})
+    got = model.unembed(params, model.residual(params, tokens, final), other)
+    np.testing.assert_allclose(got, want, atol=1e-6)
+
+  def test_taps_compose_in_order(self):
+    double = lambda site, layer, x: 2 * x
+    add = lambda site, layer, x: x + 1
+    tap = taps.compose(double, add)
+    self.assertEqual(tap("attn.q", 0, jnp.array(3.0)), 7.0)
+
+  def test_mean_ablation_by_hand(self):
+    gates = {"attn.q": jnp.array([[1.0, 0.0], [0.0, 1.0]])}
+    means = {"attn.q": jnp.array([[5.0, 6.0], [7.0, 8.0]])}
+    tap = taps.gate(gates, means)
+    x = jnp.array([[[1.0, 2.0]]])
+    np.testing.assert_array_equal(tap("attn.q", 0, x), [[[1.0, 6.0]]])
+    np.testing.assert_array_equal(tap("attn.q", 1, x), [[[7.0, 2.0]]])
+    np.testing.assert_array_equal(tap("attn.k", 1, x), x)
+
+  def test_closed_gates_make_every_site_its_mean(self):
+    model, params, tokens = tiny_model()
+    shape = lambda n: (sites.num_rows(n, 2), model.config.width(n))
+    rng = np.random.default_rng(0)
+    means = {n: rng.normal(size=shape(n)) for n in sites.NODE_SITES}
+    zeros = {n: np.zeros(shape(n)) for n in sites.NODE_SITES}
+    acts = {}
+    model.apply(
+        params,
+        tokens,
+        taps.compose(taps.gate(zeros, means), taps.record(acts)),
+    )
+    for name in sites.NODE_SITES:
+      for row in range(sites.num_rows(name, 2)):
+        got = acts[sites.site_id(name, row)]
+        want = np.broadcast_to(means[name][row], got.shape)
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+
+  def test_two_candidates_equal_all_logits(self):
+    model, params, tokens = tiny_model()
+    x = model.residual(params, tokens)
+    candidates = jax.random.randint(jax.random.key(3), (3, 9, 2), 0, 40)
+    want = jnp.take_along_axis(model.apply(params, tokens), candidates, -1)
+    got = model.unembed(params, x, tokens, candidates)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+  def test_the_bigram_tables_last_row_gets_no_gradient(self):
+    model, params, tokens = tiny_model()
+    tokens = tokens.at[0, 0].set(39)
+    grad = jax.grad(lambda p: jnp.sum(model.apply(p, tokens) ** 2))(params)
+    rows = np.abs(grad["bigram_table"]).sum(-1)
+    self.assertEqual(rows[39], 0)
+    self.assertGreater(rows[int(tokens[1, 1])], 0)
+
+  def test_compute_in_bfloat16_stays_close(self):
+    model, params, tokens = tiny_model(activation_fraction=1.0)
+    half = model_lib.Model(model.config, model.sparsity, jnp.bfloat16)
+    got, want = half.apply(params, tokens), model.apply(params, tokens)
+    self.assertEqual(got.dtype, jnp.float32)
+    error = jnp.abs(got - want).mean() / jnp.abs(want).mean()
+    self.assertLess(float(error), 0.05)
+
+  def test_positions_limit_the_length(self):
+    model, params, _ = tiny_model(positions="learned")
+    with self.assertRaisesRegex(ValueError, "length 13.*context_length=12"):
+      model.apply(params, jnp.zeros((1, 13), jnp.int32))
+
+  def test_sinusoids_have_log_spaced_periods(self):
+    table = np.asarray(model_lib.sinusoids(64, 6))
+    np.testing.assert_allclose(table[:, 0][::4], 0, atol=1e-5)
+    np.testing.assert_allclose(
+        table[:, 1], np.sin(2 * np.pi * np.arange(64) / 16), atol=1e-5
+    )
+    np.testing.assert_allclose(
+        table[:, 5], np.cos(2 * np.pi * np.arange(64) / 64), atol=1e-5
+    )
+
+  @hypothesis.given(st.sampled_from(sites.NODE_SITES), st.integers(0, 1))
+  @hypothesis.settings(max_examples=12, deadline=None)
+  def test_site_names_round_trip(self, name, layer):
+    full = sites.site_id(name, layer)
+    want = (name, layer if sites.SITES[name].per_layer else None)
+    self.assertEqual(sites.parse_site_id(full, 2), want)
+
+  def test_unresolved_shapes_are_refused(self):
+    with self.assertRaisesRegex(ValueError, "model.vocab_size=0"):
+      model_lib.Model(
+          dataclasses.replace(tiny_model()[0].config, vocab_size=0),
+          config_lib.SparsityConfig(),
+      )
+
+
+if __name__ == "__main__":
+  absltest.main()
