@@ -16,12 +16,11 @@ from typing import Any
 # Before JAX loads: its start-up notes are no news to a user on a laptop.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import jax
 import ml_collections
 from absl import flags, logging
 
 from sparse_jax import config as config_lib
-from sparse_jax import errors, train
+from sparse_jax import errors, host, train
 
 
 def run(main: Callable[[list[str]], int | None], description: str) -> None:
@@ -46,13 +45,13 @@ def _status(main, description: str, argv: Sequence[str]) -> int:
     rest = flags.FLAGS(others)[1:]
     if rest:
       raise errors.InputError(
-          f"argument {rest[0]!r} is not accepted; need flags as in --help"
+        f"argument {rest[0]!r} is not accepted; need flags as in --help"
       )
     if overrides and "config" not in flags.FLAGS:
       raise errors.InputError(
-          f"{overrides[0]!r} is not accepted; this command takes no config"
+        f"{overrides[0]!r} is not accepted; this command takes no config"
       )
-    jax.config.update("jax_threefry_partitionable", True)
+    host.keep_freed_memory()
     return main(overrides) or 0
   except (errors.InputError, flags.Error) as e:
     print("error: " + " ".join(str(e).split()), file=sys.stderr)
@@ -66,9 +65,9 @@ def _status(main, description: str, argv: Sequence[str]) -> int:
   except OSError as e:
     where = f" {e.filename}" if e.filename else ""
     print(
-        f"error: cannot read or write{where}: {e.strerror or e}; need an"
-        " accessible path with free space",
-        file=sys.stderr,
+      f"error: cannot read or write{where}: {e.strerror or e}; need an"
+      " accessible path with free space",
+      file=sys.stderr,
     )
     return 2
   except Exception:
@@ -87,8 +86,8 @@ def _help(description: str, program: str) -> str:
     lines.append(f"  --{name}: {flag.help}{default}")
   if "config" in flags.FLAGS:
     lines += [
-        "  --config.FIELD=VALUE: overrides a field of the config, for example",
-        "    --config.sparsity.density=0.05; sparse_jax/config.py lists them",
+      "  --config.FIELD=VALUE: overrides a field of the config, for example",
+      "    --config.sparsity.density=0.05; sparse_jax/config.py lists them",
     ]
   return "\n".join(lines)
 
@@ -115,12 +114,12 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> config_lib.Config:
 def _file_config(path: str) -> ml_collections.ConfigDict:
   if not pathlib.Path(path).is_file():
     raise errors.InputError(
-        f"--config={path}: no such file; need a Python file with get_config()"
+      f"--config={path}: no such file; need a Python file with get_config()"
     )
   spec = importlib.util.spec_from_file_location("experiment_config", path)
   if spec is None or spec.loader is None:
     raise errors.InputError(
-        f"--config={path}: not a .py file; need a Python file with get_config()"
+      f"--config={path}: not a .py file; need a Python file with get_config()"
     )
   module = importlib.util.module_from_spec(spec)
   try:
@@ -130,13 +129,13 @@ def _file_config(path: str) -> ml_collections.ConfigDict:
     raise
   except Exception as e:
     raise errors.InputError(
-        f"--config={path}: {type(e).__name__}: {e}; need a Python file whose"
-        " get_config() returns an ml_collections.ConfigDict"
+      f"--config={path}: {type(e).__name__}: {e}; need a Python file whose"
+      " get_config() returns an ml_collections.ConfigDict"
     ) from e
   if not isinstance(config, ml_collections.ConfigDict):
     raise errors.InputError(
-        f"--config={path}: get_config() returned {type(config).__name__}; need"
-        " an ml_collections.ConfigDict"
+      f"--config={path}: get_config() returned {type(config).__name__}; need"
+      " an ml_collections.ConfigDict"
     )
   return config
 
@@ -159,9 +158,11 @@ def _literal(name: str, text: str) -> Any:
 def _field_type(name: str) -> Any:
   kind: Any = config_lib.Config
   for part in name.split("."):
-    kind = typing.get_type_hints(kind).get(part) if isinstance(
-        kind, type
-    ) and hasattr(kind, "__dataclass_fields__") else None
+    kind = (
+      typing.get_type_hints(kind).get(part)
+      if isinstance(kind, type) and hasattr(kind, "__dataclass_fields__")
+      else None
+    )
   return kind
 
 
@@ -171,6 +172,6 @@ def _set(values: dict[str, Any], name: str, value: Any) -> None:
     values = values.setdefault(group, {})
     if not isinstance(values, Mapping):
       raise errors.InputError(
-          f"--config.{name}: {group} is a single field; need a group"
+        f"--config.{name}: {group} is a single field; need a group"
       )
   values[last] = value

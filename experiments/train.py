@@ -14,12 +14,12 @@ from sparse_jax import train
 
 _CONFIG = flags.DEFINE_string("config", None, "Python file with get_config().")
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Directory of the run; the same one resumes it."
+  "workdir", None, "Directory of the run; the same one resumes it."
 )
 _DISTRIBUTED = flags.DEFINE_bool(
-    "distributed",
-    False,
-    "Join the processes that JAX_COORDINATOR_ADDRESS or the cluster names.",
+  "distributed",
+  False,
+  "Join the processes that JAX_COORDINATOR_ADDRESS or the cluster names.",
 )
 flags.mark_flags_as_required(["config", "workdir"])
 
@@ -32,9 +32,9 @@ def main(overrides: list[str]) -> None:
   trained = train.run(config, _WORKDIR.value)
   if jax.process_index() == 0:
     print(
-        f"held-out loss {trained.eval_loss:.4f} nats a token, block weights"
-        f" {100 * (1 - train.block_density(trained.params)):.1f}% zero;"
-        f" model in {trained.model_directory}"
+      f"held-out loss {trained.eval_loss:.4f} nats a token, block weights"
+      f" {100 * (1 - train.block_density(trained.params)):.1f}% zero;"
+      f" model in {trained.model_directory}"
     )
 
 

@@ -8,12 +8,12 @@ from sparse_jax.model import Model
 from sparse_jax.taps import run_with_sites
 
 __all__ = [
-    "Circuit",
-    "InputError",
-    "Model",
-    "load_model",
-    "load_tokenizer",
-    "run_with_sites",
-    "save_model",
-    "tasks",
+  "Circuit",
+  "InputError",
+  "Model",
+  "load_model",
+  "load_tokenizer",
+  "run_with_sites",
+  "save_model",
+  "tasks",
 ]

@@ -21,9 +21,9 @@ def fingerprint(model: model_lib.Model, params: model_lib.Params) -> str:
   """Returns a hash of the shape, the activation sparsity and all weights."""
   digest = hashlib.sha256()
   behaviour = {
-      "model": config_lib.to_dict(model.config),
-      "activation_fraction": model.sparsity.activation_fraction,
-      "activation_sites": list(model.sparsity.activation_sites),
+    "model": config_lib.to_dict(model.config),
+    "activation_fraction": model.sparsity.activation_fraction,
+    "activation_sites": list(model.sparsity.activation_sites),
   }
   digest.update(json.dumps(behaviour, sort_keys=True).encode())
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -33,11 +33,11 @@ def fingerprint(model: model_lib.Model, params: model_lib.Params) -> str:
 
 
 def save_model(
-    directory: files.PathLike,
-    model: model_lib.Model,
-    params: model_lib.Params,
-    tokenizer: tokenizer_lib.Tokenizer,
-    run: config_lib.Config | None = None,
+  directory: files.PathLike,
+  model: model_lib.Model,
+  params: model_lib.Params,
+  tokenizer: tokenizer_lib.Tokenizer,
+  run: config_lib.Config | None = None,
 ) -> None:
   """Writes a model directory: config.json, tokenizer.json, checkpoint/.
 
@@ -58,19 +58,19 @@ def save_model(
       checkpointer.save(new.absolute() / "checkpoint", params)
     tokenizer.save(new / "tokenizer.json")
     files.write_json(
-        new / "config.json",
-        {
-            "format": _FORMAT,
-            "model": config_lib.to_dict(model.config),
-            "sparsity": config_lib.to_dict(model.sparsity),
-            "fingerprint": fingerprint(model, params),
-            "run": config_lib.to_dict(run) if run else None,
-        },
+      new / "config.json",
+      {
+        "format": _FORMAT,
+        "model": config_lib.to_dict(model.config),
+        "sparsity": config_lib.to_dict(model.sparsity),
+        "fingerprint": fingerprint(model, params),
+        "run": config_lib.to_dict(run) if run else None,
+      },
     )
 
 
 def load_model(
-    directory: files.PathLike,
+  directory: files.PathLike,
 ) -> tuple[model_lib.Model, model_lib.Params]:
   """Returns (model, params) of a model directory.
 
@@ -81,20 +81,18 @@ def load_model(
   directory = pathlib.Path(directory)
   described = _read_config(directory)
   model = model_lib.Model(
-      config_lib.from_dict(
-          config_lib.ModelConfig, described["model"], "model."
-      ),
-      config_lib.from_dict(
-          config_lib.SparsityConfig, described["sparsity"], "sparsity."
-      ),
+    config_lib.from_dict(config_lib.ModelConfig, described["model"], "model."),
+    config_lib.from_dict(
+      config_lib.SparsityConfig, described["sparsity"], "sparsity."
+    ),
   )
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   params = _restore(directory / "checkpoint", shapes)
   found = fingerprint(model, params)
   if found != described.get("fingerprint"):
     raise errors.InputError(
-        f"{directory}: the checkpoint's fingerprint is {found}; config.json"
-        f" needs {described.get('fingerprint')}"
+      f"{directory}: the checkpoint's fingerprint is {found}; config.json"
+      f" needs {described.get('fingerprint')}"
     )
   return model, params
 
@@ -123,33 +121,35 @@ def _read_config(directory: pathlib.Path) -> dict[str, Any]:
 def _restore(path: pathlib.Path, shapes) -> Any:
   """Returns the tree saved at `path`, which must have these shapes."""
   if not path.is_dir():
-    raise errors.InputError(
-        f"{path} is missing; need a checkpoint directory"
-    )
+    raise errors.InputError(f"{path} is missing; need a checkpoint directory")
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   target = jax.tree.map(
-      lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), shapes
+    lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), shapes
   )
   try:
     with ocp.StandardCheckpointer() as checkpointer:
       saved = checkpointer.metadata(path.absolute()).item_metadata.tree
-      found = {rules.path_name(p): tuple(m.shape) for p, m in
-               jax.tree_util.tree_leaves_with_path(saved)}
-      want = {rules.path_name(p): tuple(s.shape) for p, s in
-              jax.tree_util.tree_leaves_with_path(shapes)}
+      found = {
+        rules.path_name(p): tuple(m.shape)
+        for p, m in jax.tree_util.tree_leaves_with_path(saved)
+      }
+      want = {
+        rules.path_name(p): tuple(s.shape)
+        for p, s in jax.tree_util.tree_leaves_with_path(shapes)
+      }
       for name in sorted(found.keys() | want.keys()):
         if found.get(name) != want.get(name):
           raise errors.InputError(
-              f"{path}: parameter {name} has shape {found.get(name)}; need"
-              f" {want.get(name)}"
+            f"{path}: parameter {name} has shape {found.get(name)}; need"
+            f" {want.get(name)}"
           )
       return checkpointer.restore(path.absolute(), target)
   except errors.InputError:
     raise
   except Exception as e:
     raise errors.InputError(
-        f"{path} is damaged or not a checkpoint of this model"
-        f" ({type(e).__name__}); need the directory that save_model wrote"
+      f"{path} is damaged or not a checkpoint of this model"
+      f" ({type(e).__name__}); need the directory that save_model wrote"
     ) from e
 
 
@@ -161,10 +161,10 @@ class TrainingCheckpoints:
     with files.disk_errors(self._directory):
       self._directory.mkdir(parents=True, exist_ok=True)
     self._manager = ocp.CheckpointManager(
-        self._directory,
-        options=ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=False
-        ),
+      self._directory,
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=keep, enable_async_checkpointing=False
+      ),
     )
 
   def latest_step(self) -> int | None:
@@ -180,8 +180,8 @@ class TrainingCheckpoints:
       self._manager.wait_until_finished()
     except (OSError, ValueError) as e:
       raise errors.InputError(
-          f"cannot write checkpoint {step} in {self._directory}: {e}; need a"
-          " writable directory with free space"
+        f"cannot write checkpoint {step} in {self._directory}: {e}; need a"
+        " writable directory with free space"
       ) from e
 
   def restore(self, state):
@@ -195,9 +195,9 @@ class TrainingCheckpoints:
       return self._manager.restore(step, args=ocp.args.StandardRestore(state))
     except Exception as e:
       raise errors.InputError(
-          f"{self._directory / str(step)} is damaged or not a checkpoint of"
-          f" this run ({type(e).__name__}); remove it to resume from an"
-          " earlier one, or choose another --workdir"
+        f"{self._directory / str(step)} is damaged or not a checkpoint of"
+        f" this run ({type(e).__name__}); remove it to resume from an"
+        " earlier one, or choose another --workdir"
       ) from e
 
   def close(self) -> None:

@@ -29,9 +29,9 @@ def parameter(params: model_lib.Params, path: str) -> jax.Array:
 
 
 def edge_weights(
-    kind: sites.EdgeKind,
-    params: model_lib.Params,
-    node_mask: Mapping[str, np.ndarray],
+  kind: sites.EdgeKind,
+  params: model_lib.Params,
+  node_mask: Mapping[str, np.ndarray],
 ) -> np.ndarray:
   """Returns a kind's weights between kept nodes, zero elsewhere.
 
@@ -57,29 +57,31 @@ def edge_weights(
 
 
 def count_edges(
-    params: model_lib.Params, node_mask: Mapping[str, np.ndarray]
+  params: model_lib.Params, node_mask: Mapping[str, np.ndarray]
 ) -> int:
   """Returns the number of nonzero weights between kept nodes."""
   return sum(
-      int(np.count_nonzero(edge_weights(kind, params, node_mask)))
-      for kind in sites.EDGE_KINDS
+    int(np.count_nonzero(edge_weights(kind, params, node_mask)))
+    for kind in sites.EDGE_KINDS
   )
 
 
 def find_edges(
-    params: model_lib.Params, node_mask: Mapping[str, np.ndarray]
+  params: model_lib.Params, node_mask: Mapping[str, np.ndarray]
 ) -> list[dict[str, Any]]:
   """Returns every edge as circuit.json has it, by layer and kind."""
   found = []
   for kind in sites.EDGE_KINDS:
     weight = edge_weights(kind, params, node_mask)
     for layer, source, target in zip(*np.nonzero(weight), strict=True):
-      found.append({
+      found.append(
+        {
           "from": _node(kind.source, layer, source),
           "to": _node(kind.target, layer, target),
           "weight": float(weight[layer, source, target]),
           "kind": kind.name,
-      })
+        }
+      )
   order = list(sites.EDGE_KINDS)
   rank = {kind.name: i for i, kind in enumerate(order)}
   layer_of = lambda edge: int(edge["from"]["site"].split(".")[0])
@@ -91,10 +93,10 @@ def _node(site: str, row: int, index: int) -> dict[str, Any]:
 
 
 def count_token_edges(
-    params: model_lib.Params,
-    node_mask: Mapping[str, np.ndarray],
-    prompt_tokens: np.ndarray,
-    answer_tokens: np.ndarray,
+  params: model_lib.Params,
+  node_mask: Mapping[str, np.ndarray],
+  prompt_tokens: np.ndarray,
+  answer_tokens: np.ndarray,
 ) -> dict[str, int]:
   """Returns the embedding's and unembedding's edges, counted apart.
 
@@ -109,12 +111,12 @@ def count_token_edges(
   tied = sites.UNEMBED.split("/")[0] not in params
   unembed = embed if tied else np.asarray(parameter(params, sites.UNEMBED))
   return {
-      "num_embedding_edges": int(
-          np.count_nonzero(embed[np.unique(prompt_tokens)] * reads)
-      ),
-      "num_unembedding_edges": int(
-          np.count_nonzero(unembed[np.unique(answer_tokens)] * writes)
-      ),
+    "num_embedding_edges": int(
+      np.count_nonzero(embed[np.unique(prompt_tokens)] * reads)
+    ),
+    "num_unembedding_edges": int(
+      np.count_nonzero(unembed[np.unique(answer_tokens)] * writes)
+    ),
   }
 
 
@@ -170,9 +172,9 @@ class Circuit:
   def nodes(self) -> list[dict[str, Any]]:
     """Kept nodes as `{"site": "0.attn.q", "index": 3}`, in forward order."""
     found = [
-        (row, list(sites.SITES).index(site), index)
-        for site, mask in self.node_mask.items()
-        for row, index in zip(*np.nonzero(mask), strict=True)
+      (row, list(sites.SITES).index(site), index)
+      for site, mask in self.node_mask.items()
+      for row, index in zip(*np.nonzero(mask), strict=True)
     ]
     names = list(sites.SITES)
     single = lambda node: not sites.SITES[names[node[1]]].per_layer
@@ -188,13 +190,11 @@ class Circuit:
   def tap(self) -> model_lib.Tap:
     """The tap that ablates everything outside the circuit."""
     return taps.gate(
-        jax.tree.map(jnp.asarray, dict(self.node_mask)),
-        jax.tree.map(jnp.asarray, dict(self.means)),
+      jax.tree.map(jnp.asarray, dict(self.node_mask)),
+      jax.tree.map(jnp.asarray, dict(self.means)),
     )
 
-  def apply(
-      self, params: model_lib.Params, tokens: jax.Array
-  ) -> jax.Array:
+  def apply(self, params: model_lib.Params, tokens: jax.Array) -> jax.Array:
     """Returns the circuit's logits: the model with everything else ablated.
 
     Args:
@@ -215,26 +215,26 @@ class Circuit:
     """
     with files.replace_directory(directory, "circuit.json") as new:
       np.savez(
-          new / "arrays.npz",
-          **{f"means/{k}": np.asarray(v) for k, v in self.means.items()},
+        new / "arrays.npz",
+        **{f"means/{k}": np.asarray(v) for k, v in self.means.items()},
       )
       files.write_json(
-          new / "circuit.json",
-          {
-              "format": _FORMAT,
-              "task": self.task,
-              "model_fingerprint": self.model_fingerprint,
-              "model": config_lib.to_dict(self.model_config),
-              "sparsity": config_lib.to_dict(self.sparsity),
-              "ablation": self.ablation,
-              "target_loss": self.target_loss,
-              "logit_scale": self.logit_scale,
-              "sites": list(self.node_mask),
-              "nodes": self.nodes,
-              "edges": self.edges,
-              "metrics": self.metrics,
-              **self.details,
-          },
+        new / "circuit.json",
+        {
+          "format": _FORMAT,
+          "task": self.task,
+          "model_fingerprint": self.model_fingerprint,
+          "model": config_lib.to_dict(self.model_config),
+          "sparsity": config_lib.to_dict(self.sparsity),
+          "ablation": self.ablation,
+          "target_loss": self.target_loss,
+          "logit_scale": self.logit_scale,
+          "sites": list(self.node_mask),
+          "nodes": self.nodes,
+          "edges": self.edges,
+          "metrics": self.metrics,
+          **self.details,
+        },
       )
 
   @classmethod
@@ -251,60 +251,60 @@ class Circuit:
       if raw.pop("format") != _FORMAT:
         raise KeyError("format")
       config = config_lib.from_dict(
-          config_lib.ModelConfig, raw.pop("model"), "model."
+        config_lib.ModelConfig, raw.pop("model"), "model."
       )
       node_mask = {
-          name: np.zeros(
-              (sites.num_rows(name, config.n_layer), config.width(name)), bool
-          )
-          for name in raw.pop("sites")
+        name: np.zeros(
+          (sites.num_rows(name, config.n_layer), config.width(name)), bool
+        )
+        for name in raw.pop("sites")
       }
       for node in raw.pop("nodes"):
         name, layer = sites.parse_site_id(node["site"], config.n_layer)
         if not 0 <= node["index"] < config.width(name):
           raise errors.bad_value(
-              f"{path}: index of {node['site']}",
-              node["index"],
-              f"0 to {config.width(name) - 1}",
+            f"{path}: index of {node['site']}",
+            node["index"],
+            f"0 to {config.width(name) - 1}",
           )
         node_mask[name][layer or 0, node["index"]] = True
       circuit = cls(
-          model_config=config,
-          sparsity=config_lib.from_dict(
-              config_lib.SparsityConfig, raw.pop("sparsity"), "sparsity."
-          ),
-          node_mask=node_mask,
-          means=_load_means(directory / "arrays.npz", node_mask),
-          **{
-              field.name: raw.pop(field.name)
-              for field in dataclasses.fields(cls)
-              if field.name in raw
-          },
-          details=raw,
+        model_config=config,
+        sparsity=config_lib.from_dict(
+          config_lib.SparsityConfig, raw.pop("sparsity"), "sparsity."
+        ),
+        node_mask=node_mask,
+        means=_load_means(directory / "arrays.npz", node_mask),
+        **{
+          field.name: raw.pop(field.name)
+          for field in dataclasses.fields(cls)
+          if field.name in raw
+        },
+        details=raw,
       )
     except errors.InputError:
       raise
     except (KeyError, TypeError, AttributeError, ValueError) as e:
       raise errors.InputError(
-          f"{path}: {type(e).__name__} {e}; need a circuit.json as save writes"
+        f"{path}: {type(e).__name__} {e}; need a circuit.json as save writes"
       ) from e
     return circuit
 
 
 def _load_means(
-    path: pathlib.Path, node_mask: Mapping[str, np.ndarray]
+  path: pathlib.Path, node_mask: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
   try:
     with np.load(path, allow_pickle=False) as arrays:
       means = {name: arrays[f"means/{name}"] for name in node_mask}
   except Exception as e:
     raise errors.InputError(
-        f"{path}: {type(e).__name__} {e}; need the means of the circuit's sites"
+      f"{path}: {type(e).__name__} {e}; need the means of the circuit's sites"
     ) from e
   for name, mask in node_mask.items():
     if means[name].shape != mask.shape or not np.all(np.isfinite(means[name])):
       raise errors.InputError(
-          f"{path}: means/{name} has shape {means[name].shape}; need finite"
-          f" values of shape {mask.shape}"
+        f"{path}: means/{name} has shape {means[name].shape}; need finite"
+        f" values of shape {mask.shape}"
       )
   return means

@@ -1,8 +1,8 @@
 """Frozen, validated configuration: every default has its one home here.
 
-Experiment files return an `ml_collections.ConfigDict` (`get_config()`), whole or
-in part; `from_config_dict` completes it with the defaults below and checks it.
-Fields set to a documented "0" are resolved from the data (`resolve`).
+Experiment files return an `ml_collections.ConfigDict` (`get_config()`), whole
+or in part; `from_config_dict` completes it with the defaults below and checks
+it. Fields set to a documented "0" are resolved from the data (`resolve`).
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ class DataConfig:
     source: "python" (the interpreter's standard library and site-packages),
       "hf:NAME" (a Hugging Face dataset; needs the `hf` extra), the path of a
       text or .jsonl file, a directory, or a glob of files.
-    text_field: the field that holds the text, in JSONL and Hugging Face sources.
+    text_field: field that holds the text, in JSONL and Hugging Face sources.
     max_megabytes: read at most this much text, documents in the order of their
       content hash; 0 reads everything.
     vocab_size: tokens of the byte-level BPE, end of text included.
@@ -63,28 +63,28 @@ class DataConfig:
   def __post_init__(self):
     _check(bool(self.source), "data.source", self.source, "a source")
     _check(
-        self.max_megabytes >= 0,
-        "data.max_megabytes",
-        self.max_megabytes,
-        "0 (no limit) or more",
+      self.max_megabytes >= 0,
+      "data.max_megabytes",
+      self.max_megabytes,
+      "0 (no limit) or more",
     )
     _check(
-        self.vocab_size >= 257,
-        "data.vocab_size",
-        self.vocab_size,
-        "at least 257 (256 bytes and end of text)",
+      self.vocab_size >= 257,
+      "data.vocab_size",
+      self.vocab_size,
+      "at least 257 (256 bytes and end of text)",
     )
     _check(
-        self.context_length >= 1,
-        "data.context_length",
-        self.context_length,
-        "at least 1",
+      self.context_length >= 1,
+      "data.context_length",
+      self.context_length,
+      "at least 1",
     )
     _check(
-        0 < self.eval_fraction < 1,
-        "data.eval_fraction",
-        self.eval_fraction,
-        "a number between 0 and 1, both excluded",
+      0 < self.eval_fraction < 1,
+      "data.eval_fraction",
+      self.eval_fraction,
+      "a number between 0 and 1, both excluded",
     )
 
 
@@ -143,25 +143,25 @@ class ModelConfig:
       value = getattr(self, name)
       _check(value >= 0, f"model.{name}", value, "0 (derived) or more")
     _check(
-        self.d_model % self.d_head == 0,
-        "model.d_model",
-        self.d_model,
-        f"a multiple of model.d_head={self.d_head}",
+      self.d_model % self.d_head == 0,
+      "model.d_model",
+      self.d_model,
+      f"a multiple of model.d_head={self.d_head}",
     )
     _check_choice("model.positions", self.positions, POSITIONS)
     _check_choice("model.norm", self.norm, ("rms", "layer"))
     _check_choice("model.activation", self.activation, ("gelu", "relu"))
     _check_choice("model.bigram", self.bigram, ("learned", "fixed", "none"))
     _check_choice(
-        "model.residual_activation",
-        self.residual_activation,
-        ("identity", "relu"),
+      "model.residual_activation",
+      self.residual_activation,
+      ("identity", "relu"),
     )
     _check(
-        self.positions != "sinusoidal" or self.d_position % 2 == 0,
-        "model.d_position",
-        self.d_position,
-        "an even number for sinusoidal positions",
+      self.positions != "sinusoidal" or self.d_position % 2 == 0,
+      "model.d_position",
+      self.d_position,
+      "an even number for sinusoidal positions",
     )
 
   @property
@@ -223,46 +223,46 @@ class SparsityConfig:
 
   def __post_init__(self):
     _check(
-        0 < self.density <= 1,
-        "sparsity.density",
-        self.density,
-        "a number above 0 and at most 1",
+      0 < self.density <= 1,
+      "sparsity.density",
+      self.density,
+      "a number above 0 and at most 1",
     )
     _check(
-        0 < self.activation_fraction <= 1,
-        "sparsity.activation_fraction",
-        self.activation_fraction,
-        "a number above 0 and at most 1",
+      0 < self.activation_fraction <= 1,
+      "sparsity.activation_fraction",
+      self.activation_fraction,
+      "a number above 0 and at most 1",
     )
     top_k_sites = [s.name for s in sites.SITES.values() if s.top_k]
     for name in self.activation_sites:
       if name not in top_k_sites:
         raise errors.unknown_name(
-            "site in sparsity.activation_sites", name, top_k_sites
+          "site in sparsity.activation_sites", name, top_k_sites
         )
     _check(
-        self.min_alive >= 0,
-        "sparsity.min_alive",
-        self.min_alive,
-        "0 or more",
+      self.min_alive >= 0,
+      "sparsity.min_alive",
+      self.min_alive,
+      "0 or more",
     )
     _check_choice(
-        "sparsity.embedding_rule", self.embedding_rule, ("equal", "expanded")
+      "sparsity.embedding_rule", self.embedding_rule, ("equal", "expanded")
     )
     _check_positive("sparsity.expansion_factor", self.expansion_factor)
     _check_choice(
-        "sparsity.embedding_anneal", self.embedding_anneal, ("smooth", "abrupt")
+      "sparsity.embedding_anneal", self.embedding_anneal, ("smooth", "abrupt")
     )
     _check_choice("sparsity.biases", self.biases, ("dense", "sparse"))
     _check_fraction("sparsity.anneal_start", self.anneal_start)
     _check(
-        self.anneal_start <= self.anneal_stop <= 1,
-        "sparsity.anneal_stop",
-        self.anneal_stop,
-        f"a number from sparsity.anneal_start={self.anneal_start} to 1",
+      self.anneal_start <= self.anneal_stop <= 1,
+      "sparsity.anneal_stop",
+      self.anneal_stop,
+      f"a number from sparsity.anneal_start={self.anneal_start} to 1",
     )
     _check_choice(
-        "sparsity.anneal_shape", self.anneal_shape, ("linear", "loglog")
+      "sparsity.anneal_shape", self.anneal_shape, ("linear", "loglog")
     )
     _check_positive("sparsity.anneal_exponent", self.anneal_exponent)
 
@@ -317,35 +317,35 @@ class TrainConfig:
 
   def __post_init__(self):
     for name in (
-        "steps",
-        "batch_size",
-        "checkpoint_every",
-        "log_every",
-        "eval_every",
-        "eval_batches",
-        "model_parallel",
+      "steps",
+      "batch_size",
+      "checkpoint_every",
+      "log_every",
+      "eval_every",
+      "eval_batches",
+      "model_parallel",
     ):
       value = getattr(self, name)
       _check(value >= 1, f"train.{name}", value, "at least 1")
     _check_positive("train.learning_rate", self.learning_rate)
     _check_fraction("train.warmup_fraction", self.warmup_fraction)
     _check_choice(
-        "train.gradient", self.gradient, ("normalize_rms", "clip_rms")
+      "train.gradient", self.gradient, ("normalize_rms", "clip_rms")
     )
     for name in ("adam_b1", "adam_b2"):
       value = getattr(self, name)
       _check(0 <= value < 1, f"train.{name}", value, "from 0 to below 1")
     _check_positive("train.adam_eps", self.adam_eps)
     _check(
-        self.weight_decay >= 0,
-        "train.weight_decay",
-        self.weight_decay,
-        "0 or more",
+      self.weight_decay >= 0,
+      "train.weight_decay",
+      self.weight_decay,
+      "0 or more",
     )
     _check_choice(
-        "train.compute_dtype",
-        self.compute_dtype,
-        ("auto", "float32", "bfloat16"),
+      "train.compute_dtype",
+      self.compute_dtype,
+      ("auto", "float32", "bfloat16"),
     )
 
 
@@ -403,13 +403,13 @@ class PruneConfig:
 
   def __post_init__(self):
     for name in (
-        "steps",
-        "batch_size",
-        "num_seeds",
-        "num_train",
-        "num_validation",
-        "num_test",
-        "mean_batches",
+      "steps",
+      "batch_size",
+      "num_seeds",
+      "num_train",
+      "num_validation",
+      "num_test",
+      "mean_batches",
     ):
       value = getattr(self, name)
       _check(value >= 1, f"prune.{name}", value, "at least 1")
@@ -418,19 +418,17 @@ class PruneConfig:
     _check_fraction("prune.warmup_fraction", self.warmup_fraction)
     _check(0 <= self.beta2 < 1, "prune.beta2", self.beta2, "from 0 to below 1")
     _check(
-        len(self.k_coefs) > 0 and all(k >= 0 for k in self.k_coefs),
-        "prune.k_coefs",
-        self.k_coefs,
-        "one or more numbers of at least 0",
+      len(self.k_coefs) > 0 and all(k >= 0 for k in self.k_coefs),
+      "prune.k_coefs",
+      self.k_coefs,
+      "one or more numbers of at least 0",
     )
     _check_choice("prune.ablation", self.ablation, ABLATIONS)
     _check_choice("prune.loss_unit", self.loss_unit, ("per_side", "per_pair"))
     _check(len(self.sites) > 0, "prune.sites", self.sites, "one or more sites")
     for name in self.sites:
       if name not in sites.NODE_SITES:
-        raise errors.unknown_name(
-            "site in prune.sites", name, sites.NODE_SITES
-        )
+        raise errors.unknown_name("site in prune.sites", name, sites.NODE_SITES)
 
   @property
   def target_per_side(self) -> float:
@@ -476,9 +474,9 @@ def check_activations(model: ModelConfig, sparsity: SparsityConfig) -> None:
     width = model.width(site)
     if sparsity.num_active(site, width) < 1:
       raise errors.bad_value(
-          "sparsity.activation_fraction",
-          sparsity.activation_fraction,
-          f"at least 1/{width}, to keep one of the {width} channels of {site}",
+        "sparsity.activation_fraction",
+        sparsity.activation_fraction,
+        f"at least 1/{width}, to keep one of the {width} channels of {site}",
       )
 
 
@@ -493,11 +491,11 @@ def check_density(model: ModelConfig, sparsity: SparsityConfig) -> None:
     protected = units * min(sparsity.min_alive, length)
     if kept < protected:
       raise errors.bad_value(
-          "sparsity.density",
-          sparsity.density,
-          f"at least {math.ceil(1e6 * protected / numel) / 1e6:g} for {path}:"
-          f" sparsity.min_alive={sparsity.min_alive} protects {protected} of"
-          f" {numel} weights, {kept} would be kept",
+        "sparsity.density",
+        sparsity.density,
+        f"at least {math.ceil(1e6 * protected / numel) / 1e6:g} for {path}:"
+        f" sparsity.min_alive={sparsity.min_alive} protects {protected} of"
+        f" {numel} weights, {kept} would be kept",
       )
 
 
@@ -510,10 +508,10 @@ def block_units(model: ModelConfig) -> dict[str, tuple[int, int, int]]:
   d, d_mlp = model.d_model, model.width("mlp.post_act")
   d_in = d + (model.d_position if model.concatenates_positions else 0)
   return {
-      sites.C_ATTN: (d_in * 3 * d, 3 * d, d_in),
-      sites.ATTN_C_PROJ: (d * d, d, d),
-      sites.C_FC: (d_in * d_mlp, d_mlp, d_in),
-      sites.MLP_C_PROJ: (d_mlp * d, d_mlp, d),
+    sites.C_ATTN: (d_in * 3 * d, 3 * d, d_in),
+    sites.ATTN_C_PROJ: (d * d, d, d),
+    sites.C_FC: (d_in * d_mlp, d_mlp, d_in),
+    sites.MLP_C_PROJ: (d_mlp * d, d_mlp, d),
   }
 
 
@@ -526,22 +524,22 @@ def resolve(config: Config, vocab_size: int) -> Config:
   model = config.model
   if model.vocab_size not in (0, vocab_size):
     raise errors.bad_value(
-        "model.vocab_size",
-        model.vocab_size,
-        f"0 or the tokenizer's {vocab_size}",
+      "model.vocab_size",
+      model.vocab_size,
+      f"0 or the tokenizer's {vocab_size}",
     )
   model = dataclasses.replace(
-      model,
-      vocab_size=vocab_size,
-      d_mlp=model.width("mlp.post_act"),
-      context_length=model.context_length or config.data.context_length,
+    model,
+    vocab_size=vocab_size,
+    d_mlp=model.width("mlp.post_act"),
+    context_length=model.context_length or config.data.context_length,
   )
   if model.positions != "none":
     _check(
-        config.data.context_length <= model.context_length,
-        "data.context_length",
-        config.data.context_length,
-        f"at most model.context_length={model.context_length}",
+      config.data.context_length <= model.context_length,
+      "data.context_length",
+      config.data.context_length,
+      f"at most model.context_length={model.context_length}",
     )
   return dataclasses.replace(config, model=model)
 
@@ -576,9 +574,9 @@ def from_dict(cls, values: Mapping[str, Any], prefix: str = ""):
   kwargs = {}
   for name, value in dict(values.items()).items():
     if name not in hints:
-      raise errors.unknown_name("field", prefix + str(name), [
-          prefix + known for known in hints
-      ])
+      raise errors.unknown_name(
+        "field", prefix + str(name), [prefix + known for known in hints]
+      )
     if dataclasses.is_dataclass(hints[name]):
       kwargs[name] = from_dict(hints[name], value, f"{prefix}{name}.")
     else:

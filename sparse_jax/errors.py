@@ -1,4 +1,4 @@
-"""The error a user can mend: one line naming what, the value, what is accepted."""
+"""The error a user can mend: one line with field, value, what is accepted."""
 
 import difflib
 from collections.abc import Iterable
@@ -27,5 +27,5 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
   close = difflib.get_close_matches(name, known, n=1)
   hint = f"did you mean {close[0]!r}? " if close else ""
   return InputError(
-      f"unknown {kind} {name!r}; {hint}accepted: {', '.join(known)}"
+    f"unknown {kind} {name!r}; {hint}accepted: {', '.join(known)}"
   )

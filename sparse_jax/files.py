@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and directories used by one process."""
+"""Files that are whole or absent, and directories used by one process."""
 
 import contextlib
 import fcntl
@@ -22,8 +22,8 @@ def disk_errors(path: PathLike) -> Iterator[None]:
     yield
   except OSError as e:
     raise errors.InputError(
-        f"cannot write {os.fspath(path)}: {e.strerror or e}; need a writable"
-        " directory with free space"
+      f"cannot write {os.fspath(path)}: {e.strerror or e}; need a writable"
+      " directory with free space"
     ) from e
 
 
@@ -99,19 +99,19 @@ def replace_directory(path: PathLike, marker: str) -> Iterator[pathlib.Path]:
   if path.exists() and not (path / marker).is_file():
     if not path.is_dir() or any(path.iterdir()):
       raise errors.InputError(
-          f"{path} exists and holds no {marker}; need a new, an empty or an"
-          " earlier output directory"
+        f"{path} exists and holds no {marker}; need a new, an empty or an"
+        " earlier output directory"
       )
   with disk_errors(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     new = pathlib.Path(
-        tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-new-")
+      tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-new-")
     )
     try:
       os.chmod(new, 0o755)
       yield new
       old = pathlib.Path(
-          tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-old-")
+        tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-old-")
       )
       if path.exists():
         os.replace(path, old)
@@ -137,7 +137,7 @@ def exclusive(directory: PathLike) -> Iterator[None]:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as e:
       raise errors.InputError(
-          f"{directory} is in use by another process; wait for it or choose"
-          " another --workdir"
+        f"{directory} is in use by another process; wait for it or choose"
+        " another --workdir"
       ) from e
     yield

@@ -37,7 +37,7 @@ cross_entropy.defvjp(_forward, _backward)
 
 
 def next_token_loss(
-    model: model_lib.Model, params: model_lib.Params, windows_BxW: jax.Array
+  model: model_lib.Model, params: model_lib.Params, windows_BxW: jax.Array
 ) -> jax.Array:
   """Returns the mean next-token cross-entropy, in nats.
 

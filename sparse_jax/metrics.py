@@ -24,7 +24,7 @@ def read_jsonl(path: files.PathLike) -> list[dict[str, Any]]:
       rows.append(json.loads(line))
     except ValueError as e:
       raise errors.InputError(
-          f"{path}: line {number} is {line[:40]!r}; need a JSON object"
+        f"{path}: line {number} is {line[:40]!r}; need a JSON object"
       ) from e
   return rows
 
@@ -44,16 +44,16 @@ class MetricWriter:
     with files.disk_errors(workdir):
       self._file = open(self._path, "a", encoding="utf-8")
       self._board = tensorboardX.SummaryWriter(
-          str(workdir / "tensorboard"),
-          purge_step=resumed_step + 1,
-          write_to_disk=True,
+        str(workdir / "tensorboard"),
+        purge_step=resumed_step + 1,
+        write_to_disk=True,
       )
 
   def write(
-      self,
-      step: int,
-      values: Mapping[str, float],
-      densities: Mapping[str, float] | None = None,
+    self,
+    step: int,
+    values: Mapping[str, float],
+    densities: Mapping[str, float] | None = None,
   ) -> None:
     """Writes the values of a step; `densities` by parameter path."""
     values = {k: v if math.isfinite(v) else None for k, v in values.items()}
@@ -78,11 +78,11 @@ class MetricWriter:
 def progress_bar(total: int, initial: int, description: str) -> tqdm.tqdm:
   """Returns a progress bar that is quiet where nobody watches a terminal."""
   bar = tqdm.tqdm(
-      total=total,
-      initial=initial,
-      desc=description,
-      dynamic_ncols=True,
-      mininterval=0.2,
+    total=total,
+    initial=initial,
+    desc=description,
+    dynamic_ncols=True,
+    mininterval=0.2,
   )
   if not bar.fp.isatty():
     bar.mininterval = 15.0

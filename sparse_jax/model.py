@@ -59,11 +59,11 @@ class Linear(nn.Module):
   @nn.compact
   def __call__(self):
     p = {
-        "kernel": self.param(
-            "kernel",
-            nn.initializers.normal(self.stddev),
-            (self.n_layer, self.d_in, self.d_out),
-        )
+      "kernel": self.param(
+        "kernel",
+        nn.initializers.normal(self.stddev),
+        (self.n_layer, self.d_in, self.d_out),
+      )
     }
     if self.use_bias:
       shape = (self.n_layer, self.d_out)
@@ -80,14 +80,22 @@ class Attention(nn.Module):
   def __call__(self):
     c = self.config
     p = {
-        "c_attn": Linear(
-            c.n_layer, d_in(c), 3 * c.d_model, _INIT_SCALE, c.bias,
-            name="c_attn",
-        )(),
-        "c_proj": Linear(
-            c.n_layer, c.d_model, c.d_model, _projection_scale(c), c.bias,
-            name="c_proj",
-        )(),
+      "c_attn": Linear(
+        c.n_layer,
+        d_in(c),
+        3 * c.d_model,
+        _INIT_SCALE,
+        c.bias,
+        name="c_attn",
+      )(),
+      "c_proj": Linear(
+        c.n_layer,
+        c.d_model,
+        c.d_model,
+        _projection_scale(c),
+        c.bias,
+        name="c_proj",
+      )(),
     }
     if c.sink:
       shape = (c.n_layer, c.n_head)
@@ -105,13 +113,17 @@ class Mlp(nn.Module):
     c = self.config
     d_mlp = c.width("mlp.post_act")
     return {
-        "c_fc": Linear(
-            c.n_layer, d_in(c), d_mlp, _INIT_SCALE, c.bias, name="c_fc"
-        )(),
-        "c_proj": Linear(
-            c.n_layer, d_mlp, c.d_model, _projection_scale(c), c.bias,
-            name="c_proj",
-        )(),
+      "c_fc": Linear(
+        c.n_layer, d_in(c), d_mlp, _INIT_SCALE, c.bias, name="c_fc"
+      )(),
+      "c_proj": Linear(
+        c.n_layer,
+        d_mlp,
+        c.d_model,
+        _projection_scale(c),
+        c.bias,
+        name="c_proj",
+      )(),
     }
 
 
@@ -124,13 +136,13 @@ class Layers(nn.Module):
   def __call__(self):
     c = self.config
     norm = lambda name, width: Norm(
-        (c.n_layer,), width, _norm_has_bias(c), name=name
+      (c.n_layer,), width, _norm_has_bias(c), name=name
     )()
     p = {
-        "ln_1": norm("ln_1", c.d_model),
-        "attn": Attention(c, name="attn")(),
-        "ln_2": norm("ln_2", c.d_model),
-        "mlp": Mlp(c, name="mlp")(),
+      "ln_1": norm("ln_1", c.d_model),
+      "attn": Attention(c, name="attn")(),
+      "ln_2": norm("ln_2", c.d_model),
+      "mlp": Mlp(c, name="mlp")(),
     }
     if c.concatenates_positions:
       p["ln_p1"] = norm("ln_p1", c.d_position)
@@ -161,10 +173,10 @@ class Decoder(nn.Module):
     c = self.config
     v = c.vocab_size
     p = {
-        "wte": Embedding(v, c.d_model, name="wte")(),
-        "layers": Layers(c, name="layers")(),
-        "ln_f": Norm((), c.d_model, _norm_has_bias(c), name="ln_f")(),
-        "logit_bias": self.param("logit_bias", nn.initializers.zeros, (v,)),
+      "wte": Embedding(v, c.d_model, name="wte")(),
+      "layers": Layers(c, name="layers")(),
+      "ln_f": Norm((), c.d_model, _norm_has_bias(c), name="ln_f")(),
+      "logit_bias": self.param("logit_bias", nn.initializers.zeros, (v,)),
     }
     if not c.tied:
       p["lm_head"] = Embedding(v, c.d_model, name="lm_head")()
@@ -204,15 +216,15 @@ class Model:
   """
 
   def __init__(
-      self,
-      config: config_lib.ModelConfig,
-      sparsity: config_lib.SparsityConfig,
-      dtype: jnp.dtype = jnp.float32,
+    self,
+    config: config_lib.ModelConfig,
+    sparsity: config_lib.SparsityConfig,
+    dtype: jnp.dtype = jnp.float32,
   ):
     if not config.vocab_size or not config.d_mlp:
       raise errors.InputError(
-          f"model.vocab_size={config.vocab_size} and model.d_mlp="
-          f"{config.d_mlp} must be resolved; see sparse_jax.config.resolve"
+        f"model.vocab_size={config.vocab_size} and model.d_mlp="
+        f"{config.d_mlp} must be resolved; see sparse_jax.config.resolve"
       )
     config_lib.check_activations(config, sparsity)
     self.config = config
@@ -224,7 +236,7 @@ class Model:
     return Decoder(self.config).init(rng)["params"]
 
   def apply(
-      self, params: Params, tokens: jax.Array, tap: Tap | None = None
+    self, params: Params, tokens: jax.Array, tap: Tap | None = None
   ) -> jax.Array:
     """Returns logits.
 
@@ -241,7 +253,7 @@ class Model:
     return self.unembed(params, self.residual(params, tokens, tap), tokens)
 
   def residual(
-      self, params: Params, tokens: jax.Array, tap: Tap | None = None
+    self, params: Params, tokens: jax.Array, tap: Tap | None = None
   ) -> jax.Array:
     """Returns the residual stream before the last norm, `[B, L, D]`."""
     chex.assert_rank(tokens, 2)
@@ -249,8 +261,8 @@ class Model:
     length = tokens.shape[1]
     if config.positions != "none" and length > config.context_length:
       raise errors.InputError(
-          f"tokens have length {length}; a model with positions takes at most"
-          f" model.context_length={config.context_length}"
+        f"tokens have length {length}; a model with positions takes at most"
+        f" model.context_length={config.context_length}"
       )
     x_BxLxD = params["wte"]["embedding"][tokens].astype(self.dtype)
     if config.positions == "learned":
@@ -260,7 +272,7 @@ class Model:
     block = functools.partial(self._block, position_LxP=position_LxP)
     if tap is None:
       step = lambda x, p: (block(p, x, _no_tap, None), None)
-      # Rolled, CPU runs a third slower; unrolled, compile time grows with depth.
+      # Rolled, CPU is a third slower; unrolled, compile time grows with depth.
       on_cpu = jax.default_backend() == "cpu"
       unroll = config.n_layer if on_cpu else 1
       return jax.lax.scan(step, x_BxLxD, layers, unroll=unroll)[0]
@@ -270,11 +282,11 @@ class Model:
     return tap("final_resid", None, x_BxLxD)
 
   def unembed(
-      self,
-      params: Params,
-      x_xD: jax.Array,
-      tokens: jax.Array,
-      candidates: jax.Array | None = None,
+    self,
+    params: Params,
+    x_xD: jax.Array,
+    tokens: jax.Array,
+    candidates: jax.Array | None = None,
   ) -> jax.Array:
     """Returns the logits that final residuals give.
 
@@ -325,8 +337,8 @@ class Model:
     h_BxLxD = self._site("attn.act_in", h_BxLxD, tap, layer)
     qkv_BxLx3D = _linear(p["c_attn"], h_BxLxD, position_LxP)
     q, k, v = (
-        self._site(f"attn.{name}", x_BxLxD, tap, layer)
-        for name, x_BxLxD in zip("qkv", jnp.split(qkv_BxLx3D, 3, -1))
+      self._site(f"attn.{name}", x_BxLxD, tap, layer)
+      for name, x_BxLxD in zip("qkv", jnp.split(qkv_BxLx3D, 3, -1), strict=True)
     )
     split = lambda x: x.reshape(*x.shape[:-1], c.n_head, c.d_head)
     y_BxLxHxK = attend(split(q), split(k), split(v), p.get("sink"))
@@ -344,7 +356,7 @@ class Model:
       h_BxLxF = jax.nn.gelu(h_BxLxF, approximate=False)
     h_BxLxF = self._site("mlp.post_act", h_BxLxF, tap, layer)
     return self._site(
-        "mlp.resid_delta", _linear(p["c_proj"], h_BxLxF), tap, layer
+      "mlp.resid_delta", _linear(p["c_proj"], h_BxLxF), tap, layer
     )
 
   def _site(self, name, x, tap, layer):
@@ -390,7 +402,7 @@ def _no_tap(site, layer, x):
 
 
 def _linear(p, x_BxLxI, position_LxP=None):
-  """Returns `x @ kernel + bias`, on two axes: CPU backward is 4 times faster."""
+  """Returns `x @ kernel + bias`, on two axes: backward is 4 times faster."""
   kernel_IxO = p["kernel"]
   batch, length, width = x_BxLxI.shape
   y_NxO = x_BxLxI.reshape(-1, width) @ kernel_IxO[:width]
@@ -411,12 +423,10 @@ def attend(q_BxLxHxK, k_BxMxHxK, v_BxMxHxK, sink_H=None) -> jax.Array:
   """
   L, M, K = q_BxLxHxK.shape[1], k_BxMxHxK.shape[1], q_BxLxHxK.shape[-1]
   # Heads first: one batched product of contiguous matrices.
-  q, k, v = (
-      jnp.swapaxes(x, 1, 2) for x in (q_BxLxHxK, k_BxMxHxK, v_BxMxHxK)
-  )
+  q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BxLxHxK, k_BxMxHxK, v_BxMxHxK))
   causal_1x1xLxM = jnp.tri(L, M, dtype=bool)[None, None]
   score_BxHxLxM = jnp.einsum(
-      "BHLK,BHMK->BHLM", q, k, preferred_element_type=jnp.float32
+    "BHLK,BHMK->BHLM", q, k, preferred_element_type=jnp.float32
   )
   score_BxHxLxM = jnp.where(causal_1x1xLxM, score_BxHxLxM * K**-0.5, -jnp.inf)
   top_BxHxLx1 = jnp.max(score_BxHxLxM, -1, keepdims=True)
@@ -429,10 +439,10 @@ def attend(q_BxLxHxK, k_BxMxHxK, v_BxMxHxK, sink_H=None) -> jax.Array:
   if sink_H is not None:
     total_BxHxLx1 += jnp.exp(sink_1xHx1x1 - top_BxHxLx1)
   y_BxHxLxK = jnp.einsum(
-      "BHLM,BHMK->BHLK",
-      weight_BxHxLxM.astype(v.dtype),
-      v,
-      preferred_element_type=jnp.float32,
+    "BHLM,BHMK->BHLK",
+    weight_BxHxLxM.astype(v.dtype),
+    v,
+    preferred_element_type=jnp.float32,
   )
   return jnp.swapaxes(y_BxHxLxK / total_BxHxLx1, 1, 2)
 

@@ -91,10 +91,10 @@ gate.defvjp(_gate_forward, _gate_backward)
 
 
 def answer_gap(
-    model: model_lib.Model,
-    params: model_lib.Params,
-    sequences: Sequences,
-    tap: model_lib.Tap | None = None,
+  model: model_lib.Model,
+  params: model_lib.Params,
+  sequences: Sequences,
+  tap: model_lib.Tap | None = None,
 ) -> jax.Array:
   """Returns the right answer's logit minus the wrong one's, `[S]`, in nats.
 
@@ -125,9 +125,9 @@ def gap_accuracy(gap_S: jax.Array) -> jax.Array:
 
 
 def mean_activations(
-    model: model_lib.Model,
-    params: model_lib.Params,
-    batches: Iterable[np.ndarray],
+  model: model_lib.Model,
+  params: model_lib.Params,
+  batches: Iterable[np.ndarray],
 ) -> dict[str, jax.Array]:
   """Returns every node site's mean over all tokens, `[layers, width]`.
 
@@ -143,11 +143,13 @@ def mean_activations(
   def batch_means(params, tokens):
     _, acts = taps.run_with_sites(model, params, tokens)
     return {
-        name: jnp.stack([
-            jnp.mean(acts[sites.site_id(name, row)], (0, 1))
-            for row in range(sites.num_rows(name, model.config.n_layer))
-        ])
-        for name in sites.NODE_SITES
+      name: jnp.stack(
+        [
+          jnp.mean(acts[sites.site_id(name, row)], (0, 1))
+          for row in range(sites.num_rows(name, model.config.n_layer))
+        ]
+      )
+      for name in sites.NODE_SITES
     }
 
   means = [batch_means(params, jnp.asarray(batch)) for batch in batches]
@@ -155,9 +157,9 @@ def mean_activations(
 
 
 def task_means(
-    model: model_lib.Model, params: model_lib.Params, sequences: Sequences
+  model: model_lib.Model, params: model_lib.Params, sequences: Sequences
 ) -> dict[str, jax.Array]:
-  """Returns every node site's mean over the prompts' tokens, padding left out."""
+  """Returns every node site's mean over the prompts' tokens, not padding."""
   _, acts = taps.run_with_sites(model, params, sequences.tokens)
   index = jnp.arange(sequences.tokens.shape[1])
   weight_SxTx1 = (index <= sequences.positions[:, None])[..., None]
@@ -166,35 +168,37 @@ def task_means(
     return jnp.sum(x_SxTxW * weight_SxTx1, (0, 1)) / jnp.sum(weight_SxTx1)
 
   return {
-      name: jnp.stack([
-          mean(acts[sites.site_id(name, row)])
-          for row in range(sites.num_rows(name, model.config.n_layer))
-      ])
-      for name in sites.NODE_SITES
+    name: jnp.stack(
+      [
+        mean(acts[sites.site_id(name, row)])
+        for row in range(sites.num_rows(name, model.config.n_layer))
+      ]
+    )
+    for name in sites.NODE_SITES
   }
 
 
 def settings_grid(config: config_lib.PruneConfig, seed: int) -> Setting:
   """Returns the runs of the small grid, each field `[runs]`."""
   grid = [
-      (k, seed + i) for k in config.k_coefs for i in range(config.num_seeds)
+    (k, seed + i) for k in config.k_coefs for i in range(config.num_seeds)
   ]
   fill = lambda value: jnp.full(len(grid), value, jnp.float32)
   return Setting(
-      k_coef=jnp.array([k for k, _ in grid], jnp.float32),
-      learning_rate=fill(config.learning_rate),
-      warmup_fraction=fill(config.warmup_fraction),
-      beta2=fill(config.beta2),
-      weight_decay=fill(config.weight_decay),
-      temperature=fill(config.temperature),
-      init_bias=fill(config.init_bias),
-      init_scale=fill(config.init_scale),
-      seed=jnp.array([s for _, s in grid], jnp.int32),
+    k_coef=jnp.array([k for k, _ in grid], jnp.float32),
+    learning_rate=fill(config.learning_rate),
+    warmup_fraction=fill(config.warmup_fraction),
+    beta2=fill(config.beta2),
+    weight_decay=fill(config.weight_decay),
+    temperature=fill(config.temperature),
+    init_bias=fill(config.init_bias),
+    init_scale=fill(config.init_scale),
+    seed=jnp.array([s for _, s in grid], jnp.int32),
   )
 
 
 def mask_optimizer(
-    setting: Setting, steps: int
+  setting: Setting, steps: int
 ) -> optax.GradientTransformation:
   """AdamW on τ: gradients clipped to RMS 1, linear decay, box [-1, 1]."""
   # With no warm-up the first step already runs at the full rate.
@@ -205,19 +209,19 @@ def mask_optimizer(
     return setting.learning_rate * rising * (1 - count / steps)
 
   return optax.chain(
-      transforms.clip_rms(1.0),
-      optax.scale_by_adam(0.9, setting.beta2),
-      optax.add_decayed_weights(setting.weight_decay),
-      optax.scale_by_learning_rate(rate),
-      transforms.box(-1.0, 1.0),
+    transforms.clip_rms(1.0),
+    optax.scale_by_adam(0.9, setting.beta2),
+    optax.add_decayed_weights(setting.weight_decay),
+    optax.scale_by_learning_rate(rate),
+    transforms.box(-1.0, 1.0),
   )
 
 
 def init_prune(
-    config: config_lib.ModelConfig,
-    gated: tuple[str, ...],
-    setting: Setting,
-    steps: int,
+  config: config_lib.ModelConfig,
+  gated: tuple[str, ...],
+  setting: Setting,
+  steps: int,
 ) -> PruneState:
   """Returns the first state of one run: τ ~ N(init_bias, init_scale)."""
   keys = jax.random.split(jax.random.key(setting.seed), len(gated))
@@ -231,13 +235,13 @@ def init_prune(
 
 
 def prune_step(
-    model: model_lib.Model,
-    steps: int,
-    state: PruneState,
-    params: model_lib.Params,
-    means: SiteArrays,
-    sequences: Sequences,
-    setting: Setting,
+  model: model_lib.Model,
+  steps: int,
+  state: PruneState,
+  params: model_lib.Params,
+  means: SiteArrays,
+  sequences: Sequences,
+  setting: Setting,
 ) -> tuple[PruneState, dict[str, jax.Array]]:
   """One step of one run: pure; `vmap` it over states and settings.
 
@@ -263,7 +267,7 @@ def prune_step(
 
   grads, (loss, open_gates) = jax.grad(objective, has_aux=True)(state.tau)
   updates, opt_state = mask_optimizer(setting, steps).update(
-      grads, state.opt_state, state.tau
+    grads, state.opt_state, state.tau
   )
   tau = optax.apply_updates(state.tau, updates)
   metrics = {"task_loss": loss, "open_gates": open_gates}
@@ -284,11 +288,11 @@ def node_order(state: PruneState) -> np.ndarray:
 
 
 def masks_of_order(
-    tau_shapes: Mapping[str, tuple[int, ...]],
-    order: np.ndarray,
-    counts: Iterable[int],
+  tau_shapes: Mapping[str, tuple[int, ...]],
+  order: np.ndarray,
+  counts: Iterable[int],
 ) -> dict[str, np.ndarray]:
-  """Returns masks of the first `count` nodes, per site `[counts, layers, width]`.
+  """Returns masks of the first nodes, per site `[counts, layers, width]`.
 
   Args:
     tau_shapes: per site `(layers, width)`, in the order of τ.

@@ -39,16 +39,16 @@ def rules(sparsity: config_lib.SparsityConfig) -> tuple[Rule, ...]:
   """Returns the table, first match first (FACTS 1.3, `train.py`)."""
   bias_density = "block" if sparsity.biases == "sparse" else None
   return (
-      # A unit reads through a column and writes through a row of `[in, out]`.
-      Rule(sites.C_ATTN, "block", unit_axis=-2, decays=True),
-      Rule(sites.C_FC, "block", unit_axis=-2, decays=True),
-      Rule(sites.ATTN_C_PROJ, "block", unit_axis=-1, decays=True),
-      Rule(sites.MLP_C_PROJ, "block", unit_axis=-1, decays=True),
-      Rule(f"{sites.EMBED}|{sites.UNEMBED}", "embedding", decays=True),
-      Rule(sites.POSITION, decays=True),
-      Rule(sites.BIGRAM),
-      Rule(r"layers/(attn|mlp)/\w+/bias", bias_density),
-      Rule(rf"{sites.SINK}|(layers/)?ln_\w+/(scale|bias)|{sites.LOGIT_BIAS}"),
+    # A unit reads through a column and writes through a row of `[in, out]`.
+    Rule(sites.C_ATTN, "block", unit_axis=-2, decays=True),
+    Rule(sites.C_FC, "block", unit_axis=-2, decays=True),
+    Rule(sites.ATTN_C_PROJ, "block", unit_axis=-1, decays=True),
+    Rule(sites.MLP_C_PROJ, "block", unit_axis=-1, decays=True),
+    Rule(f"{sites.EMBED}|{sites.UNEMBED}", "embedding", decays=True),
+    Rule(sites.POSITION, decays=True),
+    Rule(sites.BIGRAM),
+    Rule(r"layers/(attn|mlp)/\w+/bias", bias_density),
+    Rule(rf"{sites.SINK}|(layers/)?ln_\w+/(scale|bias)|{sites.LOGIT_BIAS}"),
   )
 
 
@@ -67,22 +67,22 @@ def match(table: tuple[Rule, ...], path: str) -> Rule:
     if re.fullmatch(rule.pattern, path):
       return rule
   raise errors.InputError(
-      f"no sparsity rule matches parameter {path!r}; add one to"
-      " sparse_jax/rules.py"
+    f"no sparsity rule matches parameter {path!r}; add one to"
+    " sparse_jax/rules.py"
   )
 
 
 def map_rules(
-    f: Callable[[Rule, Any], Any], table: tuple[Rule, ...], tree
+  f: Callable[[Rule, Any], Any], table: tuple[Rule, ...], tree
 ) -> Any:
   """Returns `f(rule, leaf)` for every parameter of a tree."""
   return jax.tree_util.tree_map_with_path(
-      lambda path, leaf: f(match(table, path_name(path)), leaf), tree
+    lambda path, leaf: f(match(table, path_name(path)), leaf), tree
   )
 
 
 def labels(model: config_lib.ModelConfig, params) -> Any:
-  """Returns a static tree: "trained", or "fixed" where training changes nothing.
+  """Returns a static tree: "trained", or "fixed" for constants.
 
   A fixed bigram table and the released models' output bias are constants.
   """
@@ -90,5 +90,5 @@ def labels(model: config_lib.ModelConfig, params) -> Any:
   if model.bigram == "fixed":
     fixed.add(sites.BIGRAM)
   return jax.tree_util.tree_map_with_path(
-      lambda path, _: "fixed" if path_name(path) in fixed else "trained", params
+    lambda path, _: "fixed" if path_name(path) in fixed else "trained", params
   )

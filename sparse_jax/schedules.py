@@ -12,7 +12,7 @@ from sparse_jax import config as config_lib
 
 
 def block_density(
-    sparsity: config_lib.SparsityConfig, steps: int
+  sparsity: config_lib.SparsityConfig, steps: int
 ) -> np.ndarray:
   """Returns the density of the block matrices before each step, `[steps]`."""
   step = np.arange(steps, dtype=np.float64)
@@ -33,7 +33,7 @@ def block_density(
 
 
 def embedding_density(
-    sparsity: config_lib.SparsityConfig, steps: int
+  sparsity: config_lib.SparsityConfig, steps: int
 ) -> np.ndarray:
   """Returns the density of embedding and unembedding, `[steps]`.
 
@@ -50,12 +50,12 @@ def embedding_density(
   if sparsity.embedding_anneal == "abrupt":
     return np.where(block > sparsity.density, 1.0, final)
   return final + (1 - final) * (block - sparsity.density) / (
-      1 - sparsity.density
+    1 - sparsity.density
   )
 
 
 def learning_rate(
-    train: config_lib.TrainConfig, sparsity: config_lib.SparsityConfig
+  train: config_lib.TrainConfig, sparsity: config_lib.SparsityConfig
 ) -> np.ndarray:
   """Returns the learning rate of each step, `[steps]`.
 
@@ -65,12 +65,10 @@ def learning_rate(
   step = np.arange(train.steps, dtype=np.float64)
   warmup = int(train.warmup_fraction * train.steps)
   rate = np.where(
-      step < warmup,
-      step / max(1, warmup),
-      (train.steps - step) / (train.steps - warmup or 1),
+    step < warmup,
+    step / max(1, warmup),
+    (train.steps - step) / (train.steps - warmup or 1),
   )
   if train.scale_rate_by_density:
-    rate *= np.sqrt(
-        sparsity.density / block_density(sparsity, train.steps)
-    )
+    rate *= np.sqrt(sparsity.density / block_density(sparsity, train.steps))
   return train.learning_rate * rate

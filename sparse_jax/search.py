@@ -47,27 +47,27 @@ class Splits:
 
 
 def make_splits(
-    task: tasks_lib.Task, config: config_lib.PruneConfig, seed: int
+  task: tasks_lib.Task, config: config_lib.PruneConfig, seed: int
 ) -> Splits:
   """Returns the task's pairs for pruning."""
   counts = {
-      "train": config.num_train,
-      "validation": config.num_validation,
-      "test": config.num_test,
+    "train": config.num_train,
+    "validation": config.num_validation,
+    "test": config.num_test,
   }
   pairs = {s: task.pairs(s, count=n, seed=seed) for s, n in counts.items()}
   return Splits(
-      **{s: task_sequences(p) for s, p in pairs.items()},
-      test_pairs=pairs["test"],
+    **{s: task_sequences(p) for s, p in pairs.items()},
+    test_pairs=pairs["test"],
   )
 
 
 def ablation_values(
-    model: model_lib.Model,
-    params: model_lib.Params,
-    config: config_lib.PruneConfig,
-    pretrain_means: prune.SiteArrays,
-    sequences: prune.Sequences,
+  model: model_lib.Model,
+  params: model_lib.Params,
+  config: config_lib.PruneConfig,
+  pretrain_means: prune.SiteArrays,
+  sequences: prune.Sequences,
 ) -> dict[str, jax.Array]:
   """Returns what closed nodes take, per gated site `[layers, width]`."""
   if config.ablation == "mean_task":
@@ -80,24 +80,24 @@ def ablation_values(
 
 
 def train_masks(
-    model: model_lib.Model,
-    params: model_lib.Params,
-    means: prune.SiteArrays,
-    sequences: prune.Sequences,
-    config: config_lib.PruneConfig,
-    settings: prune.Setting,
-    seed: int,
-    description: str,
+  model: model_lib.Model,
+  params: model_lib.Params,
+  means: prune.SiteArrays,
+  sequences: prune.Sequences,
+  config: config_lib.PruneConfig,
+  settings: prune.Setting,
+  seed: int,
+  description: str,
 ) -> prune.PruneState:
   """Trains every run's masks; returns states with a leading axis of runs."""
   steps = config.steps
   init = functools.partial(
-      prune.init_prune, model.config, config.sites, steps=steps
+    prune.init_prune, model.config, config.sites, steps=steps
   )
   states = jax.jit(jax.vmap(init))(settings)
   step = jax.vmap(
-      functools.partial(prune.prune_step, model, steps),
-      in_axes=(0, None, None, None, 0),
+    functools.partial(prune.prune_step, model, steps),
+    in_axes=(0, None, None, None, 0),
   )
 
   @functools.partial(jax.jit, donate_argnums=0)
@@ -112,16 +112,16 @@ def train_masks(
   with metrics.progress_bar(steps, 0, description) as bar:
     for start in range(0, steps, _STEPS_PER_CALL):
       n = min(_STEPS_PER_CALL, steps - start)
-      rows = np.stack([
-          rng.choice(num_pairs, size, replace=False) for _ in range(n)
-      ])
+      rows = np.stack(
+        [rng.choice(num_pairs, size, replace=False) for _ in range(n)]
+      )
       rows = np.concatenate([rows, rows + num_pairs], 1)
       batches = prune.Sequences(*(x[rows] for x in sequences))
       states, logs = advance(states, params, means, batches, settings)
       bar.update(n)
       bar.set_postfix(
-          loss=f"{float(jnp.min(logs['task_loss'])):.3f}",
-          nodes=f"{int(jnp.min(logs['open_gates']))}",
+        loss=f"{float(jnp.min(logs['task_loss'])):.3f}",
+        nodes=f"{int(jnp.min(logs['open_gates']))}",
       )
   return states
 
@@ -150,12 +150,12 @@ class Candidate:
 
 
 def mask_losses(
-    model: model_lib.Model,
-    params: model_lib.Params,
-    means: prune.SiteArrays,
-    masks: prune.SiteArrays,
-    fit_on: prune.Sequences,
-    measure_on: prune.Sequences,
+  model: model_lib.Model,
+  params: model_lib.Params,
+  means: prune.SiteArrays,
+  masks: prune.SiteArrays,
+  fit_on: prune.Sequences,
+  measure_on: prune.Sequences,
 ) -> tuple[jax.Array, jax.Array]:
   """Returns (losses, scales) of several masks, each `[masks]`.
 
@@ -178,7 +178,7 @@ def mask_losses(
 
 
 def smallest_count(
-    losses_of: Callable[[np.ndarray], np.ndarray], size: int, target: float
+  losses_of: Callable[[np.ndarray], np.ndarray], size: int, target: float
 ) -> int:
   """Returns the smallest number of nodes seen to meet the target.
 
@@ -211,11 +211,11 @@ def smallest_count(
 
 
 def discretise(
-    params: model_lib.Params,
-    state: prune.PruneState,
-    losses_of_masks: Callable[[prune.SiteArrays], tuple[Any, Any]],
-    target: float,
-    run: int,
+  params: model_lib.Params,
+  state: prune.PruneState,
+  losses_of_masks: Callable[[prune.SiteArrays], tuple[Any, Any]],
+  target: float,
+  run: int,
 ) -> Candidate:
   """Keeps the first nodes of the total order that reach the target.
 
@@ -232,7 +232,7 @@ def discretise(
 
   def losses_of(counts):
     losses, scales = losses_of_masks(
-        prune.masks_of_order(shapes, order, counts)
+      prune.masks_of_order(shapes, order, counts)
     )
     values = np.asarray(losses), np.asarray(scales)
     for count, loss, scale in zip(counts, *values, strict=True):
@@ -244,34 +244,34 @@ def discretise(
   masks = prune.masks_of_order(shapes, order, [count])
   node_mask = {name: mask[0] for name, mask in masks.items()}
   return Candidate(
-      run=run,
-      node_mask=node_mask,
-      num_nodes=count,
-      num_edges=circuit_lib.count_edges(params, node_mask),
-      scale=scale,
-      loss=loss,
-      meets_target=loss <= target,
+    run=run,
+    node_mask=node_mask,
+    num_nodes=count,
+    num_edges=circuit_lib.count_edges(params, node_mask),
+    scale=scale,
+    loss=loss,
+    meets_target=loss <= target,
   )
 
 
 def best_candidate(candidates: Sequence[Candidate]) -> Candidate:
   """Returns the fewest edges that meet the target, else the lowest loss."""
   return min(
-      candidates,
-      key=lambda c: (
-          not c.meets_target,
-          (c.num_edges, c.num_nodes) if c.meets_target else (c.loss, 0),
-      ),
+    candidates,
+    key=lambda c: (
+      not c.meets_target,
+      (c.num_edges, c.num_nodes) if c.meets_target else (c.loss, 0),
+    ),
   )
 
 
 def find_circuit(
-    model: model_lib.Model,
-    params: model_lib.Params,
-    task: tasks_lib.Task,
-    config: config_lib.PruneConfig,
-    pretrain_means: prune.SiteArrays,
-    seed: int,
+  model: model_lib.Model,
+  params: model_lib.Params,
+  task: tasks_lib.Task,
+  config: config_lib.PruneConfig,
+  pretrain_means: prune.SiteArrays,
+  seed: int,
 ) -> circuit_lib.Circuit:
   """Prunes a model to the smallest circuit that the grid finds for a task.
 
@@ -287,12 +287,18 @@ def find_circuit(
   means = ablation_values(model, params, config, pretrain_means, splits.train)
   settings = prune.settings_grid(config, seed)
   states = train_masks(
-      model, params, means, splits.train, config, settings, seed,
-      f"pruning {task.name}",
+    model,
+    params,
+    means,
+    splits.train,
+    config,
+    settings,
+    seed,
+    f"pruning {task.name}",
   )
   losses_fn = jax.jit(functools.partial(mask_losses, model))
   losses_of_masks = lambda masks: losses_fn(
-      params, means, masks, splits.train, splits.validation
+    params, means, masks, splits.train, splits.validation
   )
   num_runs = len(settings.k_coef)
   candidates = []
@@ -300,81 +306,81 @@ def find_circuit(
     for run in range(num_runs):
       state = jax.tree.map(lambda x, i=run: x[i], states)
       candidates.append(
-          discretise(params, state, losses_of_masks, config.target_per_side, run)
+        discretise(params, state, losses_of_masks, config.target_per_side, run)
       )
       bar.update()
   best = best_candidate(candidates)
   runs = [
-      {
-          "k_coef": float(settings.k_coef[c.run]),
-          "seed": int(settings.seed[c.run]),
-          "num_nodes": c.num_nodes,
-          "num_edges": c.num_edges,
-          "validation_loss": c.loss,
-          "meets_target": c.meets_target,
-      }
-      for c in candidates
+    {
+      "k_coef": float(settings.k_coef[c.run]),
+      "seed": int(settings.seed[c.run]),
+      "num_nodes": c.num_nodes,
+      "num_edges": c.num_edges,
+      "validation_loss": c.loss,
+      "meets_target": c.meets_target,
+    }
+    for c in candidates
   ]
   return measure(model, params, task, config, means, splits, best, runs)
 
 
 def measure(
-    model: model_lib.Model,
-    params: model_lib.Params,
-    task: tasks_lib.Task,
-    config: config_lib.PruneConfig,
-    means: prune.SiteArrays,
-    splits: Splits,
-    best: Candidate,
-    runs: list[dict[str, Any]],
+  model: model_lib.Model,
+  params: model_lib.Params,
+  task: tasks_lib.Task,
+  config: config_lib.PruneConfig,
+  means: prune.SiteArrays,
+  splits: Splits,
+  best: Candidate,
+  runs: list[dict[str, Any]],
 ) -> circuit_lib.Circuit:
   """Returns the candidate as a circuit with its figures on the test pairs."""
   gap_of = jax.jit(
-      lambda gates: prune.answer_gap(
-          model, params, splits.test, taps.gate(gates, means)
-      )
+    lambda gates: prune.answer_gap(
+      model, params, splits.test, taps.gate(gates, means)
+    )
   )
   kept = {name: jnp.asarray(mask) for name, mask in best.node_mask.items()}
   gaps = {
-      "": best.scale * gap_of(kept),
-      "full_model_": gap_of(jax.tree.map(jnp.ones_like, kept)),
-      "without_circuit_": gap_of(jax.tree.map(jnp.logical_not, kept)),
+    "": best.scale * gap_of(kept),
+    "full_model_": gap_of(jax.tree.map(jnp.ones_like, kept)),
+    "without_circuit_": gap_of(jax.tree.map(jnp.logical_not, kept)),
   }
   figures: dict[str, Any] = {
-      "num_nodes": best.num_nodes,
-      "num_edges": best.num_edges,
-      **circuit_lib.count_token_edges(
-          params,
-          best.node_mask,
-          splits.test.tokens,
-          np.stack([splits.test.right, splits.test.wrong]),
-      ),
+    "num_nodes": best.num_nodes,
+    "num_edges": best.num_edges,
+    **circuit_lib.count_token_edges(
+      params,
+      best.node_mask,
+      splits.test.tokens,
+      np.stack([splits.test.right, splits.test.wrong]),
+    ),
   }
   for prefix, gap in gaps.items():
     figures[f"{prefix}test_loss"] = float(prune.gap_loss(gap))
     figures[f"{prefix}test_accuracy"] = float(prune.gap_accuracy(gap))
   figures |= {
-      "validation_loss": best.loss,
-      "meets_target": best.meets_target,
-      "num_test_pairs": len(splits.test_pairs),
+    "validation_loss": best.loss,
+    "meets_target": best.meets_target,
+    "num_test_pairs": len(splits.test_pairs),
   }
   return circuit_lib.Circuit(
-      task=task.name,
-      model_fingerprint=checkpoint.fingerprint(model, params),
-      model_config=model.config,
-      sparsity=model.sparsity,
-      ablation=config.ablation,
-      target_loss=config.target_per_side,
-      logit_scale=best.scale,
-      node_mask=best.node_mask,
-      means={name: np.asarray(mean) for name, mean in means.items()},
-      edges=circuit_lib.find_edges(params, best.node_mask),
-      metrics=figures,
-      details={
-          "runs": runs,
-          "examples": examples(task, splits.test_pairs, gaps),
-          "node_notes": node_notes(params, task.tokenizer, best.node_mask),
-      },
+    task=task.name,
+    model_fingerprint=checkpoint.fingerprint(model, params),
+    model_config=model.config,
+    sparsity=model.sparsity,
+    ablation=config.ablation,
+    target_loss=config.target_per_side,
+    logit_scale=best.scale,
+    node_mask=best.node_mask,
+    means={name: np.asarray(mean) for name, mean in means.items()},
+    edges=circuit_lib.find_edges(params, best.node_mask),
+    metrics=figures,
+    details={
+      "runs": runs,
+      "examples": examples(task, splits.test_pairs, gaps),
+      "node_notes": node_notes(params, task.tokenizer, best.node_mask),
+    },
   )
 
 
@@ -383,32 +389,32 @@ _NUM_NOTED_TOKENS = 6
 
 
 def examples(
-    task: tasks_lib.Task,
-    pairs: tasks_lib.Pairs,
-    gaps: dict[str, jax.Array],
+  task: tasks_lib.Task,
+  pairs: tasks_lib.Pairs,
+  gaps: dict[str, jax.Array],
 ) -> list[dict[str, Any]]:
   """Returns the first test pairs as token texts, with both models' answers."""
   texts = lambda ids: [task.tokenizer.token_text(int(t)) for t in ids]
   probability = {k: np.asarray(jax.nn.sigmoid(g)) for k, g in gaps.items()}
   return [
-      {
-          "prompt_tokens": texts(pairs.prompts[i][: pairs.lengths[i]]),
-          "answer": texts([pairs.answers[i]])[0],
-          "counter_prompt_tokens": texts(
-              pairs.counter_prompts[i][: pairs.counter_lengths[i]]
-          ),
-          "counter_answer": texts([pairs.counter_answers[i]])[0],
-          "circuit_prob": float(probability[""][i]),
-          "full_prob": float(probability["full_model_"][i]),
-          "counter_circuit_prob": float(probability[""][i + len(pairs)]),
-          "counter_full_prob": float(probability["full_model_"][i + len(pairs)]),
-      }
-      for i in range(min(_NUM_EXAMPLES, len(pairs)))
+    {
+      "prompt_tokens": texts(pairs.prompts[i][: pairs.lengths[i]]),
+      "answer": texts([pairs.answers[i]])[0],
+      "counter_prompt_tokens": texts(
+        pairs.counter_prompts[i][: pairs.counter_lengths[i]]
+      ),
+      "counter_answer": texts([pairs.counter_answers[i]])[0],
+      "circuit_prob": float(probability[""][i]),
+      "full_prob": float(probability["full_model_"][i]),
+      "counter_circuit_prob": float(probability[""][i + len(pairs)]),
+      "counter_full_prob": float(probability["full_model_"][i + len(pairs)]),
+    }
+    for i in range(min(_NUM_EXAMPLES, len(pairs)))
   ]
 
 
 def node_notes(
-    params: model_lib.Params, tokenizer, node_mask: prune.SiteArrays
+  params: model_lib.Params, tokenizer, node_mask: prune.SiteArrays
 ) -> dict[str, dict[str, Any]]:
   """Returns, by "site:index", the tokens a node reads or writes directly.
 
@@ -419,23 +425,25 @@ def node_notes(
   tied = sites.UNEMBED.split("/")[0] not in params
   unembed = embed if tied else circuit_lib.parameter(params, sites.UNEMBED)
   sides = {
-      "read_tokens": (("attn.act_in", "mlp.act_in"), embed),
-      "write_tokens": (
-          ("attn.resid_delta", "mlp.resid_delta"),
-          np.asarray(unembed),
-      ),
+    "read_tokens": (("attn.act_in", "mlp.act_in"), embed),
+    "write_tokens": (
+      ("attn.resid_delta", "mlp.resid_delta"),
+      np.asarray(unembed),
+    ),
   }
   notes = {}
   for key, (names, table) in sides.items():
     for name in names:
-      for row, index in zip(*np.nonzero(node_mask.get(name, [[]])), strict=True):
+      for row, index in zip(
+        *np.nonzero(node_mask.get(name, [[]])), strict=True
+      ):
         column = table[:, index]
         top = np.argsort(-np.abs(column), kind="stable")[:_NUM_NOTED_TOKENS]
         notes[f"{sites.site_id(name, int(row))}:{index}"] = {
-            key: [
-                (tokenizer.token_text(int(t)), float(column[t]))
-                for t in top
-                if column[t]
-            ]
+          key: [
+            (tokenizer.token_text(int(t)), float(column[t]))
+            for t in top
+            if column[t]
+          ]
         }
   return notes

@@ -19,10 +19,10 @@ P = PartitionSpec
 # First match wins, on the end of the path, so that the optimizer's moments are
 # split as their parameters are. Units (columns read, rows write) are split.
 _SPECS = (
-    (f"{sites.C_ATTN}|{sites.C_FC}", P(None, None, "model")),
-    (f"{sites.ATTN_C_PROJ}|{sites.MLP_C_PROJ}", P(None, "model", None)),
-    (r"layers/(attn/c_attn|mlp/c_fc)/bias", P(None, "model")),
-    (f"{sites.EMBED}|{sites.UNEMBED}|{sites.BIGRAM}", P("model", None)),
+  (f"{sites.C_ATTN}|{sites.C_FC}", P(None, None, "model")),
+  (f"{sites.ATTN_C_PROJ}|{sites.MLP_C_PROJ}", P(None, "model", None)),
+  (r"layers/(attn/c_attn|mlp/c_fc)/bias", P(None, "model")),
+  (f"{sites.EMBED}|{sites.UNEMBED}|{sites.BIGRAM}", P("model", None)),
 )
 
 
@@ -35,13 +35,13 @@ def make_mesh(model_parallel: int = 1) -> Mesh:
   count = jax.device_count()
   if count % model_parallel:
     raise errors.bad_value(
-        "train.model_parallel", model_parallel, f"a divisor of {count} devices"
+      "train.model_parallel", model_parallel, f"a divisor of {count} devices"
     )
   shape = (count // model_parallel, model_parallel)
   return jax.make_mesh(
-      shape,
-      ("data", "model"),
-      axis_types=(jax.sharding.AxisType.Auto,) * 2,
+    shape,
+    ("data", "model"),
+    axis_types=(jax.sharding.AxisType.Auto,) * 2,
   )
 
 
@@ -64,12 +64,12 @@ def tree_shardings(mesh: Mesh, tree) -> Any:
   def leaf_sharding(path, leaf):
     keys = [str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey)]
     spec = next(
-        (s for regex, s in _SPECS if re.search(f"({regex})$", "/".join(keys))),
-        P(),
+      (s for regex, s in _SPECS if re.search(f"({regex})$", "/".join(keys))),
+      P(),
     )
     if len(spec) > len(leaf.shape) or any(
-        axis and leaf.shape[dim] % mesh.shape[axis]
-        for dim, axis in enumerate(spec)
+      axis and leaf.shape[dim] % mesh.shape[axis]
+      for dim, axis in enumerate(spec)
     ):
       spec = P()
     return NamedSharding(mesh, spec)

@@ -41,21 +41,21 @@ class Site:
 
 # In the order in which the forward pass reaches them.
 SITES: Mapping[str, Site] = {
-    site.name: site
-    for site in (
-        Site("resid_in", "d_model", top_k="resid_pre", role="observe"),
-        Site("attn.act_in", "d_model", top_k="attn_in"),
-        Site("attn.q", "d_attn", top_k="attn_q"),
-        Site("attn.k", "d_attn", top_k="attn_k"),
-        Site("attn.v", "d_attn", top_k="attn_v"),
-        Site("attn.y", "d_attn", role="observe"),
-        Site("attn.resid_delta", "d_model", top_k="attn_out"),
-        Site("resid_mid", "d_model", top_k="resid_mid", role="observe"),
-        Site("mlp.act_in", "d_model", top_k="mlp_in"),
-        Site("mlp.post_act", "d_mlp", top_k="mlp_neuron"),
-        Site("mlp.resid_delta", "d_model", top_k="mlp_out"),
-        Site("final_resid", "d_model", per_layer=False),
-    )
+  site.name: site
+  for site in (
+    Site("resid_in", "d_model", top_k="resid_pre", role="observe"),
+    Site("attn.act_in", "d_model", top_k="attn_in"),
+    Site("attn.q", "d_attn", top_k="attn_q"),
+    Site("attn.k", "d_attn", top_k="attn_k"),
+    Site("attn.v", "d_attn", top_k="attn_v"),
+    Site("attn.y", "d_attn", role="observe"),
+    Site("attn.resid_delta", "d_model", top_k="attn_out"),
+    Site("resid_mid", "d_model", top_k="resid_mid", role="observe"),
+    Site("mlp.act_in", "d_model", top_k="mlp_in"),
+    Site("mlp.post_act", "d_mlp", top_k="mlp_neuron"),
+    Site("mlp.resid_delta", "d_model", top_k="mlp_out"),
+    Site("final_resid", "d_model", per_layer=False),
+  )
 }
 
 # Channels a circuit may keep or ablate.
@@ -97,12 +97,12 @@ SINK = "layers/attn/sink"
 LOGIT_BIAS = "logit_bias"
 
 EDGE_KINDS = (
-    EdgeKind("query", "attn.act_in", "attn.q", C_ATTN, 0, 3),
-    EdgeKind("key", "attn.act_in", "attn.k", C_ATTN, 1, 3),
-    EdgeKind("value", "attn.act_in", "attn.v", C_ATTN, 2, 3),
-    EdgeKind("write", "attn.v", "attn.resid_delta", ATTN_C_PROJ),
-    EdgeKind("up", "mlp.act_in", "mlp.post_act", C_FC),
-    EdgeKind("down", "mlp.post_act", "mlp.resid_delta", MLP_C_PROJ),
+  EdgeKind("query", "attn.act_in", "attn.q", C_ATTN, 0, 3),
+  EdgeKind("key", "attn.act_in", "attn.k", C_ATTN, 1, 3),
+  EdgeKind("value", "attn.act_in", "attn.v", C_ATTN, 2, 3),
+  EdgeKind("write", "attn.v", "attn.resid_delta", ATTN_C_PROJ),
+  EdgeKind("up", "mlp.act_in", "mlp.post_act", C_FC),
+  EdgeKind("down", "mlp.post_act", "mlp.resid_delta", MLP_C_PROJ),
 )
 
 
@@ -131,10 +131,10 @@ def parse_site_id(full_name: str, n_layer: int) -> tuple[str, int | None]:
 def all_site_ids(n_layer: int) -> tuple[str, ...]:
   """Returns every full site name of a model, in forward order."""
   ids = [
-      site_id(site.name, layer)
-      for layer in range(n_layer)
-      for site in SITES.values()
-      if site.per_layer
+    site_id(site.name, layer)
+    for layer in range(n_layer)
+    for site in SITES.values()
+    if site.per_layer
   ]
   return (*ids, *(s.name for s in SITES.values() if not s.per_layer))
 

@@ -31,8 +31,8 @@ def compose(*taps: model_lib.Tap) -> model_lib.Tap:
 
 
 def record(
-    store: MutableMapping[str, jax.Array],
-    names: Collection[str] | None = None,
+  store: MutableMapping[str, jax.Array],
+  names: Collection[str] | None = None,
 ) -> model_lib.Tap:
   """Returns a tap that writes `{"0.attn.q": x, …}` into `store`.
 
@@ -51,14 +51,14 @@ def record(
 
 
 def gate(
-    gates: Mapping[str, jax.Array], means: Mapping[str, jax.Array]
+  gates: Mapping[str, jax.Array], means: Mapping[str, jax.Array]
 ) -> model_lib.Tap:
   """Returns a tap that replaces closed nodes by their ablation value.
 
   `x * g + mean * (1 - g)` (paper appendix A.5). Sites without a gate pass.
 
   Args:
-    gates: per site `[layers, width]`, 1 or true for open, 0 or false for closed.
+    gates: per site `[layers, width]`, 1 or true for open, 0 or false if not.
     means: per site `[layers, width]`, the value a closed node takes.
   """
 
@@ -83,10 +83,10 @@ def patch(values: Mapping[str, jax.Array]) -> model_lib.Tap:
 
 
 def run_with_sites(
-    model: model_lib.Model,
-    params: model_lib.Params,
-    tokens: jax.Array,
-    sites: Collection[str] | None = None,
+  model: model_lib.Model,
+  params: model_lib.Params,
+  tokens: jax.Array,
+  sites: Collection[str] | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Returns logits `[B, L, V]` and the activations at the sites.
 

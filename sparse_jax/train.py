@@ -49,9 +49,9 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def init_state(
-    model: model_lib.Model,
-    optimizer: optax.GradientTransformation,
-    rng: jax.Array,
+  model: model_lib.Model,
+  optimizer: optax.GradientTransformation,
+  rng: jax.Array,
 ) -> TrainState:
   """Returns the state before the first step."""
   params = model.init(rng)
@@ -59,10 +59,10 @@ def init_state(
 
 
 def train_step(
-    model: model_lib.Model,
-    optimizer: optax.GradientTransformation,
-    state: TrainState,
-    windows_BxW: jax.Array,
+  model: model_lib.Model,
+  optimizer: optax.GradientTransformation,
+  state: TrainState,
+  windows_BxW: jax.Array,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One step of the recipe: pure, to be jitted by the caller.
 
@@ -77,16 +77,16 @@ def train_step(
     and `grad_rms` before normalising.
   """
   loss, grads = jax.value_and_grad(loss_lib.next_token_loss, argnums=1)(
-      model, state.params, windows_BxW
+    model, state.params, windows_BxW
   )
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   labels = rules.labels(model.config, grads)
   trained = jax.tree.map(
-      lambda label, g: g if label == "trained" else None, labels, grads
+    lambda label, g: g if label == "trained" else None, labels, grads
   )
   metrics = {"train_loss": loss, "grad_rms": transforms.global_rms(trained)}
   state = TrainState(
-      state.step + 1, optax.apply_updates(state.params, updates), opt_state
+    state.step + 1, optax.apply_updates(state.params, updates), opt_state
   )
   return state, metrics
 
@@ -157,12 +157,12 @@ def _run(config, workdir, tokens, checkpoints) -> Trained:
   mesh = sharding.make_mesh(train.model_parallel)
   if train.batch_size % mesh.shape["data"]:
     raise errors.bad_value(
-        "train.batch_size",
-        train.batch_size,
-        f"a multiple of the {mesh.shape['data']} devices that split it",
+      "train.batch_size",
+      train.batch_size,
+      f"a multiple of the {mesh.shape['data']} devices that split it",
     )
   model = model_lib.Model(
-      config.model, config.sparsity, compute_dtype(train.compute_dtype)
+    config.model, config.sparsity, compute_dtype(train.compute_dtype)
   )
   rng = jax.random.key(config.seed)
   shapes = jax.eval_shape(model.init, rng)
@@ -176,13 +176,11 @@ def _run(config, workdir, tokens, checkpoints) -> Trained:
   start = checkpoints.latest_step() or 0
   if start:
     state = checkpoints.restore(
-        jax.tree.map(
-            lambda s, where: jax.ShapeDtypeStruct(
-                s.shape, s.dtype, sharding=where
-            ),
-            state_shapes,
-            shardings,
-        )
+      jax.tree.map(
+        lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
+        state_shapes,
+        shardings,
+      )
     )
     _say(f"resuming {workdir} from step {start} of {train.steps}")
   else:
@@ -190,21 +188,21 @@ def _run(config, workdir, tokens, checkpoints) -> Trained:
     _say(density_table(config, shapes))
 
   step_fn = jax.jit(
-      functools.partial(train_step, model, optimizer),
-      in_shardings=(shardings, batch_sharding),
-      out_shardings=(shardings, replicated),
-      donate_argnums=0,
+    functools.partial(train_step, model, optimizer),
+    in_shardings=(shardings, batch_sharding),
+    out_shardings=(shardings, replicated),
+    donate_argnums=0,
   )
   loss_fn = jax.jit(
-      functools.partial(loss_lib.next_token_loss, model),
-      in_shardings=(shardings.params, batch_sharding),
-      out_shardings=replicated,
+    functools.partial(loss_lib.next_token_loss, model),
+    in_shardings=(shardings.params, batch_sharding),
+    out_shardings=replicated,
   )
   held_out = windows.eval_batches(
-      tokens.eval,
-      context_length=config.data.context_length,
-      batch_size=train.batch_size,
-      num_batches=train.eval_batches,
+    tokens.eval,
+    context_length=config.data.context_length,
+    batch_size=train.batch_size,
+    num_batches=train.eval_batches,
   )
 
   def evaluate(params) -> float:
@@ -214,16 +212,23 @@ def _run(config, workdir, tokens, checkpoints) -> Trained:
     return float(np.mean([float(loss_fn(params, b)) for b in batches]))
 
   batches = windows.train_batches(
-      tokens.train,
-      context_length=config.data.context_length,
-      batch_size=train.batch_size,
-      seed=config.seed,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+    tokens.train,
+    context_length=config.data.context_length,
+    batch_size=train.batch_size,
+    seed=config.seed,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
   )
   state = _loop(
-      config, workdir, mesh, checkpoints, start, state, step_fn, batches,
-      evaluate,
+    config,
+    workdir,
+    mesh,
+    checkpoints,
+    start,
+    state,
+    step_fn,
+    batches,
+    evaluate,
   )
   eval_loss = evaluate(state.params)
   model = model_lib.Model(config.model, config.sparsity)
@@ -238,15 +243,15 @@ def _run(config, workdir, tokens, checkpoints) -> Trained:
 
 
 def _loop(
-    config: config_lib.Config,
-    workdir: pathlib.Path,
-    mesh: jax.sharding.Mesh,
-    checkpoints: checkpoint.TrainingCheckpoints,
-    start: int,
-    state: TrainState,
-    step_fn: Callable[..., tuple[TrainState, Mapping[str, jax.Array]]],
-    batches,
-    evaluate: Callable[[Any], float],
+  config: config_lib.Config,
+  workdir: pathlib.Path,
+  mesh: jax.sharding.Mesh,
+  checkpoints: checkpoint.TrainingCheckpoints,
+  start: int,
+  state: TrainState,
+  step_fn: Callable[..., tuple[TrainState, Mapping[str, jax.Array]]],
+  batches,
+  evaluate: Callable[[Any], float],
 ) -> TrainState:
   """Steps from `start` to the end; reads top to bottom."""
   train = config.train
@@ -275,9 +280,9 @@ def _loop(
         kept = checkpoints.latest_step()
         good = f"step {kept}" if kept else "none yet"
         raise errors.InputError(
-            f"training stopped at step {step}: {name}={value}; last good"
-            f" checkpoint in {workdir / 'checkpoints'}: {good}; need a lower"
-            f" train.learning_rate than {train.learning_rate}, or other data"
+          f"training stopped at step {step}: {name}={value}; last good"
+          f" checkpoint in {workdir / 'checkpoints'}: {good}; need a lower"
+          f" train.learning_rate than {train.learning_rate}, or other data"
         )
     losses.append(values["train_loss"])
     bar.update()
@@ -302,22 +307,24 @@ def _loop(
         if logs and losses:
           now = time.perf_counter()
           row = {
-              "tokens": step * tokens_per_step,
-              "train_loss": float(np.mean(losses)),
-              "learning_rate": float(rates[step - 1]),
-              "density": block_density(state.params),
-              "tokens_per_second": (
-                  (step - clock_step) * tokens_per_step / (now - clock)
-              ),
+            "tokens": step * tokens_per_step,
+            "train_loss": float(np.mean(losses)),
+            "learning_rate": float(rates[step - 1]),
+            "density": block_density(state.params),
+            "tokens_per_second": (
+              (step - clock_step) * tokens_per_step / (now - clock)
+            ),
           }
           if measures:
             row["eval_loss"] = eval_loss
           if writer:
-            writer.write(step, row, densities(state.params) if measures else None)
+            writer.write(
+              step, row, densities(state.params) if measures else None
+            )
           bar.set_postfix(
-              loss=f"{row['train_loss']:.3f}",
-              eval=f"{eval_loss:.3f}",
-              density=f"{row['density']:.3f}",
+            loss=f"{row['train_loss']:.3f}",
+            eval=f"{eval_loss:.3f}",
+            density=f"{row['density']:.3f}",
           )
           losses.clear()
           clock, clock_step = time.perf_counter(), step
@@ -325,8 +332,8 @@ def _loop(
           checkpoints.save(step, state)
         if stops and not is_last:
           raise Interrupted(
-              f"interrupted at step {step} of {train.steps}; checkpoint saved;"
-              f" the same command with --workdir={workdir} resumes"
+            f"interrupted at step {step} of {train.steps}; checkpoint saved;"
+            f" the same command with --workdir={workdir} resumes"
           )
   finally:
     bar.close()
@@ -386,8 +393,8 @@ def _claim(config: config_lib.Config, workdir: pathlib.Path) -> None:
     theirs = dict(_flat(found)).get(name)
     if theirs != value:
       raise errors.InputError(
-          f"{workdir} belongs to a run with {name}={theirs!r}, this config has"
-          f" {value!r}; need the same config or another --workdir"
+        f"{workdir} belongs to a run with {name}={theirs!r}, this config has"
+        f" {value!r}; need the same config or another --workdir"
       )
 
 
@@ -400,7 +407,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = ""):
 
 
 def data_directory(
-    config: config_lib.Config, workdir: files.PathLike
+  config: config_lib.Config, workdir: files.PathLike
 ) -> pathlib.Path:
   """Returns where a run's tokens are kept."""
   return pathlib.Path(config.data.directory or pathlib.Path(workdir) / "data")
@@ -410,7 +417,7 @@ def _prepare_data(config, workdir, latest_step) -> data.TokenData:
   """Prepares in one process while the others wait, then opens in all."""
   directory = data_directory(config, workdir)
   prepare = functools.partial(
-      data.prepare, config.data, directory, batch_size=config.train.batch_size
+    data.prepare, config.data, directory, batch_size=config.train.batch_size
   )
   if jax.process_count() == 1:
     return prepare(frozen=latest_step is not None)
@@ -423,18 +430,18 @@ def _prepare_data(config, workdir, latest_step) -> data.TokenData:
 def densities(params: model_lib.Params) -> dict[str, float]:
   """Returns the share of nonzero entries of every parameter, by path."""
   return {
-      rules.path_name(path): float(jnp.count_nonzero(leaf)) / leaf.size
-      for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    rules.path_name(path): float(jnp.count_nonzero(leaf)) / leaf.size
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
   }
 
 
 def block_density(params: model_lib.Params) -> float:
   """Returns the share of nonzero entries over all block matrices."""
   kernels = [
-      leaf
-      for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-      if rules.path_name(path).startswith("layers/")
-      and rules.path_name(path).endswith("/kernel")
+    leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    if rules.path_name(path).startswith("layers/")
+    and rules.path_name(path).endswith("/kernel")
   ]
   nonzero = sum(int(jnp.count_nonzero(leaf)) for leaf in kernels)
   return nonzero / sum(leaf.size for leaf in kernels)
@@ -446,23 +453,25 @@ def density_table(config: config_lib.Config, shapes) -> str:
   is_leaf = lambda x: x is None or isinstance(x, transforms.Kept)
   rows = [("parameter", "shape", "nonzero at the end", "density")]
   for (path, leaf), rule in zip(
-      jax.tree_util.tree_leaves_with_path(shapes),
-      jax.tree.leaves(kept, is_leaf=is_leaf),
-      strict=True,
+    jax.tree_util.tree_leaves_with_path(shapes),
+    jax.tree.leaves(kept, is_leaf=is_leaf),
+    strict=True,
   ):
     count = leaf.size
     if rule is not None:
       count = int(rule.table[-1]) * (leaf.shape[0] if rule.is_stacked else 1)
-    rows.append((
+    rows.append(
+      (
         rules.path_name(path),
         "x".join(map(str, leaf.shape)),
         f"{count:,}",
         f"{count / leaf.size:.4f}",
-    ))
+      )
+    )
   widths = [max(len(row[i]) for row in rows) for i in range(4)]
   return "\n".join(
-      f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}"
-      for a, b, c, d in rows
+    f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}"
+    for a, b, c, d in rows
   )
 
 

@@ -127,13 +127,11 @@ def keep_largest(kept: Any) -> optax.GradientTransformation:
   return optax.GradientTransformation(init_fn, update_fn)
 
 
-def kept_tree(
-    sparsity: config_lib.SparsityConfig, steps: int, params
-) -> Any:
+def kept_tree(sparsity: config_lib.SparsityConfig, steps: int, params) -> Any:
   """Returns the `Kept` of every parameter, None where it is dense."""
   densities = {
-      "block": schedules.block_density(sparsity, steps),
-      "embedding": schedules.embedding_density(sparsity, steps),
+    "block": schedules.block_density(sparsity, steps),
+    "embedding": schedules.embedding_density(sparsity, steps),
   }
 
   def kept(path, leaf):
@@ -150,7 +148,7 @@ def kept_tree(
 
 
 def decay(
-    rate: Sequence[float], weight_decay: float, decays: Any
+  rate: Sequence[float], weight_decay: float, decays: Any
 ) -> optax.GradientTransformation:
   """Decoupled weight decay on the new value: `p <- p - rate * wd * p`.
 
@@ -171,10 +169,10 @@ def decay(
       raise ValueError("decay needs `params` in update().")
     factor = 1 - weight_decay * lookup(rate)(state.count)
     updates = jax.tree.map(
-        lambda d, p, u: (p + u) * factor.astype(p.dtype) - p if d else u,
-        decays,
-        params,
-        updates,
+      lambda d, p, u: (p + u) * factor.astype(p.dtype) - p if d else u,
+      decays,
+      params,
+      updates,
     )
     count = optax.safe_increment(state.count)
     return updates, optax.ScaleByScheduleState(count)
@@ -201,7 +199,7 @@ def lookup(table: Sequence[float]) -> optax.Schedule:
 
 
 def sparse_adam(
-    config: config_lib.Config, params
+  config: config_lib.Config, params
 ) -> optax.GradientTransformation:
   """The recipe's optimizer for a model's parameters.
 
@@ -213,16 +211,16 @@ def sparse_adam(
   rate = schedules.learning_rate(train, sparsity)
   scale = {"normalize_rms": normalize_rms, "clip_rms": clip_rms}
   decays = rules_lib.map_rules(
-      lambda rule, _: rule.decays, rules_lib.rules(sparsity), params
+    lambda rule, _: rule.decays, rules_lib.rules(sparsity), params
   )
   trained = optax.chain(
-      scale[train.gradient](),
-      optax.scale_by_adam(train.adam_b1, train.adam_b2, train.adam_eps),
-      optax.scale_by_learning_rate(lookup(rate)),
-      keep_largest(kept_tree(sparsity, train.steps, params)),
-      decay(rate, train.weight_decay, decays),
+    scale[train.gradient](),
+    optax.scale_by_adam(train.adam_b1, train.adam_b2, train.adam_eps),
+    optax.scale_by_learning_rate(lookup(rate)),
+    keep_largest(kept_tree(sparsity, train.steps, params)),
+    decay(rate, train.weight_decay, decays),
   )
   return optax.partition(
-      {"trained": trained, "fixed": optax.set_to_zero()},
-      rules_lib.labels(config.model, params),
+    {"trained": trained, "fixed": optax.set_to_zero()},
+    rules_lib.labels(config.model, params),
   )

@@ -16,35 +16,45 @@ from sparse_jax import sites, taps
 
 
 def tiny_model(activation_fraction=0.25, **fields):
-  config = config_lib.ModelConfig(**{
-      "n_layer": 2, "d_model": 16, "d_head": 4, "d_mlp": 32, "vocab_size": 40,
-      "context_length": 12, **fields,
-  })
+  config = config_lib.ModelConfig(
+    **{
+      "n_layer": 2,
+      "d_model": 16,
+      "d_head": 4,
+      "d_mlp": 32,
+      "vocab_size": 40,
+      "context_length": 12,
+      **fields,
+    }
+  )
   sparsity = config_lib.SparsityConfig(
-      activation_fraction=activation_fraction, min_alive=0
+    activation_fraction=activation_fraction, min_alive=0
   )
   model = model_lib.Model(config, sparsity)
   params = model.init(jax.random.key(0))
   # Away from the initial zeros and ones, so that every parameter matters.
   leaves, tree = jax.tree.flatten(params)
   keys = jax.random.split(jax.random.key(1), len(leaves))
-  params = jax.tree.unflatten(tree, [
+  params = jax.tree.unflatten(
+    tree,
+    [
       leaf + 0.3 * jax.random.normal(key, leaf.shape)
       for leaf, key in zip(leaves, keys, strict=True)
-  ])
+    ],
+  )
   tokens = jax.random.randint(jax.random.key(2), (3, 9), 0, 40)
   return model, params, tokens
 
 
 VARIANTS = (
-    ("plain", {}),
-    ("dense", {"activation_fraction": 1.0}),
-    ("bare", {"sink": False, "bigram": "none", "bias": False, "tied": True}),
-    ("layer_norm", {"norm": "layer", "activation": "relu"}),
-    ("learned", {"positions": "learned", "bigram": "fixed"}),
-    ("concatenated", {"positions": "concatenated", "d_position": 6}),
-    ("sinusoidal", {"positions": "sinusoidal", "d_position": 6}),
-    ("relu_residual", {"residual_activation": "relu"}),
+  ("plain", {}),
+  ("dense", {"activation_fraction": 1.0}),
+  ("bare", {"sink": False, "bigram": "none", "bias": False, "tied": True}),
+  ("layer_norm", {"norm": "layer", "activation": "relu"}),
+  ("learned", {"positions": "learned", "bigram": "fixed"}),
+  ("concatenated", {"positions": "concatenated", "d_position": 6}),
+  ("sinusoidal", {"positions": "sinusoidal", "d_position": 6}),
+  ("relu_residual", {"residual_activation": "relu"}),
 )
 
 
@@ -66,17 +76,14 @@ def naive_attention(q, k, v, sink):
 
 
 class ModelTest(parameterized.TestCase):
-
   @parameterized.named_parameters(*VARIANTS)
   def test_no_tap_equals_identity_tap_equals_open_gates(self, fields):
     model, params, tokens = tiny_model(**fields)
     want = jax.jit(model.apply)(params, tokens)
     chex.assert_shape(want, (3, 9, 40))
     ones = {
-        name: np.ones(
-            (sites.num_rows(name, 2), model.config.width(name)), bool
-        )
-        for name in sites.NODE_SITES
+      name: np.ones((sites.num_rows(name, 2), model.config.width(name)), bool)
+      for name in sites.NODE_SITES
     }
     means = jax.tree.map(lambda m: 7.0 * m, ones)
     for tap in (taps.identity, taps.gate(ones, means), taps.patch({})):
@@ -90,7 +97,7 @@ class ModelTest(parameterized.TestCase):
 
     def logits_at(x, position):
       tap = lambda site, layer, v: (
-          v + x if (site, layer) == ("resid_in", 0) else v
+        v + x if (site, layer) == ("resid_in", 0) else v
       )
       return jnp.sum(model.apply(params, tokens, tap)[:, position] ** 2)
 
@@ -106,13 +113,15 @@ class ModelTest(parameterized.TestCase):
     sink = rng.normal(size=3).astype(np.float32) if has_sink else None
     got = model_lib.attend(*map(jnp.asarray, (q, k, v)), sink)
     np.testing.assert_allclose(
-        got, naive_attention(q, k, v, sink), rtol=1e-5, atol=1e-6
+      got, naive_attention(q, k, v, sink), rtol=1e-5, atol=1e-6
     )
 
   def test_attention_does_not_overflow(self):
     big = jnp.full((1, 3, 1, 4), 1e4)
     sink = jnp.array([-1e4])
-    self.assertTrue(jnp.all(jnp.isfinite(model_lib.attend(big, big, big, sink))))
+    self.assertTrue(
+      jnp.all(jnp.isfinite(model_lib.attend(big, big, big, sink)))
+    )
 
   def test_a_huge_sink_silences_attention(self):
     model, params, tokens = tiny_model()
@@ -128,7 +137,7 @@ class ModelTest(parameterized.TestCase):
       for layer in range(2):
         x = acts[sites.site_id(name, layer)]
         np.testing.assert_array_less(
-            jnp.count_nonzero(x, -1), x.shape[-1] // 4 + 1
+          jnp.count_nonzero(x, -1), x.shape[-1] // 4 + 1
         )
 
   def test_recording_is_limited_to_the_sites_asked_for(self):
@@ -137,7 +146,7 @@ class ModelTest(parameterized.TestCase):
     logits, acts = taps.run_with_sites(model, params, tokens, sites=names)
     self.assertEqual(list(acts), names)
     np.testing.assert_allclose(
-        model.unembed(params, acts["final_resid"], tokens), logits, atol=1e-6
+      model.unembed(params, acts["final_resid"], tokens), logits, atol=1e-6
     )
     with self.assertRaisesRegex(ValueError, "did you mean '1.attn.q'"):
       taps.run_with_sites(model, params, tokens, sites=["1.attn.qq"])
@@ -175,9 +184,9 @@ class ModelTest(parameterized.TestCase):
     zeros = {n: np.zeros(shape(n)) for n in sites.NODE_SITES}
     acts = {}
     model.apply(
-        params,
-        tokens,
-        taps.compose(taps.gate(zeros, means), taps.record(acts)),
+      params,
+      tokens,
+      taps.compose(taps.gate(zeros, means), taps.record(acts)),
     )
     for name in sites.NODE_SITES:
       for row in range(sites.num_rows(name, 2)):
@@ -218,10 +227,10 @@ class ModelTest(parameterized.TestCase):
     table = np.asarray(model_lib.sinusoids(64, 6))
     np.testing.assert_allclose(table[:, 0][::4], 0, atol=1e-5)
     np.testing.assert_allclose(
-        table[:, 1], np.sin(2 * np.pi * np.arange(64) / 16), atol=1e-5
+      table[:, 1], np.sin(2 * np.pi * np.arange(64) / 16), atol=1e-5
     )
     np.testing.assert_allclose(
-        table[:, 5], np.cos(2 * np.pi * np.arange(64) / 64), atol=1e-5
+      table[:, 5], np.cos(2 * np.pi * np.arange(64) / 64), atol=1e-5
     )
 
   @hypothesis.given(st.sampled_from(sites.NODE_SITES), st.integers(0, 1))
@@ -234,8 +243,8 @@ class ModelTest(parameterized.TestCase):
   def test_unresolved_shapes_are_refused(self):
     with self.assertRaisesRegex(ValueError, "model.vocab_size=0"):
       model_lib.Model(
-          dataclasses.replace(tiny_model()[0].config, vocab_size=0),
-          config_lib.SparsityConfig(),
+        dataclasses.replace(tiny_model()[0].config, vocab_size=0),
+        config_lib.SparsityConfig(),
       )
 
 

@@ -1,18 +1,17 @@
 """Selection against a stable sort."""
 
-from absl.testing import absltest
-from absl.testing import parameterized
 import hypothesis
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from absl.testing import absltest, parameterized
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from sparse_jax import select
 
-# Few distinct values, so that most draws hold ties, signed zeros and infinities.
+# Few distinct values: most draws hold ties, signed zeros and infinities.
 _TIED = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, 1e-45, np.inf, -np.inf])
 _mask = jax.jit(select.top_k_mask, static_argnames="axis")
 _FLOATS = st.floats(width=32, allow_nan=False)
@@ -27,14 +26,13 @@ def sorted_mask(x, k):
 
 
 class SelectTest(parameterized.TestCase):
-
   @hypothesis.given(
-      hnp.arrays(
-          np.float32,
-          st.sampled_from([(1,), (9,), (4, 7), (2, 3, 8)]),
-          elements=st.one_of(_TIED, _FLOATS),
-      ),
-      st.data(),
+    hnp.arrays(
+      np.float32,
+      st.sampled_from([(1,), (9,), (4, 7), (2, 3, 8)]),
+      elements=st.one_of(_TIED, _FLOATS),
+    ),
+    st.data(),
   )
   @hypothesis.settings(max_examples=60, deadline=None)
   def test_mask_equals_stable_sort(self, x, data):
@@ -43,7 +41,7 @@ class SelectTest(parameterized.TestCase):
     np.testing.assert_array_equal(mask, sorted_mask(x, k))
 
   @parameterized.named_parameters(
-      ("float16", np.float16), ("bfloat16", ml_dtypes.bfloat16)
+    ("float16", np.float16), ("bfloat16", ml_dtypes.bfloat16)
   )
   def test_half_precision_equals_stable_sort(self, dtype):
     x = np.random.default_rng(0).normal(size=(50, 40)).astype(dtype)
@@ -52,17 +50,15 @@ class SelectTest(parameterized.TestCase):
       np.testing.assert_array_equal(mask, sorted_mask(x, k))
 
   @hypothesis.given(
-      hnp.arrays(np.float32, (3, 4, 5), elements=_TIED), st.data()
+    hnp.arrays(np.float32, (3, 4, 5), elements=_TIED), st.data()
   )
   @hypothesis.settings(max_examples=40, deadline=None)
   def test_several_axes_equal_the_flattened_matrix(self, x, data):
     k = data.draw(st.lists(st.integers(0, 20), min_size=3, max_size=3))
-    mask = _mask(
-        jnp.asarray(x), jnp.array(k).reshape(3, 1, 1), axis=(1, 2)
-    )
+    mask = _mask(jnp.asarray(x), jnp.array(k).reshape(3, 1, 1), axis=(1, 2))
     for layer in range(3):
       np.testing.assert_array_equal(
-          np.ravel(mask[layer]), sorted_mask(x[layer].ravel(), k[layer])
+        np.ravel(mask[layer]), sorted_mask(x[layer].ravel(), k[layer])
       )
 
   @hypothesis.given(hnp.arrays(np.float32, (6, 7), elements=_TIED), st.data())
@@ -71,9 +67,7 @@ class SelectTest(parameterized.TestCase):
     protected = data.draw(hnp.arrays(bool, (6, 7)))
     k = data.draw(st.integers(0, 42))
     mask = np.asarray(
-        _mask(
-            jnp.asarray(x), k, axis=(0, 1), protected=jnp.asarray(protected)
-        )
+      _mask(jnp.asarray(x), k, axis=(0, 1), protected=jnp.asarray(protected))
     )
     self.assertEqual(mask.sum(), k)
     self.assertEqual((mask & protected).sum(), min(k, protected.sum()))
@@ -83,7 +77,7 @@ class SelectTest(parameterized.TestCase):
     want = np.sort(np.abs(x), -1)[:, ::-1]
     for k in (1, 3, 100):
       np.testing.assert_array_equal(
-          select.kth_magnitude(jnp.asarray(x), k), want[:, k - 1]
+        select.kth_magnitude(jnp.asarray(x), k), want[:, k - 1]
       )
     whole = select.kth_magnitude(jnp.asarray(x), 5, axis=(0, 1))
     self.assertEqual(whole, np.sort(np.abs(x).ravel())[-5])

@@ -1,0 +1,21 @@
+"""Test settings: strict shapes, quick compiles, four CPU devices."""
+
+import os
+
+# Tests compile much and compute little.
+os.environ["XLA_FLAGS"] = (
+  os.environ.get("XLA_FLAGS", "")
+  + " --xla_backend_optimization_level=0"
+  + " --xla_llvm_disable_expensive_passes=true"
+  + " --xla_force_host_platform_device_count=4"
+)
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import hypothesis
+import jax
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+hypothesis.settings.register_profile(
+  "ci", deadline=None, derandomize=True, database=None
+)
+hypothesis.settings.load_profile("ci")
