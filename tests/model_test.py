@@ -1,8 +1,10 @@
 """The forward pass: taps, causality, sparsity, references."""
 
 import dataclasses
+import functools
 
 import chex
+import helpers
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -14,38 +16,6 @@ from sparse_jax import config as config_lib
 from sparse_jax import model as model_lib
 from sparse_jax import sites, taps
 
-
-def tiny_model(activation_fraction=0.25, **fields):
-  config = config_lib.ModelConfig(
-    **{
-      "n_layer": 2,
-      "d_model": 16,
-      "d_head": 4,
-      "d_mlp": 32,
-      "vocab_size": 40,
-      "context_length": 12,
-      **fields,
-    }
-  )
-  sparsity = config_lib.SparsityConfig(
-    activation_fraction=activation_fraction, min_alive=0
-  )
-  model = model_lib.Model(config, sparsity)
-  params = model.init(jax.random.key(0))
-  # Away from the initial zeros and ones, so that every parameter matters.
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  params = jax.tree.unflatten(
-    tree,
-    [
-      leaf + 0.3 * jax.random.normal(key, leaf.shape)
-      for leaf, key in zip(leaves, keys, strict=True)
-    ],
-  )
-  tokens = jax.random.randint(jax.random.key(2), (3, 9), 0, 40)
-  return model, params, tokens
-
-
 VARIANTS = (
   ("plain", {}),
   ("dense", {"activation_fraction": 1.0}),
@@ -56,6 +26,11 @@ VARIANTS = (
   ("sinusoidal", {"positions": "sinusoidal", "d_position": 6}),
   ("relu_residual", {"residual_activation": "relu"}),
 )
+
+
+@functools.cache
+def shared():
+  return helpers.tiny_model()
 
 
 def naive_attention(q, k, v, sink):
@@ -78,7 +53,7 @@ def naive_attention(q, k, v, sink):
 class ModelTest(parameterized.TestCase):
   @parameterized.named_parameters(*VARIANTS)
   def test_no_tap_equals_identity_tap_equals_open_gates(self, fields):
-    model, params, tokens = tiny_model(**fields)
+    model, params, tokens = helpers.tiny_model(**fields)
     want = jax.jit(model.apply)(params, tokens)
     chex.assert_shape(want, (3, 9, 40))
     ones = {
@@ -92,7 +67,7 @@ class ModelTest(parameterized.TestCase):
 
   @parameterized.named_parameters(*VARIANTS)
   def test_causality_by_gradients(self, fields):
-    model, params, tokens = tiny_model(**fields)
+    model, params, tokens = helpers.tiny_model(**fields)
     x_BxLxD = params["wte"]["embedding"][tokens]
 
     def logits_at(x, position):
@@ -124,13 +99,13 @@ class ModelTest(parameterized.TestCase):
     )
 
   def test_a_huge_sink_silences_attention(self):
-    model, params, tokens = tiny_model()
+    model, params, tokens = helpers.tiny_model()
     params["layers"]["attn"]["sink"] += 1e4
     _, acts = taps.run_with_sites(model, params, tokens)
     np.testing.assert_allclose(acts["0.attn.y"], 0, atol=1e-6)
 
   def test_top_k_keeps_the_fraction_at_every_site(self):
-    model, params, tokens = tiny_model()
+    model, params, tokens = helpers.tiny_model()
     _, acts = taps.run_with_sites(model, params, tokens)
     self.assertEqual(list(acts), list(sites.all_site_ids(2)))
     for name in sites.LAYER_NODE_SITES:
@@ -141,7 +116,7 @@ class ModelTest(parameterized.TestCase):
         )
 
   def test_recording_is_limited_to_the_sites_asked_for(self):
-    model, params, tokens = tiny_model()
+    model, params, tokens = helpers.tiny_model()
     names = ["1.mlp.post_act", "final_resid"]
     logits, acts = taps.run_with_sites(model, params, tokens, sites=names)
     self.assertEqual(list(acts), names)
@@ -152,7 +127,7 @@ class ModelTest(parameterized.TestCase):
       taps.run_with_sites(model, params, tokens, sites=["1.attn.qq"])
 
   def test_a_patched_site_replays_its_recording(self):
-    model, params, tokens = tiny_model()
+    model, params, tokens = helpers.tiny_model()
     other = tokens[::-1]
     _, acts = taps.run_with_sites(model, params, other)
     want = model.apply(params, other)
@@ -177,7 +152,7 @@ class ModelTest(parameterized.TestCase):
     np.testing.assert_array_equal(tap("attn.k", 1, x), x)
 
   def test_closed_gates_make_every_site_its_mean(self):
-    model, params, tokens = tiny_model()
+    model, params, tokens = helpers.tiny_model()
     shape = lambda n: (sites.num_rows(n, 2), model.config.width(n))
     rng = np.random.default_rng(0)
     means = {n: rng.normal(size=shape(n)) for n in sites.NODE_SITES}
@@ -195,7 +170,7 @@ class ModelTest(parameterized.TestCase):
         np.testing.assert_allclose(got, want, rtol=1e-6)
 
   def test_two_candidates_equal_all_logits(self):
-    model, params, tokens = tiny_model()
+    model, params, tokens = helpers.tiny_model()
     x = model.residual(params, tokens)
     candidates = jax.random.randint(jax.random.key(3), (3, 9, 2), 0, 40)
     want = jnp.take_along_axis(model.apply(params, tokens), candidates, -1)
@@ -203,7 +178,7 @@ class ModelTest(parameterized.TestCase):
     np.testing.assert_allclose(got, want, atol=1e-5)
 
   def test_the_bigram_tables_last_row_gets_no_gradient(self):
-    model, params, tokens = tiny_model()
+    model, params, tokens = helpers.tiny_model()
     tokens = tokens.at[0, 0].set(39)
     grad = jax.grad(lambda p: jnp.sum(model.apply(p, tokens) ** 2))(params)
     rows = np.abs(grad["bigram_table"]).sum(-1)
@@ -211,7 +186,7 @@ class ModelTest(parameterized.TestCase):
     self.assertGreater(rows[int(tokens[1, 1])], 0)
 
   def test_compute_in_bfloat16_stays_close(self):
-    model, params, tokens = tiny_model(activation_fraction=1.0)
+    model, params, tokens = helpers.tiny_model(activation_fraction=1.0)
     half = model_lib.Model(model.config, model.sparsity, jnp.bfloat16)
     got, want = half.apply(params, tokens), model.apply(params, tokens)
     self.assertEqual(got.dtype, jnp.float32)
@@ -219,7 +194,7 @@ class ModelTest(parameterized.TestCase):
     self.assertLess(float(error), 0.05)
 
   def test_positions_limit_the_length(self):
-    model, params, _ = tiny_model(positions="learned")
+    model, params, _ = helpers.tiny_model(positions="learned")
     with self.assertRaisesRegex(ValueError, "length 13.*context_length=12"):
       model.apply(params, jnp.zeros((1, 13), jnp.int32))
 
@@ -243,7 +218,7 @@ class ModelTest(parameterized.TestCase):
   def test_unresolved_shapes_are_refused(self):
     with self.assertRaisesRegex(ValueError, "model.vocab_size=0"):
       model_lib.Model(
-        dataclasses.replace(tiny_model()[0].config, vocab_size=0),
+        dataclasses.replace(helpers.tiny_model()[0].config, vocab_size=0),
         config_lib.SparsityConfig(),
       )
 

@@ -15,6 +15,7 @@ from sparse_jax import config
 def get_config() -> ml_collections.ConfigDict:
   """Returns the quickstart's config."""
   c = config.to_config_dict()
+  c.data.max_megabytes = 40.0
   c.data.context_length = 128
   c.model.n_layer = 2
   c.model.d_model = 128

@@ -1,0 +1,186 @@
+"""Circuits: counts by brute force, files, identities."""
+
+import dataclasses
+import json
+import pathlib
+import tempfile
+
+import helpers
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from sparse_jax import checkpoint, circuit, sites
+
+
+def new_directory(test) -> pathlib.Path:
+  return pathlib.Path(test.enterContext(tempfile.TemporaryDirectory()))
+
+
+def make_circuit(share=0.4, **fields):
+  model, params, tokens = helpers.tiny_model(**fields)
+  params = helpers.sparsify(params, 0.5)
+  mask = helpers.random_masks(model, share)
+  made = circuit.Circuit(
+    task="single_double_quote",
+    model_fingerprint=checkpoint.fingerprint(model, params),
+    model_config=model.config,
+    sparsity=model.sparsity,
+    ablation="mean_pretrain",
+    target_loss=0.15,
+    logit_scale=1.5,
+    node_mask=mask,
+    means=helpers.random_means(model),
+    edges=circuit.find_edges(params, mask),
+    metrics={"num_nodes": 1, "test_loss": 0.1},
+    details={"runs": [{"k_coef": 1e-3}]},
+  )
+  return made, model, params, tokens
+
+
+def brute_force_edges(params, mask, config):
+  """Every weight, one at a time, as the paper defines an edge."""
+  attn, mlp = params["layers"]["attn"], params["layers"]["mlp"]
+  d = config.d_model
+  found = set()
+  for layer in range(config.n_layer):
+    joins = []
+    for block, name in enumerate(("attn.q", "attn.k", "attn.v")):
+      kernel = np.asarray(attn["c_attn"]["kernel"][layer])
+      joins.append(
+        ("attn.act_in", name, kernel[:, block * d : (block + 1) * d])
+      )
+    joins.append(
+      ("attn.v", "attn.resid_delta", attn["c_proj"]["kernel"][layer])
+    )
+    joins.append(("mlp.act_in", "mlp.post_act", mlp["c_fc"]["kernel"][layer]))
+    joins.append(
+      ("mlp.post_act", "mlp.resid_delta", mlp["c_proj"]["kernel"][layer])
+    )
+    for source, target, kernel in joins:
+      for i in range(mask[source].shape[1]):
+        for j in range(mask[target].shape[1]):
+          if mask[source][layer, i] and mask[target][layer, j]:
+            if kernel[i, j] != 0:
+              found.add((f"{layer}.{source}", i, f"{layer}.{target}", j))
+  return found
+
+
+class CircuitTest(parameterized.TestCase):
+  @parameterized.parameters(
+    {}, {"positions": "concatenated", "d_position": 6}, {"tied": True}
+  )
+  def test_edges_against_brute_force(self, **fields):
+    made, model, params, _ = make_circuit(**fields)
+    want = brute_force_edges(params, made.node_mask, model.config)
+    got = {
+      (e["from"]["site"], e["from"]["index"], e["to"]["site"], e["to"]["index"])
+      for e in made.edges
+    }
+    self.assertEqual(got, want)
+    self.assertLen(made.edges, len(want))
+    self.assertEqual(circuit.count_edges(params, made.node_mask), len(want))
+    self.assertEqual(made.num_edges, len(want))
+
+  def test_edge_weights_are_the_models(self):
+    made, _, params, _ = make_circuit()
+    edge = next(e for e in made.edges if e["kind"] == "key")
+    layer = int(edge["from"]["site"][0])
+    kernel = params["layers"]["attn"]["c_attn"]["kernel"][layer]
+    index = (edge["from"]["index"], 16 + edge["to"]["index"])
+    self.assertEqual(edge["weight"], float(kernel[index]))
+
+  def test_token_edges_by_hand(self):
+    made, _, params, _ = make_circuit()
+    embed = np.asarray(params["wte"]["embedding"])
+    reads = made.node_mask["attn.act_in"] | made.node_mask["mlp.act_in"]
+    want = sum(
+      embed[token, channel] != 0
+      for token in (3, 5)
+      for channel in range(16)
+      if reads[0, channel] or reads[1, channel]
+    )
+    counts = circuit.count_token_edges(
+      params, made.node_mask, np.array([[3, 5, 3]]), np.array([7])
+    )
+    self.assertEqual(counts["num_embedding_edges"], want)
+
+  def test_nodes_are_listed_in_forward_order(self):
+    made, model, _, _ = make_circuit()
+    order = list(sites.all_site_ids(model.config.n_layer))
+    ranks = [order.index(node["site"]) for node in made.nodes]
+    self.assertEqual(ranks, sorted(ranks))
+    self.assertEqual(made.num_nodes, len(made.nodes))
+    total = sum(mask.sum() for mask in made.node_mask.values())
+    self.assertEqual(made.num_nodes, total)
+
+  def test_saved_and_loaded_it_computes_the_same(self):
+    made, _, params, tokens = make_circuit()
+    directory = new_directory(self) / "c"
+    made.save(directory)
+    loaded = circuit.Circuit.load(directory)
+    for field in dataclasses.fields(circuit.Circuit):
+      if field.name not in ("node_mask", "means"):
+        self.assertEqual(
+          getattr(loaded, field.name), getattr(made, field.name), field.name
+        )
+    apply = lambda c: np.asarray(jax.jit(c.apply)(params, tokens))
+    np.testing.assert_array_equal(apply(loaded), apply(made))
+    made.save(directory)  # Over an earlier one.
+
+  def test_with_all_nodes_it_is_the_full_model(self):
+    made, model, params, tokens = make_circuit(share=1.1)
+    whole = dataclasses.replace(made, logit_scale=1.0)
+    np.testing.assert_allclose(
+      jax.jit(whole.apply)(params, tokens),
+      jax.jit(model.apply)(params, tokens),
+      atol=1e-5,
+    )
+
+  def _damaged(self, edit):
+    made, *_ = make_circuit()
+    directory = new_directory(self) / "c"
+    made.save(directory)
+    edit(directory)
+    with self.assertRaises(ValueError) as caught:
+      circuit.Circuit.load(directory)
+    message = str(caught.exception)
+    self.assertNotIn("\n", message)
+    self.assertIn(str(directory), message)
+    return message
+
+  def test_damaged_files_are_refused_by_name(self):
+    def edit_json(change):
+      def edit(directory):
+        path = directory / "circuit.json"
+        raw = json.loads(path.read_text())
+        change(raw)
+        path.write_text(json.dumps(raw))
+
+      return edit
+
+    cases = {
+      "missing": lambda d: (d / "circuit.json").unlink(),
+      "not JSON": lambda d: (d / "circuit.json").write_text("{"),
+      "format": edit_json(lambda r: r.update(format="other")),
+      "index": edit_json(lambda r: r["nodes"][0].update(index=10**6)),
+      "negative": edit_json(lambda r: r["nodes"][0].update(index=-1)),
+      "no nodes": edit_json(lambda r: r.pop("nodes")),
+      "no means": lambda d: (d / "arrays.npz").unlink(),
+      "torn means": lambda d: (d / "arrays.npz").write_bytes(b"PK\3\4torn"),
+    }
+    for name, edit in cases.items():
+      with self.subTest(name):
+        self._damaged(edit)
+
+  def test_a_foreign_directory_is_never_replaced(self):
+    made, *_ = make_circuit()
+    directory = new_directory(self)
+    (directory / "thesis.tex").write_text("years of work")
+    with self.assertRaisesRegex(ValueError, "holds no circuit.json"):
+      made.save(directory)
+    self.assertTrue((directory / "thesis.tex").exists())
+
+
+if __name__ == "__main__":
+  absltest.main()
