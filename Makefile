@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test bench lint browser
+.PHONY: quickstart test lint browser
 
 quickstart: $(STAMP)
 	$(BIN)/python -m experiments.quickstart $(ARGS)

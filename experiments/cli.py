@@ -32,7 +32,19 @@ def run(main: Callable[[list[str]], int | None], description: str) -> None:
   """
   flags.FLAGS.set_default("showprefixforinfo", False)
   logging.set_verbosity(logging.WARNING)
+  sys.unraisablehook = _unraisablehook
   sys.exit(_status(main, description, sys.argv))
+
+
+def _unraisablehook(unraisable) -> None:
+  """Reports exceptions nobody can catch, but for TensorStore's belated ones.
+
+  When one array of a checkpoint cannot be read or written, the others' threads
+  still report to an event loop that is closed by then; each would print a
+  traceback around the one line that says what is wrong.
+  """
+  if str(unraisable.exc_value) != "Event loop is closed":
+    sys.__unraisablehook__(unraisable)
 
 
 def _status(main, description: str, argv: Sequence[str]) -> int:
@@ -52,6 +64,7 @@ def _status(main, description: str, argv: Sequence[str]) -> int:
         f"{overrides[0]!r} is not accepted; this command takes no config"
       )
     host.keep_freed_memory()
+    host.cache_compilations()
     return main(overrides) or 0
   except (errors.InputError, flags.Error) as e:
     print("error: " + " ".join(str(e).split()), file=sys.stderr)

@@ -13,7 +13,16 @@ from absl import flags
 
 from experiments import cli
 from sparse_jax import config as config_lib
-from sparse_jax import files, metrics, prune, report, search, tasks, train
+from sparse_jax import (
+  evaluate,
+  files,
+  metrics,
+  prune,
+  report,
+  search,
+  tasks,
+  train,
+)
 from sparse_jax.data import windows
 
 _WORKDIR = flags.DEFINE_string(
@@ -40,37 +49,58 @@ def pretraining_means(trained: train.Trained) -> prune.SiteArrays:
   )
 
 
+def find_circuits(
+  trained: train.Trained, config: config_lib.Config, workdir: pathlib.Path
+) -> dict[str, Any]:
+  """Prunes the tasks that the model has learned; returns figures by task.
+
+  The first task is the headline: it is pruned in any case, and marked if the
+  model has not learned it.
+  """
+  gap_function = evaluate.make_gap_function(trained.model, trained.params)
+  means = pretraining_means(trained)
+  figures: dict[str, Any] = {}
+  for name in config.tasks:
+    task = tasks.make_task(name, trained.data.tokenizer)
+    verdict = search.judge_task(gap_function, task, config.prune, config.seed)
+    if not verdict.learned and name != config.tasks[0]:
+      figures[name] = {"learned": False, "reasons": list(verdict.reasons)}
+      continue
+    circuit = search.find_circuit(
+      trained.model, trained.params, task, config.prune, means, config.seed
+    )
+    circuit.metrics["learned"] = verdict.learned
+    circuit.save(workdir / "circuits" / name)
+    figures[name] = circuit.metrics
+  return figures
+
+
 def run(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, Any]:
   """Runs the whole path; returns what summary.json holds."""
   start = time.perf_counter()
   trained = train.run(config, workdir)
   trained_at = time.perf_counter()
-  means = pretraining_means(trained)
-  summary = {
-    "eval_loss": trained.eval_loss,
-    "block_weights_zero": 1 - train.block_density(trained.params),
-    "training_seconds": trained_at - start,
-    "tasks": {},
-  }
   with files.exclusive(workdir):
-    for name in config.tasks:
-      task = tasks.make_task(name, trained.data.tokenizer)
-      circuit = search.find_circuit(
-        trained.model, trained.params, task, config.prune, means, config.seed
-      )
-      circuit.save(workdir / "circuits" / name)
-      summary["tasks"][name] = circuit.metrics
-    page = workdir / "report.html"
+    figures = find_circuits(trained, config, workdir)
     report.write_page(
-      page,
+      workdir / "report.html",
       [
-        report.from_directory(workdir / "circuits" / name)
-        for name in config.tasks
+        report.from_directory(
+          workdir / "circuits" / name, d_head=trained.config.model.d_head
+        )
+        for name, metrics_of_task in figures.items()
+        if "num_nodes" in metrics_of_task
       ],
       training=metrics.read_jsonl(workdir / "metrics.jsonl"),
       title="Circuits of a weight-sparse transformer",
     )
-    summary["seconds"] = time.perf_counter() - start
+    summary = {
+      "eval_loss": trained.eval_loss,
+      "block_weights_zero": 1 - train.block_density(trained.params),
+      "tasks": figures,
+      "training_seconds": trained_at - start,
+      "seconds": time.perf_counter() - start,
+    }
     files.write_json(workdir / "summary.json", summary)
   return summary
 
@@ -79,22 +109,28 @@ def summary_text(summary: dict[str, Any]) -> str:
   """Returns the summary as a person reads it."""
   lines = [
     f"block weights {100 * summary['block_weights_zero']:.1f}% zero,"
-    f" held-out loss {summary['eval_loss']:.3f} nats a token",
+    f" held-out loss {summary['eval_loss']:.3f} nats a token,"
+    f" {summary['seconds'] / 60:.1f} minutes",
     "",
-    f"{'task':<22} {'nodes':>5} {'edges':>5}   "
-    "test loss (accuracy): circuit, full model, model without circuit",
+    "test loss in nats and accuracy, on prompts of templates never seen before",
+    f"{'task':<20} {'nodes':>5} {'edges':>6} {'circuit':>13}"
+    f" {'full model':>13} {'without it':>13}",
   ]
   for name, m in summary["tasks"].items():
+    if "num_nodes" not in m:
+      reasons = "; ".join(m["reasons"])
+      lines.append(f"{name:<20} not pruned, not learned: {reasons}")
+      continue
     columns = [
-      f"{m[f'{p}test_loss']:.3f} ({100 * m[f'{p}test_accuracy']:.0f}%)"
+      f"{m[f'{p}test_loss']:.3f} ({100 * m[f'{p}test_accuracy']:.1f}%)"
       for p in ("", "full_model_", "without_circuit_")
     ]
-    note = "" if m["meets_target"] else "   misses the target loss"
-    lines.append(
-      f"{name:<22} {m['num_nodes']:>5} {m['num_edges']:>5}   "
-      + "  ".join(columns)
-      + note
-    )
+    row = f"{name:<20} {m['num_nodes']:>5} {m['num_edges']:>6}"
+    lines.append(" ".join([row, *(f"{c:>13}" for c in columns)]))
+    if not m["meets_target"]:
+      lines.append("  misses the target loss on validation pairs")
+    if not m["learned"]:
+      lines.append("  below the gate: the full model has not learned this task")
   return "\n".join(lines)
 
 

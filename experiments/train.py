@@ -10,7 +10,7 @@ import jax
 from absl import flags
 
 from experiments import cli
-from sparse_jax import train
+from sparse_jax import sharding, train
 
 _CONFIG = flags.DEFINE_string("config", None, "Python file with get_config().")
 _WORKDIR = flags.DEFINE_string(
@@ -19,7 +19,9 @@ _WORKDIR = flags.DEFINE_string(
 _DISTRIBUTED = flags.DEFINE_bool(
   "distributed",
   False,
-  "Join the processes that JAX_COORDINATOR_ADDRESS or the cluster names.",
+  "Join the other processes: those of the cluster (Slurm, Open MPI, Kubernetes,"
+  " Cloud TPU), or of JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and"
+  " JAX_PROCESS_ID.",
 )
 flags.mark_flags_as_required(["config", "workdir"])
 
@@ -28,7 +30,7 @@ def main(overrides: list[str]) -> None:
   """Trains as the flags say."""
   config = cli.load_config(_CONFIG.value, overrides)
   if _DISTRIBUTED.value:
-    jax.distributed.initialize()
+    sharding.join_processes()
   trained = train.run(config, _WORKDIR.value)
   if jax.process_index() == 0:
     print(

@@ -10,7 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from sparse_jax import config as config_lib
-from sparse_jax import errors, files, rules
+from sparse_jax import errors, files, released, rules
 from sparse_jax import model as model_lib
 from sparse_jax.data import tokenizer as tokenizer_lib
 
@@ -54,8 +54,10 @@ def save_model(
     InputError: if the directory holds something else, or cannot be written.
   """
   with files.replace_directory(directory, "config.json") as new:
-    with ocp.StandardCheckpointer() as checkpointer:
-      checkpointer.save(new.absolute() / "checkpoint", params)
+    with _checkpointer() as checkpointer:
+      # Arrays of one host: as JAX arrays they would have to be everybody's.
+      arrays = jax.tree.map(np.asarray, params)
+      checkpointer.save(new.absolute() / "checkpoint", arrays)
     tokenizer.save(new / "tokenizer.json")
     files.write_json(
       new / "config.json",
@@ -72,13 +74,15 @@ def save_model(
 def load_model(
   directory: files.PathLike,
 ) -> tuple[model_lib.Model, model_lib.Params]:
-  """Returns (model, params) of a model directory.
+  """Returns (model, params) of a model directory, ours or a released one.
 
   Raises:
     InputError: if the directory or its checkpoint is missing, truncated or of
-      another model.
+      another model; see also `released.load_model`.
   """
   directory = pathlib.Path(directory)
+  if released.is_released(directory):
+    return released.load_model(directory)
   described = _read_config(directory)
   model = model_lib.Model(
     config_lib.from_dict(config_lib.ModelConfig, described["model"], "model."),
@@ -97,14 +101,29 @@ def load_model(
   return model, params
 
 
+def has_tokenizer(directory: files.PathLike) -> bool:
+  """Returns whether a model directory holds a tokenizer."""
+  names = ("tokenizer.json", tokenizer_lib.RELEASED_FILES[0])
+  return any((pathlib.Path(directory) / name).is_file() for name in names)
+
+
 def load_tokenizer(directory: files.PathLike) -> tokenizer_lib.Tokenizer:
-  """Returns the tokenizer of a model directory."""
-  path = pathlib.Path(directory) / "tokenizer.json"
+  """Returns the tokenizer of a model directory, ours or a released one.
+
+  Raises:
+    InputError: if its files are missing or damaged.
+  """
+  directory = pathlib.Path(directory)
+  path = directory / "tokenizer.json"
+  if released.is_released(directory) and not path.is_file():
+    return tokenizer_lib.Tokenizer.load_released(directory)
   return tokenizer_lib.Tokenizer.load(path)
 
 
 def load_run(directory: files.PathLike) -> config_lib.Config | None:
   """Returns the configuration that trained a model, if it is known."""
+  if released.is_released(directory):
+    return None
   run = _read_config(pathlib.Path(directory)).get("run")
   return config_lib.from_config_dict(run) if run else None
 
@@ -115,7 +134,26 @@ def _read_config(directory: pathlib.Path) -> dict[str, Any]:
   if not isinstance(described, dict) or described.get("format") != _FORMAT:
     found = described.get("format") if isinstance(described, dict) else None
     raise errors.InputError(f"{path}: format={found!r}; need {_FORMAT!r}")
+  for name in ("model", "sparsity", "fingerprint"):
+    if name not in described:
+      raise errors.InputError(
+        f"{path} has no {name!r}; need what save_model wrote"
+      )
   return described
+
+
+def _checkpointer() -> ocp.StandardCheckpointer:
+  """Returns a checkpointer that waits for no other process."""
+  if jax.process_count() == 1:
+    return ocp.StandardCheckpointer()
+  index = jax.process_index()
+  return ocp.StandardCheckpointer(
+    multiprocessing_options=ocp.options.MultiprocessingOptions(
+      primary_host=index,
+      active_processes={index},
+      barrier_sync_key_prefix=f"process_{index}",
+    )
+  )
 
 
 def _restore(path: pathlib.Path, shapes) -> Any:
@@ -127,7 +165,7 @@ def _restore(path: pathlib.Path, shapes) -> Any:
     lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), shapes
   )
   try:
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
       saved = checkpointer.metadata(path.absolute()).item_metadata.tree
       found = {
         rules.path_name(p): tuple(m.shape)

@@ -49,8 +49,7 @@ def edge_weights(
   weight = kernel[..., kind.block * width : (kind.block + 1) * width]
   if kind.source in node_mask:
     source = np.asarray(node_mask[kind.source], bool)
-    # Rows past the source's width read concatenated positions: not nodes.
-    weight = weight[:, : source.shape[1]] * source[:, :, None]
+    weight = weight * source[:, :, None]
   if kind.target in node_mask:
     weight = weight * np.asarray(node_mask[kind.target], bool)[:, None, :]
   return weight
@@ -108,6 +107,8 @@ def count_token_edges(
   reads = _any_channel(node_mask, ("attn.act_in", "mlp.act_in"))
   writes = _any_channel(node_mask, ("attn.resid_delta", "mlp.resid_delta"))
   embed = np.asarray(parameter(params, sites.EMBED))
+  if isinstance(reads, np.ndarray):
+    reads = reads[: embed.shape[1]]  # Concatenated positions come behind.
   tied = sites.UNEMBED.split("/")[0] not in params
   unembed = embed if tied else np.asarray(parameter(params, sites.UNEMBED))
   return {

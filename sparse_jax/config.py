@@ -8,6 +8,7 @@ it. Fields set to a documented "0" are resolved from the data (`resolve`).
 import dataclasses
 import json
 import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -115,7 +116,7 @@ class ModelConfig:
     sink: one learnable logit a head in the softmax denominator.
     bigram: "learned", "fixed" or "none": a row of logits for the current token.
     residual_activation: "identity", or "relu" on the residual stream as it
-      enters each sublayer.
+      leaves each sublayer.
   """
 
   n_layer: int = 2
@@ -157,12 +158,6 @@ class ModelConfig:
       self.residual_activation,
       ("identity", "relu"),
     )
-    _check(
-      self.positions != "sinusoidal" or self.d_position % 2 == 0,
-      "model.d_position",
-      self.d_position,
-      "an even number for sinusoidal positions",
-    )
 
   @property
   def n_head(self) -> int:
@@ -175,7 +170,13 @@ class ModelConfig:
   def width(self, site: str) -> int:
     """Returns the number of channels of a site."""
     d_mlp = self.d_mlp or 4 * self.d_model
-    widths = {"d_model": self.d_model, "d_attn": self.d_model, "d_mlp": d_mlp}
+    d_position = self.d_position if self.concatenates_positions else 0
+    widths = {
+      "d_model": self.d_model,
+      "d_in": self.d_model + d_position,
+      "d_attn": self.d_model,
+      "d_mlp": d_mlp,
+    }
     return widths[sites.SITES[site].width]
 
 
@@ -459,7 +460,9 @@ class Config:
   tasks: tuple[str, ...] = ("single_double_quote", "bracket_counting")
 
   def __post_init__(self):
-    _check(self.seed >= 0, "seed", self.seed, "0 or more")
+    _check(
+      0 <= self.seed < 2**32, "seed", self.seed, "a number from 0 to 2^32 - 1"
+    )
     check_activations(self.model, self.sparsity)
     check_density(self.model, self.sparsity)
 
@@ -506,7 +509,7 @@ def block_units(model: ModelConfig) -> dict[str, tuple[int, int, int]]:
   of the writing ones (`[in, out]`).
   """
   d, d_mlp = model.d_model, model.width("mlp.post_act")
-  d_in = d + (model.d_position if model.concatenates_positions else 0)
+  d_in = model.width("attn.act_in")
   return {
     sites.C_ATTN: (d_in * 3 * d, 3 * d, d_in),
     sites.ATTN_C_PROJ: (d * d, d, d),
@@ -592,10 +595,11 @@ def _coerce(name: str, kind, value):
       return tuple(_coerce(name, item, v) for v in value)
     raise errors.bad_value(name, value, f"a list of {item.__name__}")
   is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-  if kind is float and is_number and math.isfinite(value):
-    return float(value)
-  if kind is int and is_number and math.isfinite(value) and value == int(value):
-    return int(value)
+  if is_number and abs(value) <= sys.float_info.max:
+    if kind is float:
+      return float(value)
+    if kind is int and value == int(value):
+      return int(value)
   if kind in (bool, str) and isinstance(value, kind):
     return value
   accepted = {int: "a whole number", float: "a finite number"}

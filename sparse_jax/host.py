@@ -1,6 +1,10 @@
-"""The host process: how it keeps memory."""
+"""The host process: how it keeps memory and compiled programs."""
 
 import ctypes
+import os
+import pathlib
+
+import jax
 
 # Numbers of glibc's mallopt (malloc.h).
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
@@ -28,3 +32,15 @@ def keep_freed_memory() -> bool:
     (_TOP_PAD, 64 << 20),
   )
   return all(mallopt(option, value) == 1 for option, value in settings)
+
+
+def cache_compilations() -> None:
+  """Keeps compiled programs between runs, in the user's cache directory.
+
+  `JAX_COMPILATION_CACHE_DIR` names another place. Compiling takes longer than
+  a hundred training steps of a small model.
+  """
+  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    directory = pathlib.Path(home) / "sparse_jax" / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(directory))

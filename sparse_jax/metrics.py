@@ -21,11 +21,14 @@ def read_jsonl(path: files.PathLike) -> list[dict[str, Any]]:
   text = path.read_text(encoding="utf-8", errors="replace")
   for number, line in enumerate(text.split("\n")[:-1], 1):
     try:
-      rows.append(json.loads(line))
-    except ValueError as e:
+      row = json.loads(line)
+    except ValueError:
+      row = None
+    if not isinstance(row, dict):
       raise errors.InputError(
         f"{path}: line {number} is {line[:40]!r}; need a JSON object"
-      ) from e
+      )
+    rows.append(row)
   return rows
 
 

@@ -82,7 +82,7 @@ class Attention(nn.Module):
     p = {
       "c_attn": Linear(
         c.n_layer,
-        d_in(c),
+        c.width("attn.act_in"),
         3 * c.d_model,
         _INIT_SCALE,
         c.bias,
@@ -114,7 +114,12 @@ class Mlp(nn.Module):
     d_mlp = c.width("mlp.post_act")
     return {
       "c_fc": Linear(
-        c.n_layer, d_in(c), d_mlp, _INIT_SCALE, c.bias, name="c_fc"
+        c.n_layer,
+        c.width("mlp.act_in"),
+        d_mlp,
+        _INIT_SCALE,
+        c.bias,
+        name="c_fc",
       )(),
       "c_proj": Linear(
         c.n_layer,
@@ -151,14 +156,17 @@ class Layers(nn.Module):
 
 
 class Embedding(nn.Module):
-  """A table `[rows, width]`."""
+  """A table `[rows, width]`, of sinusoids or random."""
 
   rows: int
   width: int
+  sinusoidal: bool = False
 
   @nn.compact
   def __call__(self):
     init = nn.initializers.normal(_INIT_SCALE)
+    if self.sinusoidal:
+      init = lambda _, shape: sinusoids(*shape)
     shape = (self.rows, self.width)
     return {"embedding": self.param("embedding", init, shape)}
 
@@ -182,19 +190,13 @@ class Decoder(nn.Module):
       p["lm_head"] = Embedding(v, c.d_model, name="lm_head")()
     if c.positions == "learned":
       p["wpe"] = Embedding(c.context_length, c.d_model, name="wpe")()
-    if c.positions == "concatenated":
-      p["wpe"] = Embedding(c.context_length, c.d_position, name="wpe")()
+    if c.concatenates_positions:
+      fixed = c.positions == "sinusoidal"
+      p["wpe"] = Embedding(c.context_length, c.d_position, fixed, name="wpe")()
     if c.bigram != "none":
       init = nn.initializers.uniform(_INIT_SCALE)
       p["bigram_table"] = self.param("bigram_table", init, (v, v))
     return p
-
-
-def d_in(config: config_lib.ModelConfig) -> int:
-  """Returns the input width of c_attn and c_fc."""
-  if config.concatenates_positions:
-    return config.d_model + config.d_position
-  return config.d_model
 
 
 def _projection_scale(config: config_lib.ModelConfig) -> float:
@@ -323,19 +325,27 @@ class Model:
     return params["wte" if self.config.tied else "lm_head"]["embedding"]
 
   def _block(self, p, x_BxLxD, tap, layer, *, position_LxP):
-    x_BxLxD = self._site("resid_in", self._rectify(x_BxLxD), tap, layer)
-    position = self._position_input(p, "ln_p1", position_LxP)
-    h_BxLxD = self._norm(p["ln_1"], x_BxLxD)
-    x_BxLxD += self._attention(p["attn"], h_BxLxD, position, tap, layer)
-    x_BxLxD = self._site("resid_mid", self._rectify(x_BxLxD), tap, layer)
-    position = self._position_input(p, "ln_p2", position_LxP)
-    h_BxLxD = self._norm(p["ln_2"], x_BxLxD)
-    return x_BxLxD + self._mlp(p["mlp"], h_BxLxD, position, tap, layer)
+    x_BxLxD = tap("resid_in", layer, x_BxLxD)
+    h_BxLxI = self._sublayer_input(p, "1", x_BxLxD, position_LxP)
+    x_BxLxD += self._attention(p["attn"], h_BxLxI, tap, layer)
+    x_BxLxD = tap("resid_mid", layer, self._leave("resid_mid", x_BxLxD))
+    h_BxLxI = self._sublayer_input(p, "2", x_BxLxD, position_LxP)
+    x_BxLxD += self._mlp(p["mlp"], h_BxLxI, tap, layer)
+    return self._leave("resid_in", x_BxLxD)
 
-  def _attention(self, p, h_BxLxD, position_LxP, tap, layer):
+  def _sublayer_input(self, p, number, x_BxLxD, position_LxP):
+    """Returns the normed stream, normed positions behind it if there are."""
+    h_BxLxD = self._norm(p["ln_" + number], x_BxLxD)
+    if position_LxP is None:
+      return h_BxLxD
+    position_LxP = self._norm(p["ln_p" + number], position_LxP)
+    shape = (*h_BxLxD.shape[:2], position_LxP.shape[-1])
+    return jnp.concatenate([h_BxLxD, jnp.broadcast_to(position_LxP, shape)], -1)
+
+  def _attention(self, p, h_BxLxI, tap, layer):
     c = self.config
-    h_BxLxD = self._site("attn.act_in", h_BxLxD, tap, layer)
-    qkv_BxLx3D = _linear(p["c_attn"], h_BxLxD, position_LxP)
+    h_BxLxI = self._site("attn.act_in", h_BxLxI, tap, layer)
+    qkv_BxLx3D = _linear(p["c_attn"], h_BxLxI)
     q, k, v = (
       self._site(f"attn.{name}", x_BxLxD, tap, layer)
       for name, x_BxLxD in zip("qkv", jnp.split(qkv_BxLx3D, 3, -1), strict=True)
@@ -347,9 +357,9 @@ class Model:
     out_BxLxD = _linear(p["c_proj"], y_BxLxD)
     return self._site("attn.resid_delta", out_BxLxD, tap, layer)
 
-  def _mlp(self, p, h_BxLxD, position_LxP, tap, layer):
-    h_BxLxD = self._site("mlp.act_in", h_BxLxD, tap, layer)
-    h_BxLxF = _linear(p["c_fc"], h_BxLxD, position_LxP)
+  def _mlp(self, p, h_BxLxI, tap, layer):
+    h_BxLxI = self._site("mlp.act_in", h_BxLxI, tap, layer)
+    h_BxLxF = _linear(p["c_fc"], h_BxLxI)
     if self.config.activation == "relu":
       h_BxLxF = jax.nn.relu(h_BxLxF)
     else:
@@ -360,8 +370,10 @@ class Model:
     )
 
   def _site(self, name, x, tap, layer):
-    k = self.sparsity.num_active(name, x.shape[-1])
-    return tap(name, layer, select.abs_top_k(x, k))
+    return tap(name, layer, self._top_k(name, x))
+
+  def _top_k(self, name, x):
+    return select.abs_top_k(x, self.sparsity.num_active(name, x.shape[-1]))
 
   def _norm(self, p, x_xD):
     x = x_xD.astype(jnp.float32)
@@ -376,24 +388,19 @@ class Model:
       x = x + p["bias"]
     return x.astype(self.dtype)
 
-  def _rectify(self, x_BxLxD):
+  def _leave(self, name, x_BxLxD):
+    """Returns the residual stream as a sublayer leaves it."""
     if self.config.residual_activation == "relu":
-      return jax.nn.relu(x_BxLxD)
-    return x_BxLxD
+      x_BxLxD = jax.nn.relu(x_BxLxD)
+    return self._top_k(name, x_BxLxD)
 
   def _cast(self, leaf):
     return leaf.astype(self.dtype)
 
   def _concatenated_positions(self, params, length):
-    c = self.config
-    if c.positions == "concatenated":
+    if self.config.concatenates_positions:
       return params["wpe"]["embedding"][:length]
-    if c.positions == "sinusoidal":
-      return sinusoids(c.context_length, c.d_position)[:length]
     return None
-
-  def _position_input(self, p, norm, position_LxP):
-    return None if position_LxP is None else self._norm(p[norm], position_LxP)
 
 
 def _no_tap(site, layer, x):
@@ -401,18 +408,14 @@ def _no_tap(site, layer, x):
   return x
 
 
-def _linear(p, x_BxLxI, position_LxP=None):
+def _linear(p, x_BxLxI):
   """Returns `x @ kernel + bias`, on two axes: backward is 4 times faster."""
   kernel_IxO = p["kernel"]
   batch, length, width = x_BxLxI.shape
-  y_NxO = x_BxLxI.reshape(-1, width) @ kernel_IxO[:width]
+  y_NxO = x_BxLxI.reshape(-1, width) @ kernel_IxO
   if "bias" in p:
     y_NxO += p["bias"]
-  y_BxLxO = y_NxO.reshape(batch, length, -1)
-  if position_LxP is not None:
-    # The concatenated input's columns: one product a position, not a batch row.
-    y_BxLxO += (position_LxP @ kernel_IxO[width:])[None]
-  return y_BxLxO
+  return y_NxO.reshape(batch, length, -1)
 
 
 def attend(q_BxLxHxK, k_BxMxHxK, v_BxMxHxK, sink_H=None) -> jax.Array:
@@ -473,12 +476,15 @@ bigram_rows.defvjp(_bigram_forward, _bigram_backward)
 def sinusoids(length: int, width: int) -> jax.Array:
   """Returns fixed positions `[length, width]`, sines then cosines.
 
-  Periods are spaced evenly in the logarithm from 4 to `length` (FACTS 1.1).
+  Periods are spaced evenly in the logarithm from 4 to `length`; the last column
+  of an odd width is zero (inference/gpt.py).
   """
-  period_P = np.geomspace(4, length, width // 2)
+  period_P = np.geomspace(4, max(4, length), max(1, width // 2))
   angle_LxP = 2 * np.pi * np.arange(length)[:, None] / period_P
-  table = np.concatenate([np.sin(angle_LxP), np.cos(angle_LxP)], -1)
-  return jnp.asarray(table, jnp.float32)
+  table = np.zeros((length, width), np.float32)
+  waves = np.concatenate([np.sin(angle_LxP), np.cos(angle_LxP)], -1)
+  table[:, : waves.shape[1]] = waves[:, :width]
+  return jnp.asarray(table)
 
 
 def num_parameters(params: Params) -> int:

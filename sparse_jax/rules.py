@@ -84,11 +84,14 @@ def map_rules(
 def labels(model: config_lib.ModelConfig, params) -> Any:
   """Returns a static tree: "trained", or "fixed" for constants.
 
-  A fixed bigram table and the released models' output bias are constants.
+  A fixed bigram table, sinusoids and the released models' output bias are
+  constants.
   """
   fixed = {sites.LOGIT_BIAS}
   if model.bigram == "fixed":
     fixed.add(sites.BIGRAM)
+  if model.positions == "sinusoidal":
+    fixed.add(sites.POSITION)
   return jax.tree_util.tree_map_with_path(
     lambda path, _: "fixed" if path_name(path) in fixed else "trained", params
   )

@@ -26,10 +26,11 @@ def block_density(
     first, last = max(1.0, start * steps), max(2.0, stop * steps)
     t = np.log(np.maximum(step, first) / first) / np.log(last / first)
     t = np.clip(t, 0, 1)
-  t = 1 - (1 - t) ** sparsity.anneal_exponent
+  to_go = (1 - t) ** sparsity.anneal_exponent
   if sparsity.anneal_shape == "loglog":
-    return sparsity.density**t
-  return 1 + (sparsity.density - 1) * t
+    return sparsity.density ** (1 - to_go)
+  # Ends on `density` itself: one rounding below would cost a weight.
+  return sparsity.density + (1 - sparsity.density) * to_go
 
 
 def embedding_density(
@@ -49,9 +50,10 @@ def embedding_density(
     return block
   if sparsity.embedding_anneal == "abrupt":
     return np.where(block > sparsity.density, 1.0, final)
-  return final + (1 - final) * (block - sparsity.density) / (
-    1 - sparsity.density
-  )
+  if final == sparsity.density:
+    return block
+  to_go = (block - sparsity.density) / (1 - sparsity.density)
+  return final + (1 - final) * to_go
 
 
 def learning_rate(

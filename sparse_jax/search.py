@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparse_jax import checkpoint, metrics, prune, sites, taps
+from sparse_jax import checkpoint, evaluate, metrics, prune, sites, taps
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
 from sparse_jax import model as model_lib
@@ -22,11 +22,17 @@ from sparse_jax import tasks as tasks_lib
 
 _STEPS_PER_CALL = 20
 _COUNTS_PER_CALL = 8
+_LENGTH_MULTIPLE = 16
 
 
-def task_sequences(pairs: tasks_lib.Pairs) -> prune.Sequences:
-  """Returns both sides of the pairs as device arrays."""
-  return prune.Sequences(*map(jnp.asarray, pairs.sequences()))
+def task_sequences(
+  pairs: tasks_lib.Pairs, length: int | None = None
+) -> prune.Sequences:
+  """Returns both sides of the pairs as device arrays, padded to `length`."""
+  sequences = prune.Sequences(*map(jnp.asarray, pairs.sequences()))
+  missing = max(0, (length or 0) - sequences.tokens.shape[1])
+  tokens = jnp.pad(sequences.tokens, ((0, 0), (0, missing)))
+  return sequences._replace(tokens=tokens)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +62,29 @@ def make_splits(
     "test": config.num_test,
   }
   pairs = {s: task.pairs(s, count=n, seed=seed) for s, n in counts.items()}
+  # One length for all splits and most tasks, so that programs are shared.
+  longest = max(p.prompts.shape[1] for p in pairs.values())
+  length = -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
   return Splits(
-    **{s: task_sequences(p) for s, p in pairs.items()},
+    **{s: task_sequences(p, length) for s, p in pairs.items()},
     test_pairs=pairs["test"],
+  )
+
+
+def judge_task(
+  gap_function: evaluate.GapFunction,
+  task: tasks_lib.Task,
+  config: config_lib.PruneConfig,
+  seed: int,
+) -> tasks_lib.Verdict:
+  """Returns whether the full model does the task well enough to prune it.
+
+  Judged on validation pairs: test pairs are for the saved figures alone.
+  """
+  pairs = task.pairs("validation", count=config.num_validation, seed=seed)
+  score = evaluate.score_pairs(gap_function, pairs)
+  return tasks_lib.judge(
+    score.loss.value, score.accuracy.value, config.target_per_side
   )
 
 

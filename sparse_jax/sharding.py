@@ -5,6 +5,7 @@ same train step runs on one CPU (a mesh of one), on forced host devices and over
 processes started with `jax.distributed`.
 """
 
+import os
 import re
 from typing import Any
 
@@ -24,6 +25,34 @@ _SPECS = (
   (r"layers/(attn/c_attn|mlp/c_fc)/bias", P(None, "model")),
   (f"{sites.EMBED}|{sites.UNEMBED}|{sites.BIGRAM}", P("model", None)),
 )
+
+
+def join_processes() -> None:
+  """Joins the processes of a run; call it before the first computation.
+
+  A cluster that JAX knows says who they are; without one the environment does:
+  JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+
+  Raises:
+    InputError: if neither does, or the numbers make no sense.
+  """
+  numbers: dict[str, int | None] = {}
+  for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+    text = os.environ.get(name)
+    if text is not None and not text.isdecimal():
+      raise errors.bad_value(name, text, "a whole number")
+    numbers[name] = None if text is None else int(text)
+  try:
+    jax.distributed.initialize(
+      num_processes=numbers["JAX_NUM_PROCESSES"],
+      process_id=numbers["JAX_PROCESS_ID"],
+    )
+  except ValueError as e:
+    raise errors.InputError(
+      f"cannot join other processes: {e} Need a cluster that JAX detects, or"
+      " JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and a lower"
+      " JAX_PROCESS_ID"
+    ) from e
 
 
 def make_mesh(model_parallel: int = 1) -> Mesh:

@@ -15,7 +15,7 @@ from typing import Literal
 
 from sparse_jax import errors
 
-Width = Literal["d_model", "d_attn", "d_mlp"]
+Width = Literal["d_model", "d_in", "d_attn", "d_mlp"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +24,13 @@ class Site:
 
   Attributes:
     name: hook name without the layer.
-    width: which dimension of the model it has.
+    width: which dimension of the model it has; "d_in" is d_model and, behind
+      it, the width of concatenated positions.
     per_layer: whether every layer has one, or the model has a single one.
     top_k: the released config's name (`afrac_loctypes`) of the AbsTopK that may
-      be applied here, or None where there is none.
+      be applied here, or None where there is none. On the residual stream it
+      acts as a sublayer leaves it: `resid_in` names the MLP's, so the first
+      layer's input is untouched and `final_resid` is not.
     role: "node" for sites whose channels a circuit keeps or ablates, "observe"
       for values that are sums or mixtures of nodes and are only recorded.
   """
@@ -43,15 +46,15 @@ class Site:
 SITES: Mapping[str, Site] = {
   site.name: site
   for site in (
-    Site("resid_in", "d_model", top_k="resid_pre", role="observe"),
-    Site("attn.act_in", "d_model", top_k="attn_in"),
+    Site("resid_in", "d_model", top_k="resid_post_mlp", role="observe"),
+    Site("attn.act_in", "d_in", top_k="attn_in"),
     Site("attn.q", "d_attn", top_k="attn_q"),
     Site("attn.k", "d_attn", top_k="attn_k"),
     Site("attn.v", "d_attn", top_k="attn_v"),
     Site("attn.y", "d_attn", role="observe"),
     Site("attn.resid_delta", "d_model", top_k="attn_out"),
-    Site("resid_mid", "d_model", top_k="resid_mid", role="observe"),
-    Site("mlp.act_in", "d_model", top_k="mlp_in"),
+    Site("resid_mid", "d_model", top_k="resid_post_attn", role="observe"),
+    Site("mlp.act_in", "d_in", top_k="mlp_in"),
     Site("mlp.post_act", "d_mlp", top_k="mlp_neuron"),
     Site("mlp.resid_delta", "d_model", top_k="mlp_out"),
     Site("final_resid", "d_model", per_layer=False),

@@ -268,13 +268,8 @@ def _loop(
   eval_loss = math.nan
   clock, clock_step = time.perf_counter(), start
 
-  def settle(step: int) -> None:
-    """Reads the last dispatched step's metrics; stops the run on NaN."""
-    nonlocal pending
-    if pending is None:
-      return
-    values = {k: float(v) for k, v in pending.items()}
-    pending = None
+  def check_finite(step: int, values: Mapping[str, float]) -> None:
+    """Stops the run at the first value that is not a number."""
     for name, value in values.items():
       if not math.isfinite(value):
         kept = checkpoints.latest_step()
@@ -284,6 +279,15 @@ def _loop(
           f" checkpoint in {workdir / 'checkpoints'}: {good}; need a lower"
           f" train.learning_rate than {train.learning_rate}, or other data"
         )
+
+  def settle(step: int) -> None:
+    """Reads the last dispatched step's metrics; stops the run on NaN."""
+    nonlocal pending
+    if pending is None:
+      return
+    values = {k: float(v) for k, v in pending.items()}
+    pending = None
+    check_finite(step, values)
     losses.append(values["train_loss"])
     bar.update()
 
@@ -302,8 +306,12 @@ def _loop(
         logs = step % train.log_every == 0 or measures
         if logs or saves:
           settle(step)
+        if measures or saves:
+          # A step's own loss is from before its update; what is kept must work.
+          held_out_loss = evaluate(state.params)
+          check_finite(step, {"eval_loss": held_out_loss})
         if measures:
-          eval_loss = evaluate(state.params)
+          eval_loss = held_out_loss
         if logs and losses:
           now = time.perf_counter()
           row = {
@@ -389,6 +397,8 @@ def _claim(config: config_lib.Config, workdir: pathlib.Path) -> None:
       files.write_json(path, mine)
     return
   found = files.read_json(path, "a run's config")
+  if not isinstance(found, dict):
+    raise errors.InputError(f"{path} holds no fields; need a run's config")
   for name, value in _flat(mine):
     theirs = dict(_flat(found)).get(name)
     if theirs != value:

@@ -1,6 +1,7 @@
 """Test settings: quick compiles, four CPU devices, the same examples."""
 
 import os
+import pathlib
 
 # Tests compile much and compute little.
 os.environ["XLA_FLAGS"] = (
@@ -10,6 +11,11 @@ os.environ["XLA_FLAGS"] = (
   + " --xla_force_host_platform_device_count=4"
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Workers and subprocesses share what one of them has compiled.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
+  pathlib.Path(__file__).parent.parent / ".pytest_cache" / "compiled"
+)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import hypothesis
 

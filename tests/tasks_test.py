@@ -1,14 +1,20 @@
 import ast
+import builtins
 import collections
+import dataclasses
 import itertools
 import json
+import keyword
+import math
 import pathlib
 import random
+import re
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import textwrap
+import time
 import types
 
 import hypothesis
@@ -126,6 +132,32 @@ class TasksTest(parameterized.TestCase):
       for line in generate.distractors.get(split, ()):
         self.assertEqual(home.setdefault(line, split), split)
 
+  @parameterized.parameters(*tasks.TASK_NAMES)
+  def test_splits_share_no_identifier(self, name):
+    if name not in self.tasks:
+      self.skipTest("not expressible in this tokenizer")
+    task, home = self.tasks[name], {}
+    # The language's own names, and those that a task is about.
+    common = {*keyword.kwlist, *dir(builtins), "self", "__init__", "np"}
+    common |= {"current"} if name == "set_or_string_fixedvarname" else set()
+    common |= {"f"} if name == "fstring_brace" else set()
+    for split in tasks.SPLITS:
+      pairs = task.pairs(split, 300)
+      for text in pairs.prompt_texts + pairs.counter_texts:
+        for word in set(re.findall(r"[A-Za-z_]\w*", text)) - common:
+          self.assertEqual(home.setdefault(word, split), split, word)
+
+  def test_a_thousand_pairs_in_a_second(self):
+    for name in ("final_kwarg", "lambda_func"):
+      task = self.tasks[name]
+      times = []
+      for seed in range(3):
+        # Of the process, as other work on the machine is not ours to time.
+        start = time.process_time()
+        self.assertLen(task.pairs("train", 1000, seed), 1000)
+        times.append(time.process_time() - start)
+      self.assertLess(min(times), 1.0)
+
   def test_a_word_has_one_split(self):
     home = {}
     for table in words.WORDS.values():
@@ -240,6 +272,11 @@ class TasksTest(parameterized.TestCase):
     self.assertLen(task.pairs("train", 3), 3)
     with self.assertRaisesRegex(errors.InputError, "count=4.*at most 3, "):
       task.pairs("train", 4)
+    self.assertLen(task.pairs("train", 4, at_most=True), 3)
+    self.assertLen(task.pairs("train", 2, at_most=True), 2)
+    with self.assertRaisesRegex(errors.InputError, "at most 0, "):
+      none = dataclasses.replace(task, generate=lambda split, key: iter(()))
+      none.pairs("train", 4, at_most=True)
 
   @parameterized.parameters(
     name
@@ -300,6 +337,24 @@ class TasksTest(parameterized.TestCase):
         except errors.InputError as error:
           self.assertIn("at most", str(error))
       _check_pairs(self, tokenizer, pairs, count)
+
+
+class GateTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (0.1, 1.0, 0.15, True, "^$"),
+    (0.3, 0.9, 0.15, True, "^$"),
+    (0.31, 0.9, 0.15, False, "loss 0.310, above 0.3"),
+    (0.31, 0.9, 0.2, True, "^$"),
+    (0.3, 0.89, 0.15, False, "accuracy 0.890, below 0.9"),
+    (0.7, 0.5, 0.15, False, "accuracy 0.500.*loss 0.700"),
+    (math.nan, 1.0, 0.15, False, "loss nan"),
+    (0.1, math.nan, 0.15, False, "accuracy nan"),
+  )
+  def test_verdict(self, loss, accuracy, target, learned, reasons):
+    verdict = tasks.judge(loss, accuracy, target)
+    self.assertEqual(verdict.learned, learned)
+    self.assertRegex("; ".join(verdict.reasons), reasons)
+    self.assertEqual(verdict.reasons == (), learned)
 
 
 class TemplatesTest(absltest.TestCase):

@@ -3,14 +3,17 @@
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import tokenizers
 
-from sparse_jax import errors
+from sparse_jax import errors, files
 
 END_OF_TEXT = "<|endoftext|>"
+RELEASED_FILES = ("encoder.json", "vocab.bpe")
+_RELEASED_END_OF_TEXT = 2047  # Where the released files do not say.
+_MAX_ID = 2**20
 
 # GPT-4's pattern (cl100k_base) less its English contractions, which cut a
 # quoted 'step' after the s. Words take one character before them, digits go in
@@ -26,6 +29,9 @@ SPLIT_PATTERN = "|".join(
   ]
 )
 
+# Of the released tinypython_2k: punctuation takes slashes after it as well.
+_RELEASED_SPLIT_PATTERN = SPLIT_PATTERN.replace(r"[\r\n]*|", r"[\r\n/]*|")
+
 
 def _byte_of_letter() -> dict[str, int]:
   """Returns the byte that each letter of a byte-level vocabulary stands for.
@@ -38,6 +44,50 @@ def _byte_of_letter() -> dict[str, int]:
   return {chr(b): b for b in printable} | {
     chr(256 + i): b for i, b in enumerate(rest)
   }
+
+
+def _byte_level(
+  model: tokenizers.models.Model, split_pattern: str
+) -> tokenizers.Tokenizer:
+  """Returns a tokenizer that cuts text by a pattern, then maps its bytes."""
+  inner = tokenizers.Tokenizer(model)
+  inner.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+    [
+      tokenizers.pre_tokenizers.Split(
+        tokenizers.Regex(split_pattern), behavior="isolated"
+      ),
+      tokenizers.pre_tokenizers.ByteLevel(
+        add_prefix_space=False, use_regex=False
+      ),
+    ]
+  )
+  inner.decoder = tokenizers.decoders.ByteLevel()
+  return inner
+
+
+def _released_merges(
+  path: pathlib.Path, vocab: Mapping[str, int]
+) -> list[tuple[str, str]]:
+  """Returns every pair whose union is a token, in the order of `vocab.bpe`."""
+  try:
+    lines = path.read_text(encoding="utf-8").splitlines()
+  except (OSError, UnicodeDecodeError) as e:
+    raise errors.InputError(
+      f"{path} cannot be read ({e}); need the merges of a released tokenizer"
+    ) from e
+  merges = []
+  for number, line in enumerate(lines, 1):
+    if not line or (number == 1 and line.startswith("#version")):
+      continue
+    token = line.replace(" ", "", 1)
+    if len(line.split(" ")) != 2 or token not in vocab:
+      raise errors.InputError(
+        f"{path}: line {number} is {line!r}; need two parts of a token that"
+        " encoder.json has"
+      )
+    splits = ((token[:i], token[i:]) for i in range(1, len(token)))
+    merges += [pair for pair in splits if all(part in vocab for part in pair)]
+  return merges
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -105,18 +155,7 @@ class Tokenizer:
       texts: training documents; iterated once.
       vocab_size: tokens, with the 256 bytes and end of text; at least 257.
     """
-    inner = tokenizers.Tokenizer(tokenizers.models.BPE())
-    inner.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
-      [
-        tokenizers.pre_tokenizers.Split(
-          tokenizers.Regex(SPLIT_PATTERN), behavior="isolated"
-        ),
-        tokenizers.pre_tokenizers.ByteLevel(
-          add_prefix_space=False, use_regex=False
-        ),
-      ]
-    )
-    inner.decoder = tokenizers.decoders.ByteLevel()
+    inner = _byte_level(tokenizers.models.BPE(), SPLIT_PATTERN)
     inner.train_from_iterator(
       texts,
       tokenizers.trainers.BpeTrainer(
@@ -150,6 +189,45 @@ class Tokenizer:
         f"{path} is not accepted ({e}); need a Hugging Face `tokenizers` file"
         f" with a token {END_OF_TEXT}"
       ) from e
+
+  @classmethod
+  def load_released(cls, directory: str | os.PathLike) -> "Tokenizer":
+    """Reads the released format: `encoder.json` and `vocab.bpe`.
+
+    Encodes as tiktoken does: a piece that is a token is that token, and any
+    neighbours whose union is a token may merge, in the order of `vocab.bpe`.
+    End of text is 2047 unless `encoder.json` has it; ids that no token uses
+    stand for `<|unused ID|>` and never occur.
+
+    Args:
+      directory: holds both files.
+
+    Raises:
+      InputError: if a file is missing or damaged, or they do not agree.
+    """
+    path, merges_path = (pathlib.Path(directory) / f for f in RELEASED_FILES)
+    vocab = files.read_json(path, "the token ids of a released tokenizer")
+    if not isinstance(vocab, dict) or not all(
+      isinstance(i, int) and i >= 0 for i in vocab.values()
+    ):
+      raise errors.InputError(f"{path}: need a JSON object of tokens to ids")
+    vocab.setdefault(END_OF_TEXT, _RELEASED_END_OF_TEXT)
+    token_of = {i: token for token, i in vocab.items()}
+    missing = sorted(set(_byte_of_letter()) - set(vocab))
+    if len(token_of) < len(vocab) or max(token_of) > _MAX_ID or missing:
+      raise errors.InputError(
+        f"{path}: {len(vocab)} tokens, {len(token_of)} ids up to"
+        f" {max(token_of)}, {len(missing)} single bytes missing; need every"
+        f" byte and distinct ids up to {_MAX_ID}"
+      )
+    for i in range(max(token_of)):
+      if i not in token_of:
+        vocab[f"<|unused {i}|>"] = i
+    merges = _released_merges(merges_path, vocab)
+    model = tokenizers.models.BPE(vocab, merges, ignore_merges=True)
+    inner = _byte_level(model, _RELEASED_SPLIT_PATTERN)
+    inner.add_special_tokens([END_OF_TEXT])
+    return cls(inner)
 
   def save(self, path: str | os.PathLike) -> None:
     """Writes a `tokenizer.json` in one step.

@@ -1,5 +1,7 @@
 """The twenty tasks of the paper, and tasks of the user's own."""
 
+from collections.abc import Sequence
+
 from sparse_jax import errors
 from sparse_jax.tasks import (
   blocks,
@@ -10,6 +12,7 @@ from sparse_jax.tasks import (
   variables,
 )
 from sparse_jax.tasks.base import Task, TaskNotExpressible
+from sparse_jax.tasks.gate import Verdict, judge
 from sparse_jax.tasks.natural import harvest
 from sparse_jax.tasks.pairs import SPLITS, Pairs, Prompts
 
@@ -20,8 +23,11 @@ __all__ = (
   "Prompts",
   "Task",
   "TaskNotExpressible",
+  "Verdict",
   "harvest",
+  "judge",
   "make_task",
+  "make_tasks",
 )
 
 _SPECS = {
@@ -74,3 +80,37 @@ def make_task(name_or_path: str, tokenizer, difficulty: int = 0) -> Task:
   if name not in _SPECS:
     raise errors.unknown_name("task", name, TASK_NAMES)
   return _SPECS[name].make(tokenizer, difficulty)
+
+
+def make_tasks(
+  names: Sequence[str], tokenizer
+) -> tuple[list[Task], dict[str, str]]:
+  """Returns tasks, and by name why others of "all" are skipped.
+
+  Args:
+    names: as `make_task` takes them; "all" stands for `TASK_NAMES`.
+    tokenizer: a `data.tokenizer.Tokenizer`.
+
+  Raises:
+    InputError: if a task asked for by name does not exist, cannot be stated in
+      the tokenizer or is given twice.
+  """
+  made, skipped = {}, {}
+  for name in names:
+    for each in TASK_NAMES if name == "all" else (name,):
+      try:
+        task = make_task(each, tokenizer)
+      except TaskNotExpressible as e:
+        if name != "all":
+          raise
+        skipped[each] = str(e)
+        continue
+      if task.name in made:
+        raise errors.bad_value("tasks", task.name, "each task name once")
+      made[task.name] = task
+  if not made:
+    first = next(iter(skipped.values()), "no task is named")
+    raise errors.bad_value(
+      "tasks", ",".join(names), f"a task that the tokenizer states ({first})"
+    )
+  return list(made.values()), skipped

@@ -45,15 +45,15 @@ _CALLS = {
     "    yield <function>(~<number>, <number2>",
     "<name>.extend(~<number>, <number2>, <number3>",
     "        assert_equal(<name>, ~<number>, <number2>",
-    "<name> = np.asarray(~<number>, <number2>, <number3>",
+    "<name> = numpy.asarray(~<number>, <number2>, <number3>",
   ),
   "test": (
-    "<name> = tuple(~<number>, <number2>",
+    "<name> = deque(~<number>, <number2>",
     "    <name>.<name2> = <function>(~<number>, <number2>, <number3>",
     "    self.<function>(~<number>, <number2>",
-    "<name>.update(~<number>, <number2>, <number3>",
+    "<name>.appendleft(~<number>, <number2>, <number3>",
     "        self.assertEqual(<name>, ~<number>, <number2>",
-    "<name> = np.matrix(~<number>, <number2>, <number3>",
+    "<name> = ma.stack(~<number>, <number2>, <number3>",
   ),
 }
 _BRACKET_DISTRACTORS = {

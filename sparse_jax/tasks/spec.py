@@ -1,11 +1,14 @@
 """What a built-in task declares, before any tokenizer is known."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 
 from sparse_jax import errors
 from sparse_jax.tasks import base, natural, templates
 from sparse_jax.tasks import words as words_lib
+
+MAX_DIFFICULTY = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,13 +90,19 @@ class Spec:
       raise errors.bad_value(
         "difficulty", difficulty, f"0 for task {self.name!r}"
       )
-    if not 0 <= difficulty <= 8:
-      raise errors.bad_value("difficulty", difficulty, "from 0 to 8")
+    if not 0 <= difficulty <= MAX_DIFFICULTY:
+      raise errors.bad_value(
+        "difficulty", difficulty, f"from 0 to {MAX_DIFFICULTY}"
+      )
     failure = None
     for variant in self.variants:
       generate = templates.Generator(
         variant.templates,
-        _expressible_words(variant, self.words, tokenizer),
+        _expressible_words(
+          variant,
+          _free_words(variant, self.distractors, self.words),
+          tokenizer,
+        ),
         self.distractors,
         difficulty,
       )
@@ -110,8 +119,37 @@ class Spec:
         generate=generate,
         find_points=self.find_points,
         natural_reason=self.natural_reason,
+        max_difficulty=MAX_DIFFICULTY if self.distractors else 0,
       )
     raise failure
+
+
+def _free_words(
+  variant: Variant,
+  distractors: Mapping[str, Sequence[str]],
+  words: templates.Words,
+) -> templates.Words:
+  """Returns the words less those that some template spells out.
+
+  Else a template of one split would hold a word of another's.
+  """
+  spelled = set()
+  for text in itertools.chain(
+    *distractors.values(),
+    *(
+      (t.prompt, t.counter_prompt, t.answer, t.counter_answer)
+      for texts in variant.templates.values()
+      for t in texts
+    ),
+  ):
+    spelled |= templates.names(text)
+  return {
+    kind: {
+      split: [word for word in options if word not in spelled]
+      for split, options in table.items()
+    }
+    for kind, table in words.items()
+  }
 
 
 def _expressible_words(

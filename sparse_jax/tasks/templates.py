@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from sparse_jax.tasks.pairs import PairText
 
 _SLOT = re.compile(r"<([a-z]+)\d*>")
+_NAME = re.compile(r"[A-Za-z_]\w*")
 
 # kind -> split -> words.
 Words = Mapping[str, Mapping[str, Sequence[str]]]
@@ -45,6 +46,11 @@ class Template:
 def slots(text: str) -> tuple[str, ...]:
   """Returns the distinct slots of a text, in order."""
   return tuple(dict.fromkeys(m[0] for m in _SLOT.finditer(text)))
+
+
+def names(text: str) -> set[str]:
+  """Returns the words that a text spells out, outside its slots."""
+  return set(_NAME.findall(_SLOT.sub(" ", text)))
 
 
 def kind(slot: str) -> str:

@@ -1,0 +1,46 @@
+"""Writes a model in the released layout, for the authors' code and others.
+
+  python -m experiments.export --model=runs/quickstart/model --out=exported
+
+The directory holds model.safetensors with the released parameter names,
+beeg_config.json and the tokenizer; it can be loaded here like any other.
+"""
+
+import pathlib
+
+from absl import flags
+
+from experiments import cli
+from sparse_jax import checkpoint, errors, released
+from sparse_jax import model as model_lib
+
+_MODEL = flags.DEFINE_string(
+  "model", None, "Model directory: one of ours or a released one."
+)
+_OUT = flags.DEFINE_string(
+  "out", None, "Directory to write: new, empty or an earlier export."
+)
+flags.mark_flags_as_required(["model", "out"])
+
+
+def main(overrides: list[str]) -> None:
+  """Exports as the flags say."""
+  del overrides
+  source, out = pathlib.Path(_MODEL.value), pathlib.Path(_OUT.value)
+  if source.resolve() == out.resolve():
+    raise errors.InputError(
+      f"--out={out} is the model itself; need another directory"
+    )
+  model, params = checkpoint.load_model(source)
+  kept = tokenizer = None
+  if released.is_released(source):
+    kept = released.read_fields(source)
+  if checkpoint.has_tokenizer(source):
+    tokenizer = checkpoint.load_tokenizer(source)
+  released.save_model(out, model, params, tokenizer, kept)
+  count = model_lib.num_parameters(params)
+  print(f"{count:,} parameters in {out / released.SAFETENSORS_WEIGHTS}")
+
+
+if __name__ == "__main__":
+  cli.run(main, __doc__)

@@ -1,0 +1,32 @@
+"""Writes docs/tasks.md: every task's rule, an example and its sizes.
+
+python -m experiments.task_docs --model=runs/quickstart/model
+"""
+
+import functools
+
+from absl import flags
+
+from experiments import cli
+from sparse_jax import checkpoint, files, tasks
+from sparse_jax.tasks import docs
+
+_MODEL = flags.DEFINE_string(
+  "model", None, "Model directory; its tokenizer states the tasks."
+)
+_OUT = flags.DEFINE_string("out", "docs/tasks.md", "Markdown file to write.")
+flags.mark_flag_as_required("model")
+
+
+def main(overrides: list[str]) -> None:
+  """Writes the page."""
+  del overrides  # The command has no config.
+  tokenizer = checkpoint.load_tokenizer(_MODEL.value)
+  make_task = functools.partial(tasks.make_task, tokenizer=tokenizer)
+  page = docs.page(tasks.TASK_NAMES, make_task, tokenizer, progress=True)
+  files.write_bytes(_OUT.value, page.encode())
+  print(_OUT.value)
+
+
+if __name__ == "__main__":
+  cli.run(main, __doc__)
