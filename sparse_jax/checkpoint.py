@@ -1,13 +1,18 @@
 """Save and restore: model directories, training states, fingerprints."""
 
+import contextlib
 import hashlib
 import json
+import os
 import pathlib
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 
 from sparse_jax import config as config_lib
 from sparse_jax import errors, files, released, rules
@@ -54,10 +59,16 @@ def save_model(
     InputError: if the directory holds something else, or cannot be written.
   """
   with files.replace_directory(directory, "config.json") as new:
-    with _checkpointer() as checkpointer:
-      # Arrays of one host: as JAX arrays they would have to be everybody's.
-      arrays = jax.tree.map(np.asarray, params)
-      checkpointer.save(new.absolute() / "checkpoint", arrays)
+    # Arrays of one host: as JAX arrays they would have to be everybody's.
+    arrays = jax.tree.map(np.asarray, params)
+    try:
+      with _silence(), _checkpointer() as checkpointer:
+        checkpointer.save(new.absolute() / "checkpoint", arrays)
+    except ValueError as e:  # TensorStore's, where others raise OSError.
+      raise errors.InputError(
+        f"cannot write {directory}: {_reason(e)}; need a writable directory"
+        " with free space"
+      ) from e
     tokenizer.save(new / "tokenizer.json")
     files.write_json(
       new / "config.json",
@@ -142,6 +153,23 @@ def _read_config(directory: pathlib.Path) -> dict[str, Any]:
   return described
 
 
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+  """Keeps Orbax from logging tracebacks of errors that we report ourselves."""
+  before = logging.get_verbosity()
+  logging.set_verbosity(logging.FATAL)
+  try:
+    yield
+  finally:
+    logging.set_verbosity(before)
+
+
+def _reason(error: Exception) -> str:
+  """Returns why a write failed: the system's words if it was the system."""
+  code = re.search(r"os_error_code='(\d+)'", str(error))
+  return os.strerror(int(code[1])) if code else str(error)
+
+
 def _checkpointer() -> ocp.StandardCheckpointer:
   """Returns a checkpointer that waits for no other process."""
   if jax.process_count() == 1:
@@ -165,7 +193,7 @@ def _restore(path: pathlib.Path, shapes) -> Any:
     lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), shapes
   )
   try:
-    with _checkpointer() as checkpointer:
+    with _silence(), _checkpointer() as checkpointer:
       saved = checkpointer.metadata(path.absolute()).item_metadata.tree
       found = {
         rules.path_name(p): tuple(m.shape)
@@ -214,12 +242,13 @@ class TrainingCheckpoints:
     if step == self._manager.latest_step():
       return
     try:
-      self._manager.save(step, args=ocp.args.StandardSave(state))
-      self._manager.wait_until_finished()
+      with _silence():
+        self._manager.save(step, args=ocp.args.StandardSave(state))
+        self._manager.wait_until_finished()
     except (OSError, ValueError) as e:
       raise errors.InputError(
-        f"cannot write checkpoint {step} in {self._directory}: {e}; need a"
-        " writable directory with free space"
+        f"cannot write checkpoint {step} in {self._directory}: {_reason(e)};"
+        " need a writable directory with free space"
       ) from e
 
   def restore(self, state):
@@ -230,7 +259,8 @@ class TrainingCheckpoints:
     """
     step = self.latest_step()
     try:
-      return self._manager.restore(step, args=ocp.args.StandardRestore(state))
+      with _silence():
+        return self._manager.restore(step, args=ocp.args.StandardRestore(state))
     except Exception as e:
       raise errors.InputError(
         f"{self._directory / str(step)} is damaged or not a checkpoint of"

@@ -15,8 +15,8 @@ def keep_freed_memory() -> bool:
 
   XLA allocates a step's temporaries anew each time, hundreds of megabytes;
   glibc returns such blocks to the system, so every step faults all its pages
-  in again. Kept, a training step on two cores took 300 ms instead of 520
-  (docs/performance.md). Call it before the first computation.
+  in again (docs/decisions.md has a measurement). Call it before the first
+  computation.
 
   Returns:
     Whether the C library took the settings (false where it is not glibc).

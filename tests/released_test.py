@@ -556,13 +556,14 @@ class ReleasedTokenizerTest(parameterized.TestCase):
     self.assertEqual(loaded.token_text(1000), "<|unused 1000|>")
     self.assertNotIn(1000, loaded.encode("<|unused 1000|>"))
 
-  def test_digits_go_in_threes_and_slashes_stay_with_punctuation(self):
-    write_tokenizer(self.folder, **{"1234": 290, ")/": 291})
+  def test_digits_go_in_threes_and_slashes_stay_with_newlines(self):
+    # A newline is written as Ċ.
+    write_tokenizer(self.folder, **{"1234": 290, ")Ċ": 291, ")Ċ/": 292})
     with open(self.folder / "vocab.bpe", "a", encoding="utf-8") as file:
-      file.write("12 34\n) /\n")
+      file.write("12 34\n) Ċ\n)Ċ /\n")
     loaded = tokenizer_lib.Tokenizer.load_released(self.folder)
     self.assertNotIn(290, loaded.encode("1234"))
-    self.assertEqual(loaded.encode(")/"), [291])
+    self.assertEqual(loaded.encode(")\n/"), [292])
 
   def test_neighbours_merge_whatever_pair_the_file_names(self):
     # "abc" is written as a + bc, but ab + c is the union of neighbours too.

@@ -39,10 +39,17 @@ TIMEOUT = 300  # Seconds, for one process on a busy machine.
 
 RUN = {
   "data": {"vocab_size": 258, "context_length": 8, "eval_fraction": 0.3},
-  "model": {"n_layer": 1, "d_model": 16, "d_head": 8, "d_mlp": 32},
+  "model": {
+    "n_layer": 1,
+    "d_model": 16,
+    "d_head": 8,
+    "d_mlp": 32,
+    "bigram": "none",
+    "tied": True,
+  },
   "sparsity": {
     "density": 0.4,
-    "min_alive": 2,
+    "min_alive": 0,
     "activation_sites": ["mlp.post_act"],
   },
   "train": {
@@ -80,6 +87,10 @@ def block_kernels(params):
 
 class TrainStepTest(absltest.TestCase):
   """One compiled step of the whole recipe, many times on one batch."""
+
+  def setUp(self):
+    super().setUp()
+    chex.clear_trace_counter()
 
   def test_loss_falls_exactly_k_survive_and_it_traces_once(self):
     config = config_lib.from_config_dict(
@@ -233,7 +244,6 @@ class DivergenceTest(absltest.TestCase):
     write_corpus(root / "text.txt")
     config = run_config(
       root / "text.txt",
-      model={"bigram": "none", "bias": False},
       sparsity={"density": 1.0, "activation_fraction": 1.0},
       # Step 1 has rate 0; later ones overflow float32.
       train={
@@ -243,67 +253,56 @@ class DivergenceTest(absltest.TestCase):
         "checkpoint_every": 1,
       },
     )
-    messages = []
-    for _ in range(2):
-      with self.assertRaisesRegex(
-        errors.InputError, r"stopped at step \d+: \w+=(nan|inf)"
-      ) as e:
-        train.run(config, root / "run")
-      messages.append(str(e.exception))
-    # The second run starts from the good checkpoint and gets as far.
-    self.assertEqual(*messages)
-    self.assertIn("train.learning_rate than 1e+38", messages[0])
-    checkpoints = checkpoint.TrainingCheckpoints(root / "run" / "checkpoints")
-    step = checkpoints.latest_step()
-    checkpoints.close()
-    self.assertIn(
-      f"good checkpoint in {root}/run/checkpoints: step {step};", messages[0]
-    )
+    with self.assertRaisesRegex(
+      errors.InputError, r"stopped at step \d+: \w+=(nan|inf)"
+    ) as e:
+      train.run(config, root / "run")
+    message = str(e.exception)
+    self.assertIn("train.learning_rate than 1e+38", message)
+    folder = root / "run" / "checkpoints"
+    step = max(int(path.name) for path in folder.iterdir())
+    self.assertIn(f"last good checkpoint in {folder}: step {step};", message)
     self.assertFalse((root / "run" / "model").exists())
+    # Good means that one can go on from it.
+    with ocp.StandardCheckpointer() as checkpointer:
+      params = checkpointer.restore(folder / str(step) / "default")["params"]
+    vocab_size = params["wte"]["embedding"].shape[0]
+    config = config_lib.resolve(config, vocab_size)
+    model = model_lib.Model(config.model, config.sparsity)
+    logits = jax.jit(model.apply)(params, np.arange(8)[None])
+    self.assertTrue(np.isfinite(logits).all())
 
 
 class ProcessTest(absltest.TestCase):
-  """The train command as a process; all runs share one compilation cache."""
+  """The train command as a process; a test's runs share compiled code."""
 
-  @classmethod
-  def setUpClass(cls):
-    super().setUpClass()
-    cls.root = pathlib.Path(
-      cls.enterClassContext(tempfile.TemporaryDirectory())
-    )
-    write_corpus(cls.root / "text.txt")
-    groups = {
-      **RUN,
-      "data": {**RUN["data"], "source": str(cls.root / "text.txt")},
-    }
-    (cls.root / "config.py").write_text(
+  def setUp(self):
+    super().setUp()
+    self.root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    write_corpus(self.root / "text.txt")
+    source = str(self.root / "text.txt")
+    groups = {**RUN, "data": {**RUN["data"], "source": source}}
+    (self.root / "config.py").write_text(
       "import ml_collections\n\ndef get_config():\n"
       f"  return ml_collections.ConfigDict({groups!r})\n"
     )
-    # What every other run is compared with.
-    cls.reference = cls.root / "reference"
-    with cls.start(cls.reference) as process:
-      status = process.wait(TIMEOUT)
-    if status:
-      raise AssertionError(cls.errors(cls.reference))
 
-  @classmethod
-  def start(cls, workdir, *flags, **environment):
-    flags_of_xla = os.environ["XLA_FLAGS"].replace("count=4", "count=1")
-    workdir.mkdir(exist_ok=True)
-    with open(cls.root / f"{workdir.name}.stderr", "w") as stderr:
+  def start(self, workdir, *flags, **environment):
+    """Returns the process of a run that starts or resumes."""
+    one_device = os.environ["XLA_FLAGS"].replace("count=4", "count=1")
+    with open(self.root / f"{workdir.name}.stderr", "w") as stderr:
       return subprocess.Popen(
         [
           *(sys.executable, "-m", "experiments.train"),
-          f"--config={cls.root / 'config.py'}",
+          f"--config={self.root / 'config.py'}",
           f"--workdir={workdir}",
           *flags,
         ],
         cwd=ROOT,
         env={
           **os.environ,
-          "XLA_FLAGS": flags_of_xla,
-          "JAX_COMPILATION_CACHE_DIR": str(cls.root / "cache"),
+          "XLA_FLAGS": one_device,
+          "JAX_COMPILATION_CACHE_DIR": str(self.root / "cache"),
           "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
           **environment,
         },
@@ -311,9 +310,13 @@ class ProcessTest(absltest.TestCase):
         stderr=stderr,
       )
 
-  @classmethod
-  def errors(cls, workdir):
-    return (cls.root / f"{workdir.name}.stderr").read_text()
+  def finish(self, workdir, *flags):
+    """Runs to the end."""
+    with self.start(workdir, *flags) as process:
+      self.assertEqual(process.wait(TIMEOUT), 0, self.errors(workdir))
+
+  def errors(self, workdir):
+    return (self.root / f"{workdir.name}.stderr").read_text()
 
   def stop(self, workdir, number, moment):
     """Starts a run, signals it once `moment(rows it logged)` is true."""
@@ -355,7 +358,9 @@ class ProcessTest(absltest.TestCase):
     return rows
 
   def test_killed_stopped_and_out_of_space_it_ends_with_the_same_bits(self):
-    workdir = self.root / "run"
+    reference, workdir = self.root / "reference", self.root / "run"
+    self.finish(reference)
+    self.check_rows(metrics.read_jsonl(reference / "metrics.jsonl"))
     rng = random.Random(7)
     checkpoints = workdir / "checkpoints"
 
@@ -394,25 +399,44 @@ class ProcessTest(absltest.TestCase):
 
     # No space: one line, status 2, and the checkpoints stay.
     with self.start(workdir) as process:
-      limit = (1 << 16, 1 << 16)
+      limit = (24 << 10, 24 << 10)
       resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limit)
       self.assertEqual(process.wait(TIMEOUT), 2)
-    *_, line = self.errors(workdir).splitlines()
-    self.assertRegex(line, "^error: cannot write checkpoint .*free space$")
+    self.check_error(
+      workdir, "cannot write checkpoint .*: File too large; need .* free space"
+    )
     self.assertEqual(self.steps(workdir)[-1], step)
 
-    with self.start(workdir) as process:
-      self.assertEqual(process.wait(TIMEOUT), 0, self.errors(workdir))
-    chex.assert_trees_all_equal(self.state(workdir), self.state(self.reference))
-    _, params = checkpoint.load_model(workdir / "model")
-    _, want = checkpoint.load_model(self.reference / "model")
-    chex.assert_trees_all_equal(params, want)
-    self.assertEqual(
-      self.timeless_rows(workdir), self.timeless_rows(self.reference)
-    )
+    self.finish(workdir)
+    self.check_equal(workdir, reference)
+    self.assertEqual(self.timeless_rows(workdir), self.timeless_rows(reference))
 
-  def test_rows_hold_what_the_contract_names(self):
-    rows = metrics.read_jsonl(self.reference / "metrics.jsonl")
+    # A damaged checkpoint is named; without it the run goes on, as it says.
+    newest = workdir / "checkpoints" / "40"
+    for path in (newest / "default" / "d").iterdir():
+      path.write_bytes(path.read_bytes()[:100])
+    with self.start(workdir) as process:
+      self.assertEqual(process.wait(TIMEOUT), 2)
+    self.check_error(workdir, f"{newest} is damaged .* remove it .*")
+    shutil.rmtree(newest)
+    self.finish(workdir)
+    self.check_equal(workdir, reference)
+
+  def check_error(self, workdir, message):
+    """Checks that standard error ends with one line, with no traceback."""
+    text = self.errors(workdir)
+    self.assertNotIn("Traceback", text)
+    self.assertRegex(text.splitlines()[-1], f"^error: {message}$")
+
+  def check_equal(self, workdir, reference):
+    """Checks that two runs ended with the same bits."""
+    chex.assert_trees_all_equal(self.state(workdir), self.state(reference))
+    _, params = checkpoint.load_model(workdir / "model")
+    _, want = checkpoint.load_model(reference / "model")
+    chex.assert_trees_all_equal(params, want)
+
+  def check_rows(self, rows):
+    """Checks what the rows of RUN hold."""
     self.assertEqual([row["step"] for row in rows], list(range(1, 41)))
     names = {"step", "tokens", "train_loss", "learning_rate", "density"}
     for row in rows:
@@ -423,32 +447,23 @@ class ProcessTest(absltest.TestCase):
     self.assertAlmostEqual(rows[-1]["density"], 0.4, delta=0.005)
     self.assertLess(rows[-1]["eval_loss"], rows[9]["eval_loss"])
 
-  def test_damaged_checkpoint_is_named(self):
-    workdir = self.root / "damaged"
-    shutil.copytree(self.reference, workdir)
-    shutil.rmtree(workdir / "model")
-    newest = workdir / "checkpoints" / "40"
-    for path in (newest / "default" / "d").iterdir():
-      path.write_bytes(path.read_bytes()[:100])
-    with self.start(workdir) as process:
-      self.assertEqual(process.wait(TIMEOUT), 2)
-    *_, line = self.errors(workdir).splitlines()
-    self.assertRegex(line, f"^error: {newest} is damaged .* remove it")
-    # As the message says.
-    shutil.rmtree(newest)
-    with self.start(workdir) as process:
-      self.assertEqual(process.wait(TIMEOUT), 0, self.errors(workdir))
-    chex.assert_trees_all_equal(self.state(workdir), self.state(self.reference))
-
   def test_two_processes_equal_one(self):
+    # Small to compile: sharding_test.py has the sparse step on several devices.
+    flags = (
+      "--config.sparsity.density=1",
+      "--config.sparsity.activation_fraction=1",
+      "--config.train.steps=10",
+    )
+    one, two = self.root / "one", self.root / "two"
+    self.finish(one, *flags)
     with socket.socket() as free:
       free.bind(("localhost", 0))
       port = free.getsockname()[1]
-    workdir = self.root / "two"
     processes = [
       self.start(
-        workdir,
+        two,
         "--distributed",
+        *flags,
         JAX_COORDINATOR_ADDRESS=f"localhost:{port}",
         JAX_NUM_PROCESSES="2",
         JAX_PROCESS_ID=str(index),
@@ -457,20 +472,19 @@ class ProcessTest(absltest.TestCase):
     ]
     try:
       for process in processes:
-        self.assertEqual(process.wait(TIMEOUT), 0, self.errors(workdir))
+        self.assertEqual(process.wait(TIMEOUT), 0, self.errors(two))
     finally:
       for process in processes:
         process.kill()
-    _, params = checkpoint.load_model(workdir / "model")
-    _, want = checkpoint.load_model(self.reference / "model")
+        process.wait()
+    _, params = checkpoint.load_model(two / "model")
+    _, want = checkpoint.load_model(one / "model")
     chex.assert_trees_all_close(params, want, atol=1e-4)
-    for row, one in zip(
-      self.timeless_rows(workdir),
-      self.timeless_rows(self.reference),
-      strict=True,
+    for row, single in zip(
+      self.timeless_rows(two), self.timeless_rows(one), strict=True
     ):
-      self.assertEqual(row["step"], one["step"])
-      self.assertAlmostEqual(row["train_loss"], one["train_loss"], places=4)
+      self.assertEqual(row["step"], single["step"])
+      self.assertAlmostEqual(row["train_loss"], single["train_loss"], places=4)
 
 
 if __name__ == "__main__":

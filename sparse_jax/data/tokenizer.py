@@ -29,7 +29,7 @@ SPLIT_PATTERN = "|".join(
   ]
 )
 
-# Of the released tinypython_2k: punctuation takes slashes after it as well.
+# Of the released tinypython_2k: slashes stay with newlines after punctuation.
 _RELEASED_SPLIT_PATTERN = SPLIT_PATTERN.replace(r"[\r\n]*|", r"[\r\n/]*|")
 
 

@@ -1,0 +1,249 @@
+"""Model directories: saved whole, loaded as saved, refused when damaged."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import chex
+import helpers
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from sparse_jax import checkpoint, errors
+from sparse_jax import config as config_lib
+from sparse_jax import model as model_lib
+from sparse_jax.data import tokenizer as tokenizer_lib
+
+
+def one_layer():
+  model, params, _ = helpers.tiny_model(n_layer=1)
+  return model, params
+
+
+class ModelDirectoryTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.root = pathlib.Path(
+      cls.enterClassContext(tempfile.TemporaryDirectory())
+    )
+    cls.model, cls.params = one_layer()
+    cls.tokenizer = tokenizer_lib.Tokenizer.train(["x = 'abc'\n"] * 3, 258)
+    cls.saved = cls.root / "saved"
+    cls.run_config = config_lib.from_config_dict({"seed": 9})
+    checkpoint.save_model(
+      cls.saved, cls.model, cls.params, cls.tokenizer, cls.run_config
+    )
+
+  def copy(self):
+    """Returns a copy of the saved directory, to be damaged."""
+    path = pathlib.Path(
+      self.enterContext(tempfile.TemporaryDirectory(dir=self.root))
+    )
+    shutil.copytree(self.saved, path / "model")
+    return path / "model"
+
+  def refused(self, path, message):
+    with self.assertRaisesRegex(errors.InputError, message) as e:
+      checkpoint.load_model(path)
+    self.assertIn(str(path), str(e.exception))
+    self.assertNotIn("\n", str(e.exception))
+
+  def test_loads_what_was_saved(self):
+    model, params = checkpoint.load_model(self.saved)
+    chex.assert_trees_all_equal(params, self.params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(params, self.params)
+    self.assertEqual(model.config, self.model.config)
+    self.assertEqual(model.sparsity, self.model.sparsity)
+    self.assertEqual(checkpoint.load_run(self.saved), self.run_config)
+    self.assertEqual(
+      checkpoint.load_tokenizer(self.saved).fingerprint,
+      self.tokenizer.fingerprint,
+    )
+    self.assertEqual(
+      sorted(os.listdir(self.saved)),
+      ["checkpoint", "config.json", "tokenizer.json"],
+    )
+
+  def test_saving_again_replaces_the_whole(self):
+    path = self.copy()
+    (path / "stale").write_text("")
+    doubled = jax.tree.map(lambda p: 2 * p, self.params)
+    checkpoint.save_model(path, self.model, doubled, self.tokenizer)
+    _, params = checkpoint.load_model(path)
+    chex.assert_trees_all_equal(params, doubled)
+    self.assertIsNone(checkpoint.load_run(path))
+    self.assertFalse((path / "stale").exists())
+    self.assertEqual(os.listdir(path.parent), ["model"])
+
+  def test_foreign_directory_is_not_replaced(self):
+    path = self.root / "foreign"
+    path.mkdir()
+    (path / "thesis.txt").write_text("mine")
+    with self.assertRaisesRegex(errors.InputError, "foreign exists and holds"):
+      checkpoint.save_model(path, self.model, self.params, self.tokenizer)
+    self.assertEqual(os.listdir(path), ["thesis.txt"])
+
+  def test_full_disk_keeps_the_old_model(self):
+    path = self.copy()
+    # Files of at most 4 kB: the arrays do not fit.
+    script = (
+      "import resource, sys\n"
+      "from sparse_jax import checkpoint, errors\n"
+      "model, params = checkpoint.load_model(sys.argv[1])\n"
+      "tokenizer = checkpoint.load_tokenizer(sys.argv[1])\n"
+      "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+      "try: checkpoint.save_model(sys.argv[1], model, params, tokenizer)\n"
+      "except errors.InputError as e: print(e)\n"
+    )
+    done = subprocess.run(
+      [sys.executable, "-c", script, path],
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    self.assertEqual(done.returncode, 0, done.stderr)
+    self.assertRegex(done.stdout, f"^cannot write {path}.* free space\n$")
+    _, params = checkpoint.load_model(path)
+    chex.assert_trees_all_equal(params, self.params)
+    self.assertEqual(os.listdir(path.parent), ["model"])
+
+  def test_missing_and_empty_directories(self):
+    self.refused(self.root / "absent", "No such file")
+    (self.root / "empty").mkdir()
+    self.refused(self.root / "empty", "No such file.*config.json of a model")
+
+  @parameterized.named_parameters(
+    ("empty", "", "not JSON"),
+    ("truncated", '{"format": "sp', "not JSON"),
+    ("list", "[]", "format=None"),
+    ("foreign", '{"n_layer": 2}', "format=None; need 'sparse_jax model 1'"),
+    ("old", '{"format": "sparse_jax model 0"}', "'sparse_jax model 0'"),
+    ("bare", '{"format": "sparse_jax model 1"}', "has no 'model'"),
+  )
+  def test_damaged_config(self, content, message):
+    path = self.copy()
+    (path / "config.json").write_text(content)
+    self.refused(path, message)
+
+  def rewrite(self, path, **model):
+    config = json.loads((path / "config.json").read_text())
+    config["model"].update(model)
+    (path / "config.json").write_text(json.dumps(config))
+
+  def test_config_of_another_shape(self):
+    path = self.copy()
+    self.rewrite(path, d_model=32)
+    self.refused(path, r"has shape \(16,\).*; need \(32,\)|has shape")
+
+  def test_config_with_another_parameter(self):
+    path = self.copy()
+    self.rewrite(path, sink=False)
+    self.refused(path, r"attn/sink has shape \(1, 4\); need None")
+
+  def test_config_of_another_behaviour(self):
+    path = self.copy()
+    self.rewrite(path, activation="relu")
+    self.refused(path, "fingerprint is sha256:.* needs sha256:")
+
+  def test_config_with_an_unknown_field(self):
+    path = self.copy()
+    self.rewrite(path, d_modl=3)
+    with self.assertRaisesRegex(errors.InputError, "model.d_modl"):
+      checkpoint.load_model(path)
+
+  def test_checkpoint_of_another_model(self):
+    path, other = self.copy(), self.root / "other"
+    params = jax.tree.map(lambda p: p + 1, self.params)
+    checkpoint.save_model(other, self.model, params, self.tokenizer)
+    shutil.rmtree(path / "checkpoint")
+    shutil.copytree(other / "checkpoint", path / "checkpoint")
+    self.refused(path, "fingerprint is sha256:.* needs sha256:")
+
+  def test_missing_checkpoint(self):
+    path = self.copy()
+    shutil.rmtree(path / "checkpoint")
+    self.refused(path, "checkpoint is missing")
+    (path / "checkpoint").mkdir()
+    self.refused(path, "damaged or not a checkpoint")
+
+  @parameterized.parameters(0, 100)
+  def test_truncated_checkpoint(self, size):
+    path = self.copy()
+    for file in (path / "checkpoint").rglob("d/*"):
+      file.write_bytes(file.read_bytes()[:size])
+    self.refused(path, "damaged or not a checkpoint")
+
+
+class FingerprintTest(absltest.TestCase):
+  def test_changes_with_a_weight_and_with_the_model_only(self):
+    model, params = one_layer()
+    before = checkpoint.fingerprint(model, params)
+    self.assertRegex(before, "^sha256:[0-9a-f]{64}$")
+    self.assertEqual(
+      checkpoint.fingerprint(model, jax.tree.map(np.array, params)), before
+    )
+    changed = jax.tree.map(np.array, params)
+    changed["ln_f"]["scale"][0] = np.nextafter(changed["ln_f"]["scale"][0], 9)
+    other = model_lib.Model(
+      model.config,
+      config_lib.SparsityConfig(activation_fraction=0.5, min_alive=0),
+    )
+    annealed = model_lib.Model(
+      model.config,
+      config_lib.SparsityConfig(density=0.7, min_alive=0),
+    )
+    self.assertNotEqual(checkpoint.fingerprint(model, changed), before)
+    self.assertNotEqual(checkpoint.fingerprint(other, params), before)
+    self.assertEqual(checkpoint.fingerprint(annealed, params), before)
+
+
+class TrainingCheckpointsTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    self.path = root / "checkpoints"
+
+  def open(self):
+    checkpoints = checkpoint.TrainingCheckpoints(self.path)
+    self.addCleanup(checkpoints.close)
+    return checkpoints
+
+  def state(self, value):
+    return {
+      "w": jax.numpy.full(3, float(value)),
+      "step": jax.numpy.int32(value),
+    }
+
+  def test_restores_the_newest_of_the_kept_two(self):
+    checkpoints = self.open()
+    self.assertIsNone(checkpoints.latest_step())
+    for step in (1, 2, 3):
+      checkpoints.save(step, self.state(step))
+    self.assertEqual({p.name for p in self.path.iterdir()}, {"2", "3"})
+    again = self.open()
+    self.assertEqual(again.latest_step(), 3)
+    chex.assert_trees_all_equal(again.restore(self.state(0)), self.state(3))
+
+  def test_a_step_is_written_once(self):
+    checkpoints = self.open()
+    checkpoints.save(1, self.state(1))
+    checkpoints.save(1, self.state(5))
+    chex.assert_trees_all_equal(
+      checkpoints.restore(self.state(0)), self.state(1)
+    )
+
+  def test_another_state_is_refused(self):
+    checkpoints = self.open()
+    checkpoints.save(1, self.state(1))
+    with self.assertRaisesRegex(errors.InputError, "checkpoints/1 is damaged"):
+      checkpoints.restore({"v": jax.numpy.zeros(3)})
+
+
+if __name__ == "__main__":
+  absltest.main()
