@@ -5,6 +5,7 @@ Bad input ends with one line on standard error and exit status 2.
 
 import ast
 import importlib.util
+import logging as stdlib_logging
 import os
 import pathlib
 import sys
@@ -33,6 +34,8 @@ def run(main: Callable[[list[str]], int | None], description: str) -> None:
   flags.FLAGS.set_default("showprefixforinfo", False)
   logging.set_verbosity(logging.WARNING)
   sys.unraisablehook = _unraisablehook
+  # Likewise: Orbax leaves futures with exceptions behind, nobody asks for them.
+  stdlib_logging.getLogger("asyncio").setLevel(stdlib_logging.CRITICAL)
   sys.exit(_status(main, description, sys.argv))
 
 

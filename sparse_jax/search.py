@@ -40,13 +40,15 @@ class Splits:
   """A task's pairs, as sequences.
 
   Attributes:
-    train: pairs that masks and scale are fitted on.
+    train: pairs that masks are fitted on.
+    fit: as many of them as there are validation pairs: for the logit scale.
     validation: pairs that choose size and run.
     test: pairs that the figures are measured on.
     test_pairs: the same with their texts.
   """
 
   train: prune.Sequences
+  fit: prune.Sequences
   validation: prune.Sequences
   test: prune.Sequences
   test_pairs: tasks_lib.Pairs
@@ -65,8 +67,12 @@ def make_splits(
   # One length for all splits and most tasks, so that programs are shared.
   longest = max(p.prompts.shape[1] for p in pairs.values())
   length = -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
+  sequences = {s: task_sequences(p, length) for s, p in pairs.items()}
+  num_fit = min(config.num_train, config.num_validation)
+  rows = np.r_[0:num_fit, config.num_train : config.num_train + num_fit]
   return Splits(
-    **{s: task_sequences(p, length) for s, p in pairs.items()},
+    **sequences,
+    fit=prune.Sequences(*(x[rows] for x in sequences["train"])),
     test_pairs=pairs["test"],
   )
 
@@ -324,7 +330,7 @@ def find_circuit(
   )
   losses_fn = jax.jit(functools.partial(mask_losses, model))
   losses_of_masks = lambda masks: losses_fn(
-    params, means, masks, splits.train, splits.validation
+    params, means, masks, splits.fit, splits.validation
   )
   num_runs = len(settings.k_coef)
   candidates = []

@@ -127,12 +127,11 @@ class StepTest(absltest.TestCase):
     model, params, _ = helpers.tiny_model()
     before = jax.tree.map(np.array, params)
     config = config_lib.PruneConfig(k_coefs=(1e-3,), num_seeds=1, steps=2)
-    splits = search.Splits(*[random_sequences(seed=s) for s in range(3)], None)
     search.train_masks(
       model,
       params,
       helpers.random_means(model),
-      splits.train,
+      random_sequences(),
       config,
       prune.settings_grid(config, 0),
       seed=0,

@@ -35,7 +35,7 @@ from sparse_jax import config as config_lib
 from sparse_jax import model as model_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
-TIMEOUT = 300  # Seconds, for one process on a busy machine.
+TIMEOUT = 180  # Seconds, for one process on a busy machine.
 
 RUN = {
   "data": {"vocab_size": 258, "context_length": 8, "eval_fraction": 0.3},
