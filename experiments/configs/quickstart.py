@@ -2,7 +2,7 @@
 
   make quickstart
 
-A two-layer decoder, block weights 90% zero, trained on 5 million tokens of the
+A two-layer decoder, block weights 90% zero, trained on 4 million tokens of the
 machine's own Python files, then pruned on the tasks it has learned. README.md
 holds the figures it reached and how long it took.
 
@@ -18,12 +18,12 @@ from sparse_jax import config
 def get_config() -> ml_collections.ConfigDict:
   """Returns the quickstart's config."""
   c = config.to_config_dict()
-  c.data.max_megabytes = 40.0
+  c.data.max_megabytes = 30.0
   c.data.context_length = 64
   c.model.n_layer = 2
   c.model.d_model = 128
   c.sparsity.density = 0.1
-  c.train.steps = 2500
+  c.train.steps = 2000
   c.train.batch_size = 32
   c.train.learning_rate = 1.28e-2
   c.prune.steps = 250
