@@ -9,7 +9,7 @@ quickstart: $(STAMP)
 	$(BIN)/python -m experiments.quickstart $(ARGS)
 
 test: $(STAMP) browser
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10 tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadscope --durations=10 tests
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -296,10 +296,11 @@ def masks_of_order(
 
   Args:
     tau_shapes: per site `(layers, width)`, in the order of τ.
-    order: flat node indices, most needed first.
+    order: flat node indices, most needed first; others are never kept.
     counts: how many nodes each mask keeps.
   """
-  rank = np.empty(len(order), np.int64)
+  total = sum(int(np.prod(shape)) for shape in tau_shapes.values())
+  rank = np.full(total, len(order))
   rank[order] = np.arange(len(order))
   keep = rank[None, :] < np.asarray(list(counts))[:, None]
   masks, start = {}, 0

@@ -7,7 +7,7 @@ meets the target wins; the saved figures come from test pairs.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +23,10 @@ from sparse_jax import tasks as tasks_lib
 _STEPS_PER_CALL = 20
 _COUNTS_PER_CALL = 8
 _LENGTH_MULTIPLE = 16
+_IMPORTANCE_PAIRS = 32
+
+# Per site `[masks, layers, width]` -> (losses, logit scales), each `[masks]`.
+LossesOfMasks = Callable[[prune.SiteArrays], tuple[Any, Any]]
 
 
 def task_sequences(
@@ -244,22 +248,22 @@ def smallest_count(
 
 def discretise(
   params: model_lib.Params,
-  state: prune.PruneState,
-  losses_of_masks: Callable[[prune.SiteArrays], tuple[Any, Any]],
+  shapes: Mapping[str, tuple[int, ...]],
+  order: np.ndarray,
+  losses_of_masks: LossesOfMasks,
   target: float,
   run: int,
 ) -> Candidate:
-  """Keeps the first nodes of the total order that reach the target.
+  """Keeps the first nodes of a total order that reach the target.
 
   Args:
     params: the model's parameters, for counting edges.
-    state: one run's final state, without the axis of runs.
+    shapes: per gated site `(layers, width)`.
+    order: flat node indices, most needed first; nodes left out stay closed.
     losses_of_masks: `mask_losses` of masks, all else bound.
     target: in nats, mean over both sides.
     run: index of the run.
   """
-  shapes = {name: tau.shape for name, tau in state.tau.items()}
-  order = prune.node_order(state)
   seen: dict[int, tuple[float, float]] = {}
 
   def losses_of(counts):
@@ -286,6 +290,34 @@ def discretise(
   )
 
 
+def importance_order(
+  node_mask: Mapping[str, np.ndarray], losses_of_masks: LossesOfMasks
+) -> np.ndarray:
+  """Returns a circuit's nodes, as flat indices, by what each one is worth.
+
+  A node's worth is the loss of the circuit without it, its logit scale fitted
+  again: exact leave-one-out. τ is a poorer guide among the last nodes: it
+  saturates, and masks are trained for a cost per node and not for a target.
+  """
+  sizes = {name: mask.size for name, mask in node_mask.items()}
+  flat = np.concatenate([np.ravel(node_mask[name]) for name in sizes])
+  nodes = np.flatnonzero(flat)
+  without = np.repeat(flat[None], len(nodes), 0)
+  without[np.arange(len(nodes)), nodes] = False
+  worth = []
+  for start in range(0, len(nodes), _COUNTS_PER_CALL):
+    rows = without[start : start + _COUNTS_PER_CALL]
+    padded = np.resize(rows, (_COUNTS_PER_CALL, len(flat)))
+    parts = np.split(padded, np.cumsum(list(sizes.values()))[:-1], axis=1)
+    masks = {
+      name: part.reshape(-1, *node_mask[name].shape)
+      for name, part in zip(sizes, parts, strict=True)
+    }
+    losses, _ = losses_of_masks(masks)
+    worth.append(np.asarray(losses)[: len(rows)])
+  return nodes[np.argsort(-np.concatenate(worth), kind="stable")]
+
+
 def best_candidate(candidates: Sequence[Candidate]) -> Candidate:
   """Returns the fewest edges that meet the target, else the lowest loss."""
   return min(
@@ -295,6 +327,51 @@ def best_candidate(candidates: Sequence[Candidate]) -> Candidate:
       (c.num_edges, c.num_nodes) if c.meets_target else (c.loss, 0),
     ),
   )
+
+
+def clean_up(
+  params: model_lib.Params,
+  candidate: Candidate,
+  splits: Splits,
+  means: prune.SiteArrays,
+  losses_fn: Callable[..., tuple[Any, Any]],
+  target: float,
+) -> Candidate:
+  """Drops the nodes that are worth least while the target is still met.
+
+  Args:
+    params: the model's parameters.
+    candidate: what discretising left.
+    splits: the task's sequences; worth is measured on training pairs, the
+      target on validation pairs.
+    means: ablation values.
+    losses_fn: compiled `mask_losses`, the model bound.
+    target: in nats, mean over both sides.
+
+  Returns:
+    The smaller circuit, or `candidate` where nothing can go.
+  """
+  if not candidate.meets_target:
+    return candidate
+  num_pairs = len(splits.fit.tokens) // 2
+  few = min(_IMPORTANCE_PAIRS, num_pairs)
+  rows = np.r_[0:few, num_pairs : num_pairs + few]
+  some = prune.Sequences(*(x[rows] for x in splits.fit))
+  order = importance_order(
+    candidate.node_mask,
+    lambda masks: losses_fn(params, means, masks, some, some),
+  )
+  cleaned = discretise(
+    params,
+    {name: mask.shape for name, mask in candidate.node_mask.items()},
+    order,
+    lambda masks: losses_fn(
+      params, means, masks, splits.fit, splits.validation
+    ),
+    target,
+    candidate.run,
+  )
+  return best_candidate([candidate, cleaned])
 
 
 def find_circuit(
@@ -332,16 +409,24 @@ def find_circuit(
   losses_of_masks = lambda masks: losses_fn(
     params, means, masks, splits.fit, splits.validation
   )
+  target = config.target_per_side
+  shapes = {name: tau.shape[1:] for name, tau in states.tau.items()}
   num_runs = len(settings.k_coef)
   candidates = []
-  with metrics.progress_bar(num_runs, 0, f"discretising {task.name}") as bar:
+  with metrics.progress_bar(
+    num_runs + 1, 0, f"discretising {task.name}"
+  ) as bar:
     for run in range(num_runs):
       state = jax.tree.map(lambda x, i=run: x[i], states)
+      order = prune.node_order(state)
       candidates.append(
-        discretise(params, state, losses_of_masks, config.target_per_side, run)
+        discretise(params, shapes, order, losses_of_masks, target, run)
       )
       bar.update()
-  best = best_candidate(candidates)
+    best = clean_up(
+      params, best_candidate(candidates), splits, means, losses_fn, target
+    )
+    bar.update()
   runs = [
     {
       "k_coef": float(settings.k_coef[c.run]),
