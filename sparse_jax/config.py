@@ -374,6 +374,8 @@ class PruneConfig:
       distribution, over the task's prompts, or zero.
     sites: sites whose channels are gated.
     target_loss: task loss the discretised circuit has to reach, in nats.
+    selection_margin: share of the target that validation pairs have to meet;
+      below 1 it leaves room for the test pairs' other templates.
     loss_unit: what `target_loss` counts: "per_side" is the mean over the two
       sides of a pair; "per_pair" their sum, as the released files store it.
     num_train: training pairs.
@@ -396,6 +398,7 @@ class PruneConfig:
   ablation: str = "mean_pretrain"
   sites: tuple[str, ...] = sites.LAYER_NODE_SITES
   target_loss: float = 0.15
+  selection_margin: float = 1.0
   loss_unit: str = "per_side"
   num_train: int = 512
   num_validation: int = 128
@@ -423,6 +426,12 @@ class PruneConfig:
       "prune.k_coefs",
       self.k_coefs,
       "one or more numbers of at least 0",
+    )
+    _check(
+      0 < self.selection_margin <= 1,
+      "prune.selection_margin",
+      self.selection_margin,
+      "a number above 0 and at most 1",
     )
     _check_choice("prune.ablation", self.ablation, ABLATIONS)
     _check_choice("prune.loss_unit", self.loss_unit, ("per_side", "per_pair"))

@@ -409,7 +409,7 @@ def find_circuit(
   losses_of_masks = lambda masks: losses_fn(
     params, means, masks, splits.fit, splits.validation
   )
-  target = config.target_per_side
+  target = config.selection_margin * config.target_per_side
   shapes = {name: tau.shape[1:] for name, tau in states.tau.items()}
   num_runs = len(settings.k_coef)
   candidates = []

@@ -236,6 +236,30 @@ class DiscretiseTest(absltest.TestCase):
       want = prune.gap_loss(gap(measure, mask), scale)
       np.testing.assert_allclose(losses[i], want, rtol=1e-4)
 
+  def test_nodes_outside_the_order_are_never_kept(self):
+    masks = prune.masks_of_order({"attn.q": (1, 4)}, np.array([2, 0]), [1, 2])
+    np.testing.assert_array_equal(
+      masks["attn.q"][:, 0], [[0, 0, 1, 0], [1, 0, 1, 0]]
+    )
+
+  def test_importance_is_the_loss_without_the_node(self):
+    mask = {
+      "attn.q": np.array([[1, 0, 1], [1, 1, 1]], bool),
+      "mlp.post_act": np.array([[1, 1, 1, 0], [1, 1, 1, 1]], bool),
+    }
+    rng = np.random.default_rng(0)
+    value = {name: rng.random(m.shape) for name, m in mask.items()}
+
+    def losses_of_masks(masks):
+      missing = sum(np.sum(value[name] * ~masks[name], (1, 2)) for name in mask)
+      return missing, np.ones(len(missing))
+
+    order = search.importance_order(mask, losses_of_masks)
+    flat = np.concatenate([np.ravel(value[name]) for name in mask])
+    kept = np.flatnonzero(np.concatenate([np.ravel(m) for m in mask.values()]))
+    want = kept[np.argsort(-flat[kept])]
+    np.testing.assert_array_equal(order, want)
+
   def test_best_candidate_prefers_edges_among_those_that_meet(self):
     make = lambda run, edges, loss, meets: search.Candidate(
       run, {}, 5, edges, 1.0, loss, meets
