@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -117,8 +118,30 @@ def replace_directory(path: PathLike, marker: str) -> Iterator[pathlib.Path]:
         os.replace(path, old)
       os.replace(new, path)
       shutil.rmtree(old, ignore_errors=True)
-    finally:
-      shutil.rmtree(new, ignore_errors=True)
+    except BaseException:
+      _remove_written(new)
+      raise
+
+
+def _remove_written(
+  directory: pathlib.Path, quiet: float = 0.2, patience: float = 5.0
+) -> None:
+  """Removes a directory that others may still write into for a moment.
+
+  When one array cannot be written, Orbax raises while the threads that write
+  the other arrays go on: what they leave has to go as well.
+
+  Args:
+    directory: what to remove.
+    quiet: seconds that it has to stay away.
+    patience: seconds after which what comes back is left.
+  """
+  start = gone = time.monotonic()
+  while (now := time.monotonic()) < min(gone + quiet, start + patience):
+    if directory.exists():
+      shutil.rmtree(directory, ignore_errors=True)
+      gone = now
+    time.sleep(0.01)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Files are whole or absent; directories belong to one process."""
 
+import contextlib
 import errno
 import json
 import os
@@ -7,6 +8,8 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 
 from absl.testing import absltest, parameterized
 
@@ -115,6 +118,23 @@ class FilesTest(parameterized.TestCase):
       with files.replace_directory(self.root / "out", "marker"):
         self.fail("must not be entered")
     self.assertEqual((self.root / "out").read_text(), "mine")
+
+  def test_what_others_still_write_after_a_failure_goes_as_well(self):
+    with self.assertRaisesRegex(ValueError, "half way"):
+      with files.replace_directory(self.root / "out", "marker") as new:
+
+        def write_on():
+          for i in range(30):
+            new.mkdir(exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+              (new / str(i)).write_text("late")
+            time.sleep(0.005)
+
+        writer = threading.Thread(target=write_on)
+        writer.start()
+        raise ValueError("half way")
+    writer.join()
+    self.assertEqual(self.names(), [])
 
   def test_empty_directory_is_accepted(self):
     (self.root / "out").mkdir()
