@@ -118,12 +118,24 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> config_lib.Config:
   Raises:
     InputError: if the file cannot be run or a field is not accepted.
   """
-  values = _file_config(path).to_dict()
-  for override in overrides:
-    name, equals, text = override.removeprefix("--config.").partition("=")
+  return _overridden(_file_config(path).to_dict(), overrides)
+
+
+def override(
+  config: config_lib.Config, overrides: Sequence[str]
+) -> config_lib.Config:
+  """Returns a config with `--config.a.b=VALUE` applied, validated."""
+  return _overridden(config_lib.to_config_dict(config).to_dict(), overrides)
+
+
+def _overridden(
+  values: dict[str, Any], overrides: Sequence[str]
+) -> config_lib.Config:
+  for text in overrides:
+    name, equals, value = text.removeprefix("--config.").partition("=")
     if not equals:
-      raise errors.InputError(f"{override} has no value; need {override}=VALUE")
-    _set(values, name, _literal(name, text))
+      raise errors.InputError(f"{text} has no value; need {text}=VALUE")
+    _set(values, name, _literal(name, value))
   return config_lib.from_config_dict(values)
 
 

@@ -12,18 +12,17 @@ from typing import Any
 from absl import flags
 
 from experiments import cli
-from sparse_jax import config as config_lib
 from sparse_jax import (
+  checkpoint,
   evaluate,
   files,
   metrics,
-  prune,
   report,
   search,
   tasks,
   train,
 )
-from sparse_jax.data import windows
+from sparse_jax import config as config_lib
 
 _WORKDIR = flags.DEFINE_string(
   "workdir", "runs/quickstart", "Directory of the run; the same one resumes."
@@ -35,20 +34,6 @@ _CONFIG = flags.DEFINE_string(
 )
 
 
-def pretraining_means(trained: train.Trained) -> prune.SiteArrays:
-  """Returns every node's mean over windows of the training tokens."""
-  config = trained.config
-  batches = windows.eval_batches(
-    trained.data.train,
-    context_length=config.data.context_length,
-    batch_size=config.train.batch_size,
-    num_batches=config.prune.mean_batches,
-  )
-  return prune.mean_activations(
-    trained.model, trained.params, batches[:, :, :-1]
-  )
-
-
 def find_circuits(
   trained: train.Trained, config: config_lib.Config, workdir: pathlib.Path
 ) -> dict[str, Any]:
@@ -58,7 +43,7 @@ def find_circuits(
   model has not learned it.
   """
   gap_function = evaluate.make_gap_function(trained.model, trained.params)
-  means = pretraining_means(trained)
+  means = checkpoint.load_means(trained.model_directory)
   figures: dict[str, Any] = {}
   for name in config.tasks:
     task = tasks.make_task(name, trained.data.tokenizer)

@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from sparse_jax import model as model_lib
 from sparse_jax.data import tokenizer as tokenizer_lib
 
 _FORMAT = "sparse_jax model 1"
+_MEANS = "means.npz"
 
 
 def fingerprint(model: model_lib.Model, params: model_lib.Params) -> str:
@@ -43,6 +44,7 @@ def save_model(
   params: model_lib.Params,
   tokenizer: tokenizer_lib.Tokenizer,
   run: config_lib.Config | None = None,
+  means: Mapping[str, np.ndarray] | None = None,
 ) -> None:
   """Writes a model directory: config.json, tokenizer.json, checkpoint/.
 
@@ -54,6 +56,8 @@ def save_model(
     params: its parameters.
     tokenizer: its tokenizer.
     run: the configuration that trained it, kept for later commands.
+    means: every node's mean over the pretraining distribution, per site
+      `[layers, width]`: what pruning ablates with; written to means.npz.
 
   Raises:
     InputError: if the directory holds something else, or cannot be written.
@@ -70,6 +74,8 @@ def save_model(
         " with free space"
       ) from e
     tokenizer.save(new / "tokenizer.json")
+    if means is not None:
+      np.savez(new / _MEANS, **{n: np.asarray(m) for n, m in means.items()})
     files.write_json(
       new / "config.json",
       {
@@ -110,6 +116,23 @@ def load_model(
       f" needs {described.get('fingerprint')}"
     )
   return model, params
+
+
+def load_means(directory: files.PathLike) -> dict[str, np.ndarray]:
+  """Returns the pretraining means of a model directory, by site.
+
+  Raises:
+    InputError: if the directory has none, or they are damaged.
+  """
+  path = pathlib.Path(directory) / _MEANS
+  try:
+    with np.load(path, allow_pickle=False) as arrays:
+      return {name: arrays[name] for name in arrays.files}
+  except Exception as e:
+    raise errors.InputError(
+      f"{path}: {type(e).__name__}; need the nodes' means over the pretraining"
+      " distribution, as training writes them"
+    ) from e
 
 
 def has_tokenizer(directory: files.PathLike) -> bool:

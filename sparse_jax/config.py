@@ -368,8 +368,18 @@ class PruneConfig:
     temperature: T of the sigmoid surrogate.
     init_bias: mean of the initial τ.
     init_scale: standard deviation of the initial τ.
-    k_coefs: cost of one open gate; one run each.
-    num_seeds: runs per coefficient.
+    k_coefs: cost of one open gate: the first runs' settings, one each.
+    num_runs: runs a task, those of `k_coefs` first; `search.SPACE` holds what
+      the others are proposed from.
+    num_seeds: how many of the runs repeat the best setting with other seeds.
+    round_size: runs a task that are proposed at once.
+    site_costs: such as "mlp.post_act=0.5": what an open gate of a site costs,
+      in units of the coefficient; 1 where nothing is said.
+    shift_answers: whether calibration fits a shift between the two answers
+      beside the scale.
+    edge_steps: gradient steps that learn which edges between the kept nodes
+      are needed; 0 leaves that out.
+    curve_targets: further target losses whose circuit sizes are reported.
     ablation: value of a closed node: its mean over the pretraining
       distribution, over the task's prompts, or zero.
     sites: sites whose channels are gated.
@@ -381,7 +391,8 @@ class PruneConfig:
     num_train: training pairs.
     num_validation: pairs that choose the size and the run.
     num_test: pairs that the saved figures are measured on.
-    mean_batches: windows batches over which pretraining means are taken.
+    mean_batches: batches of windows over which pretraining means are taken,
+      once, when the model is trained.
   """
 
   steps: int = 400
@@ -394,7 +405,13 @@ class PruneConfig:
   init_bias: float = 0.1
   init_scale: float = 1e-2
   k_coefs: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
-  num_seeds: int = 2
+  num_runs: int = 32
+  num_seeds: int = 3
+  round_size: int = 8
+  site_costs: tuple[str, ...] = ()
+  shift_answers: bool = False
+  edge_steps: int = 200
+  curve_targets: tuple[float, ...] = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
   ablation: str = "mean_pretrain"
   sites: tuple[str, ...] = sites.LAYER_NODE_SITES
   target_loss: float = 0.15
@@ -409,7 +426,8 @@ class PruneConfig:
     for name in (
       "steps",
       "batch_size",
-      "num_seeds",
+      "num_runs",
+      "round_size",
       "num_train",
       "num_validation",
       "num_test",
@@ -433,12 +451,45 @@ class PruneConfig:
       self.selection_margin,
       "a number above 0 and at most 1",
     )
+    _check(
+      0 <= self.num_seeds < self.num_runs or self.num_seeds == 0,
+      "prune.num_seeds",
+      self.num_seeds,
+      f"0 to below prune.num_runs={self.num_runs}",
+    )
+    _check(
+      self.edge_steps >= 0, "prune.edge_steps", self.edge_steps, "0 or more"
+    )
+    _check(
+      all(t > 0 for t in self.curve_targets),
+      "prune.curve_targets",
+      self.curve_targets,
+      "positive numbers",
+    )
     _check_choice("prune.ablation", self.ablation, ABLATIONS)
     _check_choice("prune.loss_unit", self.loss_unit, ("per_side", "per_pair"))
     _check(len(self.sites) > 0, "prune.sites", self.sites, "one or more sites")
     for name in self.sites:
       if name not in sites.NODE_SITES:
         raise errors.unknown_name("site in prune.sites", name, sites.NODE_SITES)
+
+    self.cost_of_site()
+
+  def cost_of_site(self) -> dict[str, float]:
+    """Returns what `site_costs` says, by site."""
+    costs = {}
+    for text in self.site_costs:
+      name, _, cost = text.partition("=")
+      if name not in sites.NODE_SITES:
+        raise errors.unknown_name(
+          "site in prune.site_costs", name, sites.NODE_SITES
+        )
+      try:
+        costs[name] = float(cost)
+      except ValueError:
+        costs[name] = math.nan
+      _check(costs[name] >= 0, "prune.site_costs", text, "SITE=COST, 0 or more")
+    return costs
 
   @property
   def target_per_side(self) -> float:

@@ -1,5 +1,6 @@
 """The host process: how it keeps memory and compiled programs."""
 
+import contextlib
 import ctypes
 import os
 import pathlib
@@ -44,3 +45,18 @@ def cache_compilations() -> None:
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     directory = pathlib.Path(home) / "sparse_jax" / "compiled"
     jax.config.update("jax_compilation_cache_dir", str(directory))
+
+
+def free_memory() -> int:
+  """Returns the bytes that computations on the default device may still take.
+
+  The accelerator's own figure, or what the operating system says is available.
+  """
+  stats = jax.local_devices()[0].memory_stats()
+  if stats and "bytes_limit" in stats:
+    return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+  with contextlib.suppress(OSError):
+    for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
+      if line.startswith("MemAvailable:"):
+        return int(line.split()[1]) * 1024
+  return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

@@ -255,9 +255,25 @@ class Model:
     return self.unembed(params, self.residual(params, tokens, tap), tokens)
 
   def residual(
-    self, params: Params, tokens: jax.Array, tap: Tap | None = None
+    self,
+    params: Params,
+    tokens: jax.Array,
+    tap: Tap | None = None,
+    positions_B: jax.Array | None = None,
   ) -> jax.Array:
-    """Returns the residual stream before the last norm, `[B, L, D]`."""
+    """Returns the residual stream before the last norm.
+
+    Args:
+      params: parameter tree.
+      tokens: int `[B, L]`.
+      tap: as for `apply`.
+      positions_B: int `[B]`, the only position of each row that is wanted. The
+        last layer then computes keys and values everywhere and all else there
+        alone: a tap sees `[B, 1, width]` from that layer's queries on.
+
+    Returns:
+      `[B, L, D]`, or `[B, 1, D]` with `positions_B`.
+    """
     chex.assert_rank(tokens, 2)
     config = self.config
     length = tokens.shape[1]
@@ -272,15 +288,17 @@ class Model:
     position_LxP = self._concatenated_positions(params, length)
     layers = jax.tree.map(self._cast, params["layers"])
     block = functools.partial(self._block, position_LxP=position_LxP)
-    if tap is None:
+    if tap is None and positions_B is None:
       step = lambda x, p: (block(p, x, _no_tap, None), None)
       # Rolled, CPU is a third slower; unrolled, compile time grows with depth.
       on_cpu = jax.default_backend() == "cpu"
       unroll = config.n_layer if on_cpu else 1
       return jax.lax.scan(step, x_BxLxD, layers, unroll=unroll)[0]
+    tap = tap or _no_tap
     for layer in range(config.n_layer):
       p = jax.tree.map(lambda leaf, i=layer: leaf[i], layers)
-      x_BxLxD = block(p, x_BxLxD, tap, layer)
+      wanted_B = positions_B if layer == config.n_layer - 1 else None
+      x_BxLxD = block(p, x_BxLxD, tap, layer, wanted_B=wanted_B)
     return tap("final_resid", None, x_BxLxD)
 
   def unembed(
@@ -324,10 +342,15 @@ class Model:
     """Returns the unembedding matrix `[V, D]`."""
     return params["wte" if self.config.tied else "lm_head"]["embedding"]
 
-  def _block(self, p, x_BxLxD, tap, layer, *, position_LxP):
+  def _block(self, p, x_BxLxD, tap, layer, *, position_LxP, wanted_B=None):
     x_BxLxD = tap("resid_in", layer, x_BxLxD)
     h_BxLxI = self._sublayer_input(p, "1", x_BxLxD, position_LxP)
-    x_BxLxD += self._attention(p["attn"], h_BxLxI, tap, layer)
+    delta_BxLxD = self._attention(p["attn"], h_BxLxI, tap, layer, wanted_B)
+    if wanted_B is not None:
+      x_BxLxD = _only(x_BxLxD, wanted_B)
+      if position_LxP is not None:
+        position_LxP = position_LxP[wanted_B][:, None]
+    x_BxLxD += delta_BxLxD
     x_BxLxD = tap("resid_mid", layer, self._leave("resid_mid", x_BxLxD))
     h_BxLxI = self._sublayer_input(p, "2", x_BxLxD, position_LxP)
     x_BxLxD += self._mlp(p["mlp"], h_BxLxI, tap, layer)
@@ -342,16 +365,22 @@ class Model:
     shape = (*h_BxLxD.shape[:2], position_LxP.shape[-1])
     return jnp.concatenate([h_BxLxD, jnp.broadcast_to(position_LxP, shape)], -1)
 
-  def _attention(self, p, h_BxLxI, tap, layer):
+  def _attention(self, p, h_BxLxI, tap, layer, wanted_B=None):
     c = self.config
     h_BxLxI = self._site("attn.act_in", h_BxLxI, tap, layer)
-    qkv_BxLx3D = _linear(p["c_attn"], h_BxLxI)
+    if wanted_B is None:
+      qkv = jnp.split(_linear(p["c_attn"], h_BxLxI), 3, -1)
+    else:
+      query, key_value = _split_outputs(p["c_attn"], c.d_model)
+      q_Bx1xD = _linear(query, _only(h_BxLxI, wanted_B))
+      qkv = q_Bx1xD, *jnp.split(_linear(key_value, h_BxLxI), 2, -1)
     q, k, v = (
       self._site(f"attn.{name}", x_BxLxD, tap, layer)
-      for name, x_BxLxD in zip("qkv", jnp.split(qkv_BxLx3D, 3, -1), strict=True)
+      for name, x_BxLxD in zip("qkv", qkv, strict=True)
     )
     split = lambda x: x.reshape(*x.shape[:-1], c.n_head, c.d_head)
-    y_BxLxHxK = attend(split(q), split(k), split(v), p.get("sink"))
+    query_at = None if wanted_B is None else wanted_B[:, None]
+    y_BxLxHxK = attend(split(q), split(k), split(v), p.get("sink"), query_at)
     y_BxLxD = y_BxLxHxK.reshape(q.shape).astype(self.dtype)
     y_BxLxD = self._site("attn.y", y_BxLxD, tap, layer)
     out_BxLxD = _linear(p["c_proj"], y_BxLxD)
@@ -418,8 +447,25 @@ def _linear(p, x_BxLxI):
   return y_NxO.reshape(batch, length, -1)
 
 
-def attend(q_BxLxHxK, k_BxMxHxK, v_BxMxHxK, sink_H=None) -> jax.Array:
+def _only(x_BxLxD, wanted_B):
+  """Returns one position of each row, `[B, 1, D]`."""
+  return jnp.take_along_axis(x_BxLxD, wanted_B[:, None, None], 1)
+
+
+def _split_outputs(p, width):
+  """Returns a linear map's first `width` outputs and the rest, as two maps."""
+  return (
+    {name: leaf[..., :width] for name, leaf in p.items()},
+    {name: leaf[..., width:] for name, leaf in p.items()},
+  )
+
+
+def attend(
+  q_BxLxHxK, k_BxMxHxK, v_BxMxHxK, sink_H=None, position_BxL=None
+) -> jax.Array:
   """Causal attention with an optional sink, `[B, L, H, K]`.
+
+  A query sees the keys up to its own position: `position_BxL`, or its index.
 
   The sink is a dummy key of logit `sink` and value 0: the usual attention
   scaled by sigmoid(logsumexp(scores) - sink). Softmax in float32.
@@ -427,11 +473,14 @@ def attend(q_BxLxHxK, k_BxMxHxK, v_BxMxHxK, sink_H=None) -> jax.Array:
   L, M, K = q_BxLxHxK.shape[1], k_BxMxHxK.shape[1], q_BxLxHxK.shape[-1]
   # Heads first: one batched product of contiguous matrices.
   q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BxLxHxK, k_BxMxHxK, v_BxMxHxK))
-  causal_1x1xLxM = jnp.tri(L, M, dtype=bool)[None, None]
+  if position_BxL is None:
+    causal_Bx1xLxM = jnp.tri(L, M, dtype=bool)[None, None]
+  else:
+    causal_Bx1xLxM = jnp.arange(M) <= position_BxL[:, None, :, None]
   score_BxHxLxM = jnp.einsum(
     "BHLK,BHMK->BHLM", q, k, preferred_element_type=jnp.float32
   )
-  score_BxHxLxM = jnp.where(causal_1x1xLxM, score_BxHxLxM * K**-0.5, -jnp.inf)
+  score_BxHxLxM = jnp.where(causal_Bx1xLxM, score_BxHxLxM * K**-0.5, -jnp.inf)
   top_BxHxLx1 = jnp.max(score_BxHxLxM, -1, keepdims=True)
   if sink_H is not None:
     sink_1xHx1x1 = sink_H.astype(jnp.float32)[None, :, None, None]

@@ -43,6 +43,7 @@ class Setting(NamedTuple):
   """What may differ between runs of one program; every field is a scalar.
 
   Fields are those of `config.PruneConfig`; Table 2 of the paper lists them.
+  Several runs' settings are one `Setting` of arrays `[runs]`.
   """
 
   k_coef: jax.Array
@@ -98,15 +99,16 @@ def answer_gap(
 ) -> jax.Array:
   """Returns the right answer's logit minus the wrong one's, `[S]`, in nats.
 
-  Only one position and two tokens are unembedded.
+  Only one position and two tokens are unembedded, and the last layer computes
+  for that position alone what the others do not read (`Model.residual`).
   """
   chex.assert_rank(sequences.tokens, 2)
-  x_SxTxD = model.residual(params, sequences.tokens, tap)
-  rows = jnp.arange(x_SxTxD.shape[0])
-  x_SxD = x_SxTxD[rows, sequences.positions]
-  last_S = sequences.tokens[rows, sequences.positions]
+  positions_S = sequences.positions
+  x_Sx1xD = model.residual(params, sequences.tokens, tap, positions_S)
+  chex.assert_axis_dimension(x_Sx1xD, 1, 1)
+  last_S = sequences.tokens[jnp.arange(len(positions_S)), positions_S]
   answers_Sx2 = jnp.stack([sequences.right, sequences.wrong], -1)
-  logits_Sx2 = model.unembed(params, x_SxD, last_S, answers_Sx2)
+  logits_Sx2 = model.unembed(params, x_Sx1xD[:, 0], last_S, answers_Sx2)
   return logits_Sx2[:, 0] - logits_Sx2[:, 1]
 
 
@@ -178,25 +180,6 @@ def task_means(
   }
 
 
-def settings_grid(config: config_lib.PruneConfig, seed: int) -> Setting:
-  """Returns the runs of the small grid, each field `[runs]`."""
-  grid = [
-    (k, seed + i) for k in config.k_coefs for i in range(config.num_seeds)
-  ]
-  fill = lambda value: jnp.full(len(grid), value, jnp.float32)
-  return Setting(
-    k_coef=jnp.array([k for k, _ in grid], jnp.float32),
-    learning_rate=fill(config.learning_rate),
-    warmup_fraction=fill(config.warmup_fraction),
-    beta2=fill(config.beta2),
-    weight_decay=fill(config.weight_decay),
-    temperature=fill(config.temperature),
-    init_bias=fill(config.init_bias),
-    init_scale=fill(config.init_scale),
-    seed=jnp.array([s for _, s in grid], jnp.int32),
-  )
-
-
 def mask_optimizer(
   setting: Setting, steps: int
 ) -> optax.GradientTransformation:
@@ -206,7 +189,8 @@ def mask_optimizer(
 
   def rate(count):
     rising = jnp.minimum(1.0, (count + 1) / warmup)
-    return setting.learning_rate * rising * (1 - count / steps)
+    falling = jnp.maximum(0.0, 1 - count / steps)
+    return setting.learning_rate * rising * falling
 
   return optax.chain(
     transforms.clip_rms(1.0),
@@ -242,8 +226,12 @@ def prune_step(
   means: SiteArrays,
   sequences: Sequences,
   setting: Setting,
+  site_costs: Mapping[str, float] | None = None,
+  allowed: SiteArrays | None = None,
 ) -> tuple[PruneState, dict[str, jax.Array]]:
   """One step of one run: pure; `vmap` it over states and settings.
+
+  Past the last of `steps` it changes nothing: the rate is 0.
 
   Args:
     model: the frozen model.
@@ -253,6 +241,10 @@ def prune_step(
     means: ablation values, per site `[layers, width]`.
     sequences: a batch of pairs.
     setting: the run's hyperparameters.
+    site_costs: by site, what an open gate there costs in units of `k_coef`; 1
+      where nothing is said.
+    allowed: per site `[layers, width]` bool, nodes that may be open; None is
+      all.
 
   Returns:
     The state after it, and scalars `task_loss` in nats and `open_gates`.
@@ -261,15 +253,18 @@ def prune_step(
   def objective(tau):
     gates = {k: gate(v, setting.temperature) for k, v in tau.items()}
     gap = answer_gap(model, params, sequences, taps.gate(gates, means))
-    open_gates = sum(jnp.sum(g) for g in gates.values())
+    counts = {name: jnp.sum(g) for name, g in gates.items()}
+    cost = sum((site_costs or {}).get(n, 1.0) * c for n, c in counts.items())
     loss = gap_loss(gap)
-    return loss + setting.k_coef * open_gates, (loss, open_gates)
+    return loss + setting.k_coef * cost, (loss, sum(counts.values()))
 
   grads, (loss, open_gates) = jax.grad(objective, has_aux=True)(state.tau)
   updates, opt_state = mask_optimizer(setting, steps).update(
     grads, state.opt_state, state.tau
   )
   tau = optax.apply_updates(state.tau, updates)
+  if allowed is not None:
+    tau = {name: jnp.where(allowed[name], t, -1.0) for name, t in tau.items()}
   metrics = {"task_loss": loss, "open_gates": open_gates}
   return PruneState(state.step + 1, tau, opt_state), metrics
 
@@ -303,28 +298,16 @@ def masks_of_order(
   rank = np.full(total, len(order))
   rank[order] = np.arange(len(order))
   keep = rank[None, :] < np.asarray(list(counts))[:, None]
-  masks, start = {}, 0
-  for name, shape in tau_shapes.items():
-    size = int(np.prod(shape))
-    masks[name] = keep[:, start : start + size].reshape(-1, *shape)
-    start += size
-  return masks
+  return unflatten(tau_shapes, keep)
 
 
-def fit_scale(gap_S: jax.Array, steps: int = 30) -> jax.Array:
-  """Returns the logit scale of least task loss, from 0.01 to 100.
-
-  The loss is convex in the scale, so bisection on its derivative finds it.
-  (A shift of all logits would change nothing under softmax, FACTS 1.7.)
-  """
-  slope = jax.grad(lambda log_scale: gap_loss(gap_S, jnp.exp(log_scale)))
-
-  def halve(_, bounds):
-    low, high = bounds
-    middle = (low + high) / 2
-    falls = slope(middle) < 0
-    return jnp.where(falls, middle, low), jnp.where(falls, high, middle)
-
-  bounds = (jnp.log(0.01), jnp.log(100.0))
-  low, high = jax.lax.fori_loop(0, steps, halve, bounds)
-  return jnp.exp((low + high) / 2)
+def unflatten(
+  shapes: Mapping[str, tuple[int, ...]], flat: np.ndarray
+) -> dict[str, np.ndarray]:
+  """Returns `[masks, nodes]` as per site `[masks, layers, width]`."""
+  sizes = [int(np.prod(shape)) for shape in shapes.values()]
+  parts = np.split(flat, np.cumsum(sizes)[:-1], axis=1)
+  return {
+    name: part.reshape(-1, *shape)
+    for (name, shape), part in zip(shapes.items(), parts, strict=True)
+  }

@@ -1,32 +1,60 @@
-"""From a model and a task to the smallest circuit: many prunings at once.
+"""The search: from a model and tasks to the smallest circuits.
 
-All runs of a grid (coefficients × seeds) are one vmapped program over shared
-weights. Each is discretised on validation pairs; the smallest circuit that
-meets the target wins; the saved figures come from test pairs.
+Each task has an Optuna study. Round by round its sampler proposes settings,
+the runs of all tasks train as batched programs over shared weights (`runs.py`),
+each is discretised on validation pairs (`discretise.py`), and the study hears
+the size. The best is cleaned up, its edges are masked, and its figures are
+measured on test pairs (`findings.py`).
 """
 
 import dataclasses
-import functools
+import hashlib
+import json
+import os
+import pathlib
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+import optuna
 
-from sparse_jax import checkpoint, evaluate, metrics, prune, sites, taps
+from sparse_jax import (
+  checkpoint,
+  discretise,
+  edge_masks,
+  errors,
+  evaluate,
+  files,
+  findings,
+  metrics,
+  prune,
+  runs,
+)
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
 from sparse_jax import model as model_lib
 from sparse_jax import tasks as tasks_lib
 
-_STEPS_PER_CALL = 20
-_COUNTS_PER_CALL = 8
 _LENGTH_MULTIPLE = 16
-_IMPORTANCE_PAIRS = 32
+# Candidates are compared on so many pairs; the winner is cut on all of them.
+_SEARCH_PAIRS = 64
+_SEARCH_TOLERANCE = 0.05
 
-# Per site `[masks, layers, width]` -> (losses, logit scales), each `[masks]`.
-LossesOfMasks = Callable[[prune.SiteArrays], tuple[Any, Any]]
+_Log = optuna.distributions.FloatDistribution
+# What settings are proposed from (paper Table 2, around its centre; rates and
+# coefficients reach higher because runs here are shorter).
+SPACE: Mapping[str, optuna.distributions.BaseDistribution] = {
+  "k_coef": _Log(1e-4, 3e-2, log=True),
+  "learning_rate": _Log(3e-3, 1e-1, log=True),
+  "warmup_fraction": optuna.distributions.FloatDistribution(0.0, 0.3),
+  "beta2": optuna.distributions.FloatDistribution(0.8, 0.99),
+  "weight_decay": _Log(1e-4, 1e-1, log=True),
+  "temperature": _Log(0.2, 5.0, log=True),
+  "init_bias": optuna.distributions.FloatDistribution(0.0, 0.5),
+  "init_scale": _Log(1e-3, 1e-1, log=True),
+}
 
 
 def task_sequences(
@@ -72,13 +100,19 @@ def make_splits(
   longest = max(p.prompts.shape[1] for p in pairs.values())
   length = -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
   sequences = {s: task_sequences(p, length) for s, p in pairs.items()}
-  num_fit = min(config.num_train, config.num_validation)
-  rows = np.r_[0:num_fit, config.num_train : config.num_train + num_fit]
   return Splits(
     **sequences,
-    fit=prune.Sequences(*(x[rows] for x in sequences["train"])),
+    fit=first_pairs(sequences["train"], config.num_validation),
     test_pairs=pairs["test"],
   )
+
+
+def first_pairs(sequences: prune.Sequences, count: int) -> prune.Sequences:
+  """Returns both sides of the first pairs, at most `count`."""
+  num_pairs = len(sequences.tokens) // 2
+  count = min(count, num_pairs)
+  rows = np.r_[0:count, num_pairs : num_pairs + count]
+  return prune.Sequences(*(x[rows] for x in sequences))
 
 
 def judge_task(
@@ -104,274 +138,267 @@ def ablation_values(
   config: config_lib.PruneConfig,
   pretrain_means: prune.SiteArrays,
   sequences: prune.Sequences,
-) -> dict[str, jax.Array]:
+) -> dict[str, jnp.ndarray]:
   """Returns what closed nodes take, per gated site `[layers, width]`."""
   if config.ablation == "mean_task":
     means = prune.task_means(model, params, sequences)
   elif config.ablation == "zero":
-    means = jax.tree.map(jnp.zeros_like, dict(pretrain_means))
+    means = {n: jnp.zeros_like(m) for n, m in pretrain_means.items()}
   else:
     means = pretrain_means
-  return {name: means[name] for name in config.sites}
+  return {name: jnp.asarray(means[name]) for name in config.sites}
 
 
-def train_masks(
-  model: model_lib.Model,
-  params: model_lib.Params,
-  means: prune.SiteArrays,
-  sequences: prune.Sequences,
-  config: config_lib.PruneConfig,
-  settings: prune.Setting,
-  seed: int,
-  description: str,
-) -> prune.PruneState:
-  """Trains every run's masks; returns states with a leading axis of runs."""
-  steps = config.steps
-  init = functools.partial(
-    prune.init_prune, model.config, config.sites, steps=steps
-  )
-  states = jax.jit(jax.vmap(init))(settings)
-  step = jax.vmap(
-    functools.partial(prune.prune_step, model, steps),
-    in_axes=(0, None, None, None, 0),
-  )
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problem:
+  """A task of the search, with all that its runs need."""
 
-  @functools.partial(jax.jit, donate_argnums=0)
-  def advance(states, params, means, batches, settings):
-    body = lambda s, batch: step(s, params, means, batch, settings)
-    states, logs = jax.lax.scan(body, states, batches)
-    return states, jax.tree.map(lambda x: x[-1], logs)
+  task: tasks_lib.Task
+  splits: Splits
+  means: dict[str, jnp.ndarray]
+  study: optuna.Study
 
-  rng = np.random.default_rng(seed)
-  num_pairs = len(sequences.tokens) // 2
-  size = min(config.batch_size, num_pairs)
-  with metrics.progress_bar(steps, 0, description) as bar:
-    for start in range(0, steps, _STEPS_PER_CALL):
-      n = min(_STEPS_PER_CALL, steps - start)
-      rows = np.stack(
-        [rng.choice(num_pairs, size, replace=False) for _ in range(n)]
-      )
-      rows = np.concatenate([rows, rows + num_pairs], 1)
-      batches = prune.Sequences(*(x[rows] for x in sequences))
-      states, logs = advance(states, params, means, batches, settings)
-      bar.update(n)
-      bar.set_postfix(
-        loss=f"{float(jnp.min(logs['task_loss'])):.3f}",
-        nodes=f"{int(jnp.min(logs['open_gates']))}",
-      )
-  return states
+  @property
+  def length(self) -> int:
+    """Tokens of a padded prompt: tasks of one length share programs."""
+    return self.splits.train.tokens.shape[1]
 
 
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-  """One run's discretised circuit.
+def open_storage(
+  location: str | os.PathLike | None,
+) -> optuna.storages.BaseStorage | str | None:
+  """Returns Optuna's storage: in memory, a journal file, or any Optuna URL.
 
-  Attributes:
-    run: index of the run.
-    node_mask: per site `[layers, width]` bool.
-    num_nodes: nodes kept.
-    num_edges: edges between them.
-    scale: logit scale, fitted on training pairs.
-    loss: validation task loss at that scale, in nats.
-    meets_target: whether `loss` is at most the target.
+  Raises:
+    InputError: if a journal cannot be read or written.
   """
+  if location is None or "://" in str(location):
+    return None if location is None else str(location)
+  path = pathlib.Path(location)
+  with files.disk_errors(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    if not os.access(path, os.W_OK):
+      raise PermissionError(13, "not writable")
+  backend = optuna.storages.journal.JournalFileBackend(
+    str(path), optuna.storages.journal.JournalFileOpenLock(str(path))
+  )
+  try:
+    return optuna.storages.JournalStorage(backend)
+  except Exception as e:
+    raise errors.InputError(
+      f"{path}: {type(e).__name__} {e}; need a journal that this search wrote,"
+      " or none"
+    ) from e
 
-  run: int
-  node_mask: dict[str, np.ndarray]
-  num_nodes: int
-  num_edges: int
-  scale: float
-  loss: float
-  meets_target: bool
+
+def open_study(
+  storage: Any,
+  task: tasks_lib.Task,
+  identity: Mapping[str, str],
+  config: config_lib.PruneConfig,
+  seed: int,
+) -> optuna.Study:
+  """Returns the task's study, with the grid's settings waiting if it is new.
+
+  Raises:
+    InputError: if a study of this name was made for another model or setting.
+  """
+  optuna.logging.set_verbosity(optuna.logging.ERROR)
+  try:
+    study = optuna.create_study(
+      storage=storage, study_name=task.name, load_if_exists=True
+    )
+  except Exception as e:
+    raise errors.InputError(
+      f"study {task.name}: {type(e).__name__} {e}; need a reachable Optuna"
+      " storage"
+    ) from e
+  for key, value in identity.items():
+    found = study.user_attrs.get(key)
+    if found not in (None, value):
+      raise errors.InputError(
+        f"study {task.name} was made for {key} {found}; need {value}, or"
+        " another --workdir or --storage"
+      )
+    if found is None:
+      study.set_user_attr(key, value)
+  study.sampler = optuna.samplers.TPESampler(
+    seed=seed + len(study.trials), multivariate=True, n_startup_trials=8
+  )
+  _give_back_lost_trials(study)
+  if not study.trials:
+    for k_coef in config.k_coefs[: config.num_runs]:
+      enqueue(study, default_setting(config) | {"k_coef": k_coef}, seed)
+  return study
 
 
-def mask_losses(
+def identity_of(
   model: model_lib.Model,
   params: model_lib.Params,
-  means: prune.SiteArrays,
-  masks: prune.SiteArrays,
-  fit_on: prune.Sequences,
-  measure_on: prune.Sequences,
-) -> tuple[jax.Array, jax.Array]:
-  """Returns (losses, scales) of several masks, each `[masks]`.
+  config: config_lib.PruneConfig,
+  seed: int,
+) -> dict[str, str]:
+  """Returns what a study's trials depend on, by name."""
+  settings = config_lib.to_dict(config)
+  # What may grow or change without making earlier trials wrong.
+  for name in ("num_runs", "num_seeds", "round_size", "curve_targets"):
+    settings.pop(name)
+  settings["seed"] = seed
+  text = json.dumps(settings, sort_keys=True)
+  return {
+    "model_fingerprint": checkpoint.fingerprint(model, params),
+    "prune_settings": hashlib.sha256(text.encode()).hexdigest()[:16],
+  }
+
+
+def default_setting(config: config_lib.PruneConfig) -> dict[str, float]:
+  """Returns the config's own setting, moved into `SPACE` where outside it."""
+  values = {"k_coef": config.k_coefs[0]}
+  values |= {n: getattr(config, n) for n in SPACE if n != "k_coef"}
+  return {n: _within(n, value) for n, value in values.items()}
+
+
+def _within(name: str, value: float) -> float:
+  space = SPACE[name]
+  return float(min(max(value, space.low), space.high))
+
+
+def enqueue(study: optuna.Study, setting: Mapping[str, float], seed: int):
+  """Makes a setting the next one that `ask` returns."""
+  setting = {name: _within(name, value) for name, value in setting.items()}
+  study.enqueue_trial(setting, user_attrs={"seed": int(seed)})
+
+
+def _owner() -> str:
+  return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _give_back_lost_trials(study: optuna.Study) -> None:
+  """Queues again what a process of this machine asked for and died with."""
+  running = study.get_trials(
+    deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)
+  )
+  for trial in running:
+    host, _, pid = trial.user_attrs.get("owner", ":").rpartition(":")
+    if host != socket.gethostname() or _is_alive(int(pid or 0)):
+      continue
+    study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    enqueue(study, trial.params, trial.user_attrs["seed"])
+
+
+def _is_alive(pid: int) -> bool:
+  if pid == os.getpid():
+    return False
+  return pathlib.Path(f"/proc/{pid}").exists() if pid else False
+
+
+def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+  return study.get_trials(
+    deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)
+  )
+
+
+def _taken(study: optuna.Study) -> int:
+  """Returns how many runs are finished or under way somewhere."""
+  states = optuna.trial.TrialState
+  return len(
+    study.get_trials(deepcopy=False, states=(states.COMPLETE, states.RUNNING))
+  )
+
+
+def propose(
+  study: optuna.Study, config: config_lib.PruneConfig, seed: int, count: int
+) -> list[optuna.Trial]:
+  """Asks for settings; the last ones repeat the best with other seeds."""
+  trials = []
+  for _ in range(count):
+    number = _taken(study)
+    repeats = config.num_runs - config.num_seeds
+    if number >= max(repeats, 1) and _finished(study):
+      enqueue(study, study.best_trial.params, seed + 1 + number)
+    trial = study.ask(fixed_distributions=dict(SPACE))
+    if "seed" not in trial.user_attrs:
+      trial.set_user_attr("seed", seed)
+    trial.set_user_attr("owner", _owner())
+    trials.append(trial)
+  return trials
+
+
+def objective(candidate: discretise.Candidate) -> float:
+  """Returns what a study minimises.
+
+  The logarithm of the edges at the target; a miss is worse than every hit, the
+  worse the further it misses.
+  """
+  if candidate.meets_target:
+    return float(np.log(max(candidate.num_edges, 1)))
+  return 100.0 + candidate.loss
+
+
+def _setting(trials: Sequence[optuna.Trial]) -> prune.Setting:
+  fields = {
+    name: jnp.array([t.params[name] for t in trials], jnp.float32)
+    for name in SPACE
+  }
+  seeds = jnp.array([t.user_attrs["seed"] for t in trials], jnp.int32)
+  return prune.Setting(**fields, seed=seeds)
+
+
+def find_circuits(
+  model: model_lib.Model,
+  params: model_lib.Params,
+  tasks: Sequence[tasks_lib.Task],
+  config: config_lib.PruneConfig,
+  pretrain_means: prune.SiteArrays,
+  seed: int,
+  workdir: files.PathLike | None = None,
+  storage: str | None = None,
+  allowed: Mapping[str, np.ndarray] | None = None,
+  on_circuit: Callable[[circuit_lib.Circuit], None] | None = None,
+) -> dict[str, circuit_lib.Circuit]:
+  """Searches the smallest circuit of every task.
 
   Args:
     model: the model.
     params: its parameters.
-    means: ablation values, per site `[layers, width]`.
-    masks: per site `[masks, layers, width]`.
-    fit_on: sequences the logit scale is fitted on.
-    measure_on: sequences the loss is measured on.
-  """
-
-  def one(mask):
-    tap = taps.gate(mask, means)
-    scale = prune.fit_scale(prune.answer_gap(model, params, fit_on, tap))
-    gap = prune.answer_gap(model, params, measure_on, tap)
-    return prune.gap_loss(gap, scale), scale
-
-  return jax.lax.map(one, masks)
-
-
-def smallest_count(
-  losses_of: Callable[[np.ndarray], np.ndarray], size: int, target: float
-) -> int:
-  """Returns the smallest number of nodes seen to meet the target.
-
-  Sections several counts a pass, first evenly in the logarithm, then between
-  the smallest count that met the target and the next smaller one tried. So it
-  does not rest on the loss falling monotonically with the count; it returns
-  `size` if no count tried meets the target.
-
-  Args:
-    losses_of: task losses of circuits of `_COUNTS_PER_CALL` sizes.
-    size: the number of all nodes.
-    target: in nats.
-  """
-  counts = np.geomspace(1, size, _COUNTS_PER_CALL).astype(int)
-  low, high = 0, size
-  while True:
-    meets = losses_of(counts) <= target
-    if meets.any():
-      first = int(np.argmax(meets))
-      high = int(counts[first])
-      low = int(counts[first - 1]) if first else low
-    elif counts[-1] == size:
-      return size
-    else:
-      low = int(counts[-1])
-    if high - low <= 1:
-      return high
-    inner = np.linspace(low, high, _COUNTS_PER_CALL + 2)[1:-1]
-    counts = np.clip(inner.astype(int), low + 1, high - 1)
-
-
-def discretise(
-  params: model_lib.Params,
-  shapes: Mapping[str, tuple[int, ...]],
-  order: np.ndarray,
-  losses_of_masks: LossesOfMasks,
-  target: float,
-  run: int,
-) -> Candidate:
-  """Keeps the first nodes of a total order that reach the target.
-
-  Args:
-    params: the model's parameters, for counting edges.
-    shapes: per gated site `(layers, width)`.
-    order: flat node indices, most needed first; nodes left out stay closed.
-    losses_of_masks: `mask_losses` of masks, all else bound.
-    target: in nats, mean over both sides.
-    run: index of the run.
-  """
-  seen: dict[int, tuple[float, float]] = {}
-
-  def losses_of(counts):
-    losses, scales = losses_of_masks(
-      prune.masks_of_order(shapes, order, counts)
-    )
-    values = np.asarray(losses), np.asarray(scales)
-    for count, loss, scale in zip(counts, *values, strict=True):
-      seen[int(count)] = float(loss), float(scale)
-    return values[0]
-
-  count = smallest_count(losses_of, len(order), target)
-  loss, scale = seen[count]
-  masks = prune.masks_of_order(shapes, order, [count])
-  node_mask = {name: mask[0] for name, mask in masks.items()}
-  return Candidate(
-    run=run,
-    node_mask=node_mask,
-    num_nodes=count,
-    num_edges=circuit_lib.count_edges(params, node_mask),
-    scale=scale,
-    loss=loss,
-    meets_target=loss <= target,
-  )
-
-
-def importance_order(
-  node_mask: Mapping[str, np.ndarray], losses_of_masks: LossesOfMasks
-) -> np.ndarray:
-  """Returns a circuit's nodes, as flat indices, by what each one is worth.
-
-  A node's worth is the loss of the circuit without it, its logit scale fitted
-  again: exact leave-one-out. τ is a poorer guide among the last nodes: it
-  saturates, and masks are trained for a cost per node and not for a target.
-  """
-  sizes = {name: mask.size for name, mask in node_mask.items()}
-  flat = np.concatenate([np.ravel(node_mask[name]) for name in sizes])
-  nodes = np.flatnonzero(flat)
-  without = np.repeat(flat[None], len(nodes), 0)
-  without[np.arange(len(nodes)), nodes] = False
-  worth = []
-  for start in range(0, len(nodes), _COUNTS_PER_CALL):
-    rows = without[start : start + _COUNTS_PER_CALL]
-    padded = np.resize(rows, (_COUNTS_PER_CALL, len(flat)))
-    parts = np.split(padded, np.cumsum(list(sizes.values()))[:-1], axis=1)
-    masks = {
-      name: part.reshape(-1, *node_mask[name].shape)
-      for name, part in zip(sizes, parts, strict=True)
-    }
-    losses, _ = losses_of_masks(masks)
-    worth.append(np.asarray(losses)[: len(rows)])
-  return nodes[np.argsort(-np.concatenate(worth), kind="stable")]
-
-
-def best_candidate(candidates: Sequence[Candidate]) -> Candidate:
-  """Returns the fewest edges that meet the target, else the lowest loss."""
-  return min(
-    candidates,
-    key=lambda c: (
-      not c.meets_target,
-      (c.num_edges, c.num_nodes) if c.meets_target else (c.loss, 0),
-    ),
-  )
-
-
-def clean_up(
-  params: model_lib.Params,
-  candidate: Candidate,
-  splits: Splits,
-  means: prune.SiteArrays,
-  losses_fn: Callable[..., tuple[Any, Any]],
-  target: float,
-) -> Candidate:
-  """Drops the nodes that are worth least while the target is still met.
-
-  Args:
-    params: the model's parameters.
-    candidate: what discretising left.
-    splits: the task's sequences; worth is measured on training pairs, the
-      target on validation pairs.
-    means: ablation values.
-    losses_fn: compiled `mask_losses`, the model bound.
-    target: in nats, mean over both sides.
+    tasks: the tasks, each learned well enough to be pruned or not.
+    config: search, target and numbers of pairs.
+    pretrain_means: `prune.mean_activations` over pretraining windows.
+    seed: of pairs, masks, batches and proposals.
+    workdir: holds the journal, `search.journal`; None keeps it in memory.
+    storage: an Optuna URL, or a journal file, in place of the workdir's.
+    allowed: per site `[layers, width]` bool, nodes that may be kept.
+    on_circuit: called with every circuit as soon as it is whole.
 
   Returns:
-    The smaller circuit, or `candidate` where nothing can go.
+    Circuits by task name. A task whose target no run reaches has its nearest
+    miss, with `metrics["meets_target"]` false.
+
+  Raises:
+    InputError: if the study was made for another model or other settings.
   """
-  if not candidate.meets_target:
-    return candidate
-  num_pairs = len(splits.fit.tokens) // 2
-  few = min(_IMPORTANCE_PAIRS, num_pairs)
-  rows = np.r_[0:few, num_pairs : num_pairs + few]
-  some = prune.Sequences(*(x[rows] for x in splits.fit))
-  order = importance_order(
-    candidate.node_mask,
-    lambda masks: losses_fn(params, means, masks, some, some),
-  )
-  cleaned = discretise(
-    params,
-    {name: mask.shape for name, mask in candidate.node_mask.items()},
-    order,
-    lambda masks: losses_fn(
-      params, means, masks, splits.fit, splits.validation
-    ),
-    target,
-    candidate.run,
-  )
-  return best_candidate([candidate, cleaned])
+  if storage is None and workdir is not None:
+    storage = pathlib.Path(workdir) / "search.journal"
+  opened = open_storage(storage)
+  identity = identity_of(model, params, config, seed)
+  problems = []
+  for task in tasks:
+    splits = make_splits(task, config, seed)
+    means = ablation_values(model, params, config, pretrain_means, splits.train)
+    study = open_study(opened, task, identity, config, seed)
+    problems.append(Problem(task, splits, means, study))
+  while any(_taken(p.study) < config.num_runs for p in problems):
+    for length in sorted({p.length for p in problems}):
+      group = [p for p in problems if p.length == length]
+      _search_round(model, params, group, config, seed, allowed)
+  found = {}
+  for problem in problems:
+    circuit = _finish(model, params, problem, config, seed, allowed)
+    found[problem.task.name] = circuit
+    if on_circuit:
+      on_circuit(circuit)
+  return found
 
 
 def find_circuit(
@@ -381,186 +408,139 @@ def find_circuit(
   config: config_lib.PruneConfig,
   pretrain_means: prune.SiteArrays,
   seed: int,
+  allowed: Mapping[str, np.ndarray] | None = None,
 ) -> circuit_lib.Circuit:
-  """Prunes a model to the smallest circuit that the grid finds for a task.
+  """Searches one task's smallest circuit; see `find_circuits`."""
+  found = find_circuits(
+    model, params, [task], config, pretrain_means, seed, allowed=allowed
+  )
+  return found[task.name]
 
-  Args:
-    model: the model.
-    params: its parameters.
-    task: the task.
-    config: grid, target and numbers of pairs.
-    pretrain_means: `prune.mean_activations` over pretraining windows.
-    seed: of pairs, masks and batches.
-  """
-  splits = make_splits(task, config, seed)
-  means = ablation_values(model, params, config, pretrain_means, splits.train)
-  settings = prune.settings_grid(config, seed)
-  states = train_masks(
+
+def _target(config):
+  return config.selection_margin * config.target_per_side
+
+
+def _judge(model, params, problem, config, num_pairs=None):
+  fit, validation = problem.splits.fit, problem.splits.validation
+  if num_pairs is not None:
+    validation = first_pairs(validation, num_pairs)
+  return discretise.Judge(
+    model, params, problem.means, config.shift_answers, fit, validation
+  )
+
+
+def _allowed_order(order, allowed, names):
+  if allowed is None:
+    return order
+  flat = np.concatenate([np.ravel(allowed[name]) for name in names])
+  return order[flat[order]]
+
+
+def _search_round(model, params, problems, config, seed, allowed):
+  """Proposes, trains, discretises and tells one round of several tasks."""
+  asked = [
+    (problem, trial)
+    for problem in problems
+    for trial in propose(
+      problem.study,
+      config,
+      seed,
+      min(config.round_size, config.num_runs - _taken(problem.study)),
+    )
+  ]
+  if not asked:
+    return
+  names = ", ".join(dict.fromkeys(p.task.name for p, _ in asked))
+  names = names if len(names) < 40 else f"{len(problems)} tasks"
+  states = runs.train_masks(
     model,
     params,
-    means,
-    splits.train,
     config,
-    settings,
+    _setting([t for _, t in asked]),
+    runs.stack([p.means for p, _ in asked]),
+    runs.stack([p.splits.train for p, _ in asked]),
     seed,
-    f"pruning {task.name}",
+    f"pruning {names}",
+    allowed,
   )
-  losses_fn = jax.jit(functools.partial(mask_losses, model))
-  losses_of_masks = lambda masks: losses_fn(
-    params, means, masks, splits.fit, splits.validation
-  )
-  target = config.selection_margin * config.target_per_side
-  shapes = {name: tau.shape[1:] for name, tau in states.tau.items()}
-  num_runs = len(settings.k_coef)
+  with metrics.progress_bar(len(asked), 0, f"discretising {names}") as bar:
+    for i, (problem, trial) in enumerate(asked):
+      state = prune.PruneState(*(runs.take(part, i) for part in states))
+      order = _allowed_order(prune.node_order(state), allowed, config.sites)
+      num_open = sum(int(np.sum(tau >= 0)) for tau in state.tau.values())
+      judge = _judge(model, params, problem, config, _SEARCH_PAIRS)
+      candidate = discretise.keep_first(
+        judge, order, _target(config), max(1, num_open), _SEARCH_TOLERANCE
+      )
+      for name, value in (
+        ("order", candidate.order.tolist()),
+        ("num_nodes", candidate.num_nodes),
+        ("num_edges", candidate.num_edges),
+        ("validation_loss", candidate.loss),
+        ("meets_target", bool(candidate.meets_target)),
+      ):
+        trial.set_user_attr(name, value)
+      problem.study.tell(trial, objective(candidate))
+      bar.update()
+
+
+def _finish(model, params, problem, config, seed, allowed):
+  """Returns the task's circuit from its finished trials."""
+  task, study, splits = problem.task, problem.study, problem.splits
+  trials = sorted(_finished(study), key=lambda t: (t.value, t.number))
+  judge = _judge(model, params, problem, config)
+  target = _target(config)
   candidates = []
-  with metrics.progress_bar(
-    num_runs + 1, 0, f"discretising {task.name}"
-  ) as bar:
-    for run in range(num_runs):
-      state = jax.tree.map(lambda x, i=run: x[i], states)
-      order = prune.node_order(state)
+  with metrics.progress_bar(3, 0, f"cutting {task.name}") as bar:
+    for trial in trials[:2]:
+      order = np.asarray(trial.user_attrs["order"], int)
+      cut = discretise.keep_first(
+        judge, order, target, trial.user_attrs["num_nodes"]
+      )
+      cut = dataclasses.replace(cut, run=trial.number)
       candidates.append(
-        discretise(params, shapes, order, losses_of_masks, target, run)
+        discretise.clean_up(judge, cut, target, model.config.d_head)
       )
       bar.update()
-    best = clean_up(
-      params, best_candidate(candidates), splits, means, losses_fn, target
-    )
+    best, steps = min(candidates, key=lambda c: discretise.rank(c[0]))
+    trial = next(t for t in trials if t.number == best.run)
+    order = np.asarray(trial.user_attrs["order"], int)
+    targets = [t * config.selection_margin for t in config.curve_targets]
+    curve, sizes = discretise.size_curve(judge, order, targets)
     bar.update()
-  runs = [
-    {
-      "k_coef": float(settings.k_coef[c.run]),
-      "seed": int(settings.seed[c.run]),
-      "num_nodes": c.num_nodes,
-      "num_edges": c.num_edges,
-      "validation_loss": c.loss,
-      "meets_target": c.meets_target,
-    }
-    for c in candidates
-  ]
-  return measure(model, params, task, config, means, splits, best, runs)
-
-
-def measure(
-  model: model_lib.Model,
-  params: model_lib.Params,
-  task: tasks_lib.Task,
-  config: config_lib.PruneConfig,
-  means: prune.SiteArrays,
-  splits: Splits,
-  best: Candidate,
-  runs: list[dict[str, Any]],
-) -> circuit_lib.Circuit:
-  """Returns the candidate as a circuit with its figures on the test pairs."""
-  gap_of = jax.jit(
-    lambda gates: prune.answer_gap(
-      model, params, splits.test, taps.gate(gates, means)
+  needed = None
+  if config.edge_steps and best.meets_target:
+    needed = edge_masks.find_needed(
+      judge,
+      best,
+      splits.train,
+      config,
+      target,
+      seed,
+      f"masking edges of {task.name}",
     )
+  repeats = [t for t in trials if t.params == trial.params]
+  details = {
+    "runs": [
+      {
+        **t.params,
+        "seed": t.user_attrs["seed"],
+        "num_nodes": t.user_attrs["num_nodes"],
+        "num_edges": t.user_attrs["num_edges"],
+        "validation_loss": t.user_attrs["validation_loss"],
+        "meets_target": t.user_attrs["meets_target"],
+      }
+      for t in sorted(trials, key=lambda t: t.number)
+    ],
+    "clean_up": steps,
+    "curve": curve,
+    "sizes_at_targets": [
+      s | {"target_loss": t}
+      for s, t in zip(sizes, config.curve_targets, strict=True)
+    ],
+    "edges_over_seeds": sorted(t.user_attrs["num_edges"] for t in repeats),
+  }
+  return findings.measure(
+    judge, task, config, splits.test, splits.test_pairs, best, needed, details
   )
-  kept = {name: jnp.asarray(mask) for name, mask in best.node_mask.items()}
-  gaps = {
-    "": best.scale * gap_of(kept),
-    "full_model_": gap_of(jax.tree.map(jnp.ones_like, kept)),
-    "without_circuit_": gap_of(jax.tree.map(jnp.logical_not, kept)),
-  }
-  figures: dict[str, Any] = {
-    "num_nodes": best.num_nodes,
-    "num_edges": best.num_edges,
-    **circuit_lib.count_token_edges(
-      params,
-      best.node_mask,
-      splits.test.tokens,
-      np.stack([splits.test.right, splits.test.wrong]),
-    ),
-  }
-  for prefix, gap in gaps.items():
-    figures[f"{prefix}test_loss"] = float(prune.gap_loss(gap))
-    figures[f"{prefix}test_accuracy"] = float(prune.gap_accuracy(gap))
-  figures |= {
-    "validation_loss": best.loss,
-    "meets_target": best.meets_target,
-    "num_test_pairs": len(splits.test_pairs),
-  }
-  return circuit_lib.Circuit(
-    task=task.name,
-    model_fingerprint=checkpoint.fingerprint(model, params),
-    model_config=model.config,
-    sparsity=model.sparsity,
-    ablation=config.ablation,
-    target_loss=config.target_per_side,
-    logit_scale=best.scale,
-    node_mask=best.node_mask,
-    means={name: np.asarray(mean) for name, mean in means.items()},
-    edges=circuit_lib.find_edges(params, best.node_mask),
-    metrics=figures,
-    details={
-      "runs": runs,
-      "examples": examples(task, splits.test_pairs, gaps),
-      "node_notes": node_notes(params, task.tokenizer, best.node_mask),
-    },
-  )
-
-
-_NUM_EXAMPLES = 6
-_NUM_NOTED_TOKENS = 6
-
-
-def examples(
-  task: tasks_lib.Task,
-  pairs: tasks_lib.Pairs,
-  gaps: dict[str, jax.Array],
-) -> list[dict[str, Any]]:
-  """Returns the first test pairs as token texts, with both models' answers."""
-  texts = lambda ids: [task.tokenizer.token_text(int(t)) for t in ids]
-  probability = {k: np.asarray(jax.nn.sigmoid(g)) for k, g in gaps.items()}
-  return [
-    {
-      "prompt_tokens": texts(pairs.prompts[i][: pairs.lengths[i]]),
-      "answer": texts([pairs.answers[i]])[0],
-      "counter_prompt_tokens": texts(
-        pairs.counter_prompts[i][: pairs.counter_lengths[i]]
-      ),
-      "counter_answer": texts([pairs.counter_answers[i]])[0],
-      "circuit_prob": float(probability[""][i]),
-      "full_prob": float(probability["full_model_"][i]),
-      "counter_circuit_prob": float(probability[""][i + len(pairs)]),
-      "counter_full_prob": float(probability["full_model_"][i + len(pairs)]),
-    }
-    for i in range(min(_NUM_EXAMPLES, len(pairs)))
-  ]
-
-
-def node_notes(
-  params: model_lib.Params, tokenizer, node_mask: prune.SiteArrays
-) -> dict[str, dict[str, Any]]:
-  """Returns, by "site:index", the tokens a node reads or writes directly.
-
-  Read nodes see a residual channel: the tokens of largest embedding weight in
-  it. Write nodes add to one: the tokens of largest unembedding weight from it.
-  """
-  embed = np.asarray(circuit_lib.parameter(params, sites.EMBED))
-  tied = sites.UNEMBED.split("/")[0] not in params
-  unembed = embed if tied else circuit_lib.parameter(params, sites.UNEMBED)
-  sides = {
-    "read_tokens": (("attn.act_in", "mlp.act_in"), embed),
-    "write_tokens": (
-      ("attn.resid_delta", "mlp.resid_delta"),
-      np.asarray(unembed),
-    ),
-  }
-  notes = {}
-  for key, (names, table) in sides.items():
-    for name in names:
-      for row, index in zip(
-        *np.nonzero(node_mask.get(name, [[]])), strict=True
-      ):
-        column = table[:, index]
-        top = np.argsort(-np.abs(column), kind="stable")[:_NUM_NOTED_TOKENS]
-        notes[f"{sites.site_id(name, int(row))}:{index}"] = {
-          key: [
-            (tokenizer.token_text(int(t)), float(column[t]))
-            for t in top
-            if column[t]
-          ]
-        }
-  return notes

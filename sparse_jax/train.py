@@ -22,6 +22,7 @@ from sparse_jax import (
   data,
   errors,
   files,
+  prune,
   rules,
   schedules,
   sharding,
@@ -238,7 +239,19 @@ def _run(config, workdir, tokens, checkpoints) -> Trained:
   params = jax.device_put(params, jax.local_devices()[0])
   directory = workdir / "model"
   if jax.process_index() == 0:
-    checkpoint.save_model(directory, model, params, tokens.tokenizer, config)
+    means = prune.mean_activations(
+      model,
+      params,
+      windows.eval_batches(
+        tokens.train,
+        context_length=config.data.context_length,
+        batch_size=train.batch_size,
+        num_batches=config.prune.mean_batches,
+      )[:, :, :-1],
+    )
+    checkpoint.save_model(
+      directory, model, params, tokens.tokenizer, config, means
+    )
   return Trained(config, model, params, tokens, eval_loss, directory)
 
 

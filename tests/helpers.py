@@ -1,11 +1,12 @@
 """Small models that several tests share."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sparse_jax import config as config_lib
 from sparse_jax import model as model_lib
-from sparse_jax import sites
+from sparse_jax import prune, sites
 
 
 def tiny_model(activation_fraction: float = 0.25, **fields):
@@ -64,4 +65,27 @@ def sparsify(params, share: float, seed: int = 0):
   rng = np.random.default_rng(seed)
   return jax.tree.map(
     lambda w: w * (rng.random(w.shape) < share).astype(np.float32), params
+  )
+
+
+def settings(config, **fields):
+  """Returns a `prune.Setting` of several runs: the config's, but for fields."""
+  runs = len(next(iter(fields.values())))
+  values = {
+    name: [getattr(config, name, 0)] * runs for name in prune.Setting._fields
+  } | fields
+  seed = jnp.array(values.pop("seed"), jnp.int32)
+  return prune.Setting(
+    **{name: jnp.array(v, jnp.float32) for name, v in values.items()}, seed=seed
+  )
+
+
+def random_sequences(count=8, length=9, seed=3):
+  """Returns `count` sequences of random tokens and answers below 40."""
+  rng = np.random.default_rng(seed)
+  return prune.Sequences(
+    tokens=jnp.asarray(rng.integers(0, 40, (count, length))),
+    positions=jnp.asarray(rng.integers(3, length, count)),
+    right=jnp.asarray(rng.integers(0, 20, count)),
+    wrong=jnp.asarray(rng.integers(20, 40, count)),
   )

@@ -1,0 +1,81 @@
+"""Calibration: the scale, and if asked a shift, of a circuit's logits.
+
+Pruning shrinks logits, so a circuit is judged after its best scale is fitted by
+L-BFGS (paper appendix A.5). One shift of all logits would change nothing under
+softmax (FACTS 1.7); a shift between the two answers does.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+# The scale stays between 1/100 and 100: separable answers have no best one.
+_LOG_LIMIT = 4.605170185988092
+_STEPS = 16
+
+
+class Calibration(NamedTuple):
+  """What is fitted to the logits.
+
+  Attributes:
+    scale: factor on all logits.
+    shift: nats added to the answer of lower token id, against the other.
+  """
+
+  scale: jax.Array | float = 1.0
+  shift: jax.Array | float = 0.0
+
+
+def answer_sign(right_S: jax.Array, wrong_S: jax.Array) -> jax.Array:
+  """Returns 1 where the right answer is the token of lower id, else -1."""
+  return jnp.where(right_S < wrong_S, 1.0, -1.0)
+
+
+def calibrate(
+  gap_S: jax.Array, sign_S: jax.Array, calibration: Calibration
+) -> jax.Array:
+  """Returns calibrated logit gaps, `[S]`: scale * gap + sign * shift."""
+  return calibration.scale * gap_S + calibration.shift * sign_S
+
+
+def fit(gap_S: jax.Array, sign_S: jax.Array, shifts: bool) -> Calibration:
+  """Returns the calibration of least task loss, by L-BFGS.
+
+  Args:
+    gap_S: right minus wrong logit, in nats.
+    sign_S: as `answer_sign` returns.
+    shifts: whether to fit the shift as well; 0 otherwise.
+  """
+
+  def unpack(free):
+    log_scale = _LOG_LIMIT * jnp.tanh(free["log_scale"] / _LOG_LIMIT)
+    return Calibration(jnp.exp(log_scale), free.get("shift", jnp.zeros([])))
+
+  def loss(free):
+    gap = calibrate(gap_S, sign_S, unpack(free))
+    return jnp.mean(jax.nn.softplus(-gap))
+
+  optimizer = optax.lbfgs(
+    linesearch=optax.scale_by_zoom_linesearch(max_linesearch_steps=12)
+  )
+  value_and_grad = optax.value_and_grad_from_state(loss)
+
+  def step(_, carry):
+    free, state = carry
+    value, grad = value_and_grad(free, state=state)
+    updates, state = optimizer.update(
+      grad, state, free, value=value, grad=grad, value_fn=loss
+    )
+    moved = optax.apply_updates(free, updates)
+    # At the optimum a direction of length zero has no finite line search.
+    finite = jnp.all(jnp.isfinite(jnp.stack(jax.tree.leaves(moved))))
+    free = jax.tree.map(lambda a, b: jnp.where(finite, a, b), moved, free)
+    return free, state
+
+  free = {"log_scale": jnp.zeros([])}
+  if shifts:
+    free["shift"] = jnp.zeros([])
+  free, _ = jax.lax.fori_loop(0, _STEPS, step, (free, optimizer.init(free)))
+  return unpack(free)

@@ -1,0 +1,410 @@
+"""From trained masks to a circuit: order the nodes, keep as many as it takes.
+
+Everything here asks one question of many masks at a time: what is the task loss
+if only these nodes are kept? `Judge` answers it.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparse_jax import calibrate, paths, prune, taps
+from sparse_jax import circuit as circuit_lib
+from sparse_jax import model as model_lib
+
+_MASKS_PER_CALL = 8
+_IMPORTANCE_PAIRS = 32
+# Around the number of open gates, where the answer usually is.
+_AROUND = (0.3, 0.45, 0.6, 0.75, 0.9, 1.0, 1.3, 2.0)
+
+
+def mask_losses(
+  model: model_lib.Model,
+  shifts: bool,
+  params: model_lib.Params,
+  means: prune.SiteArrays,
+  masks: prune.SiteArrays,
+  fit_on: prune.Sequences,
+  measure_on: prune.Sequences,
+) -> tuple[jax.Array, calibrate.Calibration]:
+  """Returns (losses, calibrations) of several masks, each `[masks]`.
+
+  Args:
+    model: the model.
+    shifts: whether the calibration fits a shift.
+    params: its parameters.
+    means: ablation values, per site `[layers, width]`.
+    masks: per site `[masks, layers, width]`.
+    fit_on: sequences the calibration is fitted on.
+    measure_on: sequences the loss is measured on.
+  """
+
+  def gaps(mask):
+    tap = taps.gate(mask, means)
+    return tuple(
+      prune.answer_gap(model, params, sequences, tap)
+      for sequences in (fit_on, measure_on)
+    )
+
+  fit_gaps, gaps_MxS = jax.lax.map(gaps, masks)
+  fit_sign, sign = (
+    calibrate.answer_sign(s.right, s.wrong) for s in (fit_on, measure_on)
+  )
+  found = jax.vmap(lambda g: calibrate.fit(g, fit_sign, shifts))(fit_gaps)
+  losses = jax.vmap(
+    lambda g, c: prune.gap_loss(calibrate.calibrate(g, sign, c))
+  )(gaps_MxS, found)
+  return losses, found
+
+
+@functools.partial(jax.jit, static_argnames=("model", "shifts"))
+def _jitted_mask_losses(model, shifts, *args):
+  return mask_losses(model, shifts, *args)
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+  """Measures masks of one task, a few a call so that one program serves all.
+
+  Attributes:
+    model: the model.
+    params: its parameters.
+    means: ablation values, per site `[layers, width]`.
+    shifts: whether calibrations fit a shift.
+    fit_on: sequences that calibrations are fitted on.
+    measure_on: sequences that losses are measured on.
+  """
+
+  model: model_lib.Model
+  params: model_lib.Params
+  means: prune.SiteArrays
+  shifts: bool
+  fit_on: prune.Sequences
+  measure_on: prune.Sequences
+
+  @property
+  def shapes(self) -> dict[str, tuple[int, ...]]:
+    """Per gated site `(layers, width)`."""
+    return {name: mean.shape for name, mean in self.means.items()}
+
+  def __call__(
+    self, masks: prune.SiteArrays
+  ) -> tuple[np.ndarray, list[calibrate.Calibration]]:
+    """Returns losses `[masks]` and calibrations of per site `[masks, …]`."""
+    total = len(next(iter(masks.values())))
+    losses, scales, shifts = [], [], []
+    for start in range(0, total, _MASKS_PER_CALL):
+      stop = start + _MASKS_PER_CALL
+      rows = np.resize(np.arange(start, min(total, stop)), _MASKS_PER_CALL)
+      part = {name: np.asarray(mask)[rows] for name, mask in masks.items()}
+      loss, found = _jitted_mask_losses(
+        self.model,
+        self.shifts,
+        self.params,
+        self.means,
+        part,
+        self.fit_on,
+        self.measure_on,
+      )
+      losses.append(np.asarray(loss))
+      scales.append(np.asarray(found.scale))
+      shifts.append(np.asarray(found.shift))
+    flat = lambda parts: np.concatenate(parts)[:total]
+    pairs = zip(flat(scales), flat(shifts), strict=True)
+    return flat(losses), [
+      calibrate.Calibration(float(a), float(b)) for a, b in pairs
+    ]
+
+  def on(self, sequences: prune.Sequences) -> "Judge":
+    """Returns a judge that fits and measures on these sequences."""
+    return dataclasses.replace(self, fit_on=sequences, measure_on=sequences)
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+  """One run's discretised circuit.
+
+  Attributes:
+    node_mask: per site `[layers, width]` bool.
+    num_nodes: nodes kept.
+    num_edges: edges between them.
+    calibration: fitted on training pairs.
+    loss: validation task loss so calibrated, in nats.
+    meets_target: whether `loss` is at most the target.
+    order: flat indices of its nodes and of those that would come next, most
+      needed first.
+    sizes: `{count: loss}` of every size tried.
+    run: index of the run.
+  """
+
+  node_mask: dict[str, np.ndarray]
+  num_nodes: int
+  num_edges: int
+  calibration: calibrate.Calibration
+  loss: float
+  meets_target: bool
+  order: np.ndarray
+  sizes: dict[int, float]
+  run: int = 0
+
+
+def smallest_count(
+  losses_of: Callable[[np.ndarray], np.ndarray],
+  size: int,
+  target: float,
+  hint: int | None = None,
+  tolerance: float = 0.0,
+) -> int:
+  """Returns the smallest number of nodes seen to meet the target.
+
+  Sections several counts a pass, first around `hint` or evenly in the
+  logarithm, then between the smallest count that met the target and the next
+  smaller one tried. So it does not rest on the loss falling monotonically with
+  the count. If no count tried meets the target, it returns the one of least
+  loss.
+
+  Args:
+    losses_of: task losses of circuits of given sizes, ascending.
+    size: the number of all nodes.
+    target: in nats.
+    hint: a likely count.
+    tolerance: share of the count by which it may be too large.
+  """
+  if hint is None:
+    counts = np.geomspace(1, size, _MASKS_PER_CALL)
+  else:
+    counts = max(hint, 1) * np.array(_AROUND)
+  low, high = 0, size + 1
+  tried: dict[int, float] = {}
+  while True:
+    counts = np.clip(np.round(counts).astype(int), low + 1, high - 1)
+    counts = np.maximum.accumulate(counts)
+    losses = np.asarray(losses_of(counts))
+    tried |= dict(zip(counts.tolist(), losses.tolist(), strict=True))
+    meets = losses <= target
+    if meets.any():
+      first = int(np.argmax(meets))
+      high = int(counts[first])
+      low = int(counts[first - 1]) if first else low
+    else:
+      low = int(counts[-1])
+    if high > size:
+      if low >= size:
+        return min(tried, key=lambda n: (tried[n], n))
+      counts = np.geomspace(low + 1, size, _MASKS_PER_CALL)
+      continue
+    low = min(low, high - 1)
+    if high - low <= max(1, tolerance * low):
+      return high
+    counts = np.linspace(low, high, _MASKS_PER_CALL + 2)[1:-1]
+
+
+def keep_first(
+  judge: Judge,
+  order: np.ndarray,
+  target: float,
+  hint: int | None = None,
+  tolerance: float = 0.0,
+) -> Candidate:
+  """Keeps the first nodes of a total order that reach the target.
+
+  Args:
+    judge: measures masks.
+    order: flat node indices, most needed first; nodes left out stay closed.
+    target: in nats, mean over both sides.
+    hint: a likely number of nodes.
+    tolerance: share of the number by which it may be too large.
+  """
+  seen: dict[int, tuple[float, calibrate.Calibration]] = {}
+
+  def losses_of(counts):
+    losses, found = judge(prune.masks_of_order(judge.shapes, order, counts))
+    for count, loss, calibration in zip(counts, losses, found, strict=True):
+      seen[int(count)] = float(loss), calibration
+    return losses
+
+  count = smallest_count(losses_of, len(order), target, hint, tolerance)
+  loss, calibration = seen[count]
+  masks = prune.masks_of_order(judge.shapes, order, [count])
+  node_mask = {name: mask[0] for name, mask in masks.items()}
+  return Candidate(
+    node_mask=node_mask,
+    num_nodes=count,
+    num_edges=circuit_lib.count_edges(judge.params, node_mask),
+    calibration=calibration,
+    loss=loss,
+    meets_target=loss <= target,
+    order=np.asarray(order)[: max(256, 2 * count)],
+    sizes={n: seen[n][0] for n in sorted(seen)},
+  )
+
+
+def flat_nodes(node_mask: Mapping[str, np.ndarray]) -> np.ndarray:
+  """Returns the kept nodes as flat indices, sites in order, row-major."""
+  return np.flatnonzero(
+    np.concatenate([np.ravel(mask) for mask in node_mask.values()])
+  )
+
+
+def leave_one_out(
+  judge: Judge, node_mask: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns a circuit's nodes as flat indices, and the loss without each.
+
+  The calibration is fitted again each time.
+  """
+  nodes = flat_nodes(node_mask)
+  shapes = {name: mask.shape for name, mask in node_mask.items()}
+  flat = np.concatenate([np.ravel(mask) for mask in node_mask.values()])
+  without = np.repeat(flat[None], len(nodes), 0)
+  without[np.arange(len(nodes)), nodes] = False
+  return nodes, judge(prune.unflatten(shapes, without))[0]
+
+
+def importance_order(
+  judge: Judge, node_mask: Mapping[str, np.ndarray]
+) -> np.ndarray:
+  """Returns a circuit's nodes, as flat indices, by what each one is worth.
+
+  A node's worth is the loss of the circuit without it: exact leave-one-out. τ
+  is a poorer guide among the last nodes: it saturates, and masks are trained
+  for a cost per node and not for a target.
+  """
+  nodes, losses = leave_one_out(judge, node_mask)
+  return nodes[np.argsort(-losses, kind="stable")]
+
+
+def rank(candidate: Candidate) -> tuple[Any, ...]:
+  """Returns what candidates are compared by; less is better.
+
+  The fewest edges that meet the target; a miss comes after every hit, the
+  nearest first.
+  """
+  if candidate.meets_target:
+    return 0, candidate.num_edges, candidate.num_nodes
+  return 1, candidate.loss, candidate.num_edges
+
+
+def best_candidate(candidates: Sequence[Candidate]) -> Candidate:
+  """Returns the first of least `rank`."""
+  return min(candidates, key=rank)
+
+
+def clean_up(
+  judge: Judge,
+  candidate: Candidate,
+  target: float,
+  d_head: int,
+  max_rounds: int = 3,
+) -> tuple[Candidate, list[dict[str, Any]]]:
+  """Drops what the target does not need; reports the effect of each step.
+
+  First nodes on no path from an input to the answer, then, round by round,
+  those that are worth least, while the target is met. Worth is measured on the
+  judge's fitting pairs, the target on its measuring pairs.
+
+  Args:
+    judge: measures masks.
+    candidate: what discretising left.
+    target: in nats, mean over both sides.
+    d_head: width of a head.
+    max_rounds: rounds of dropping by worth.
+
+  Returns:
+    The smaller circuit, and per step name, nodes, edges and validation loss.
+  """
+  steps = [_described("discretised", candidate)]
+  if not candidate.meets_target:
+    return candidate, steps
+  answers = np.stack([judge.measure_on.right, judge.measure_on.wrong])
+  connected = paths.on_a_path(
+    judge.params, candidate.node_mask, d_head, answers
+  )
+  order = candidate.order[: candidate.num_nodes]
+  kept = order[np.isin(order, flat_nodes(connected))]
+  if 0 < len(kept) < len(order):
+    shorter = keep_first(judge, kept, target, len(kept))
+    candidate = best_candidate([candidate, shorter])
+  steps.append(_described("without nodes on no path", candidate))
+  num_pairs = len(judge.fit_on.tokens) // 2
+  few = min(_IMPORTANCE_PAIRS, num_pairs)
+  rows = np.r_[0:few, num_pairs : num_pairs + few]
+  some = prune.Sequences(*(x[rows] for x in judge.fit_on))
+  for _ in range(max_rounds):
+    worth = importance_order(judge.on(some), candidate.node_mask)
+    smaller = keep_first(judge, worth, target, candidate.num_nodes)
+    if rank(smaller) >= rank(candidate):
+      break
+    candidate = dataclasses.replace(
+      smaller, sizes=candidate.sizes | smaller.sizes, run=candidate.run
+    )
+    steps.append(_described("without what is worth least", candidate))
+  return candidate, steps
+
+
+def _described(step: str, candidate: Candidate) -> dict[str, Any]:
+  return {
+    "step": step,
+    "num_nodes": candidate.num_nodes,
+    "num_edges": candidate.num_edges,
+    "validation_loss": candidate.loss,
+  }
+
+
+def size_curve(
+  judge: Judge, order: np.ndarray, targets: Sequence[float], num_sizes: int = 16
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+  """Returns loss against size along an order, and sizes at several targets.
+
+  Args:
+    judge: measures masks.
+    order: flat node indices, most needed first.
+    targets: in nats.
+    num_sizes: how many sizes, evenly in the logarithm.
+
+  Returns:
+    `[{num_nodes, num_edges, validation_loss}]` by size, and
+    `[{target_loss, num_nodes, num_edges}]` with None where no size meets it.
+  """
+  counts = np.unique(
+    np.round(np.geomspace(1, len(order), num_sizes)).astype(int)
+  )
+  masks = prune.masks_of_order(judge.shapes, order, counts)
+  losses, _ = judge(masks)
+
+  def edges(count):
+    mask = prune.masks_of_order(judge.shapes, order, [count])
+    return circuit_lib.count_edges(
+      judge.params, {name: m[0] for name, m in mask.items()}
+    )
+
+  curve = [
+    {
+      "num_nodes": int(n),
+      "num_edges": edges(n),
+      "validation_loss": float(loss),
+    }
+    for n, loss in zip(counts, losses, strict=True)
+  ]
+  reached = []
+  for target in targets:
+    found = keep_first(judge, order, target, len(order) // 2, 0.05)
+    meets = found.meets_target
+    reached.append(
+      {
+        "target_loss": float(target),
+        "num_nodes": found.num_nodes if meets else None,
+        "num_edges": found.num_edges if meets else None,
+      }
+    )
+  return curve, reached
+
+
+def jnp_mask(node_mask: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+  """Returns a mask as device arrays."""
+  return {name: jnp.asarray(mask) for name, mask in node_mask.items()}
