@@ -21,6 +21,7 @@ from sparse_jax import (
   search,
   tasks,
   train,
+  trust,
 )
 from sparse_jax import config as config_lib
 
@@ -55,6 +56,18 @@ def find_circuits(
       trained.model, trained.params, task, config.prune, means, config.seed
     )
     circuit.metrics["learned"] = verdict.learned
+    circuit.metrics["trust"] = trust.measure(
+      trained.model,
+      trained.params,
+      circuit,
+      task,
+      trust.Trust(
+        config.prune,
+        means,
+        config.seed,
+        trust.natural_prompts(task, config),
+      ),
+    )
     circuit.save(workdir / "circuits" / name)
     figures[name] = circuit.metrics
   return figures
@@ -114,6 +127,8 @@ def summary_text(summary: dict[str, Any]) -> str:
     lines.append(" ".join([row, *(f"{c:>13}" for c in columns)]))
     if not m["meets_target"]:
       lines.append("  misses the target loss on validation pairs")
+    lines += ["", f"is {name}'s circuit what the model computes?"]
+    lines += [trust.summary(m["trust"]), ""]
     if not m["learned"]:
       lines.append("  below the gate: the full model has not learned this task")
   return "\n".join(lines)

@@ -40,8 +40,18 @@ def calibrate(
   return calibration.scale * gap_S + calibration.shift * sign_S
 
 
+def smoothed_loss(gap_S: jax.Array) -> jax.Array:
+  """Returns the task loss as if one answer more were wrong.
+
+  Where every answer is right, the loss alone asks for an infinite scale, and a
+  single wrong answer on other prompts then costs everything.
+  """
+  wrong = jnp.mean(jax.nn.softplus(gap_S)) / gap_S.shape[0]
+  return jnp.mean(jax.nn.softplus(-gap_S)) + wrong
+
+
 def fit(gap_S: jax.Array, sign_S: jax.Array, shifts: bool) -> Calibration:
-  """Returns the calibration of least task loss, by L-BFGS.
+  """Returns the calibration of least `smoothed_loss`, by L-BFGS.
 
   Args:
     gap_S: right minus wrong logit, in nats.
@@ -54,8 +64,7 @@ def fit(gap_S: jax.Array, sign_S: jax.Array, shifts: bool) -> Calibration:
     return Calibration(jnp.exp(log_scale), free.get("shift", jnp.zeros([])))
 
   def loss(free):
-    gap = calibrate(gap_S, sign_S, unpack(free))
-    return jnp.mean(jax.nn.softplus(-gap))
+    return smoothed_loss(calibrate(gap_S, sign_S, unpack(free)))
 
   optimizer = optax.lbfgs(
     linesearch=optax.scale_by_zoom_linesearch(max_linesearch_steps=12)

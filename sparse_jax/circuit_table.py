@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import figure
 
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import files
@@ -122,9 +123,6 @@ def plot_curves(
   path: files.PathLike, circuits: Iterable[circuit_lib.Circuit]
 ) -> None:
   """Draws validation loss against edges, one line a task, as PNG or SVG."""
-  # Slow to import, and only plots need it.
-  from matplotlib import figure
-
   drawing = figure.Figure(figsize=(7, 4.5), layout="constrained")
   axes = drawing.add_subplot()
   target = None

@@ -19,6 +19,8 @@ from sparse_jax import model as model_lib
 
 _MASKS_PER_CALL = 8
 _IMPORTANCE_PAIRS = 32
+# Larger circuits are not taken apart node by node: they are no circuits yet.
+_MAX_SINGLY = 400
 # Around the number of open gates, where the answer usually is.
 _AROUND = (0.3, 0.45, 0.6, 0.75, 0.9, 1.0, 1.3, 2.0)
 
@@ -29,8 +31,7 @@ def mask_losses(
   params: model_lib.Params,
   means: prune.SiteArrays,
   masks: prune.SiteArrays,
-  fit_on: prune.Sequences,
-  measure_on: prune.Sequences,
+  sequences: prune.Sequences,
 ) -> tuple[jax.Array, calibrate.Calibration]:
   """Returns (losses, calibrations) of several masks, each `[masks]`.
 
@@ -40,26 +41,25 @@ def mask_losses(
     params: its parameters.
     means: ablation values, per site `[layers, width]`.
     masks: per site `[masks, layers, width]`.
-    fit_on: sequences the calibration is fitted on.
-    measure_on: sequences the loss is measured on.
+    sequences: what the calibration is fitted and the loss measured on.
   """
-
-  def gaps(mask):
-    tap = taps.gate(mask, means)
-    return tuple(
-      prune.answer_gap(model, params, sequences, tap)
-      for sequences in (fit_on, measure_on)
-    )
-
-  fit_gaps, gaps_MxS = jax.lax.map(gaps, masks)
-  fit_sign, sign = (
-    calibrate.answer_sign(s.right, s.wrong) for s in (fit_on, measure_on)
+  gap_of = lambda mask: prune.answer_gap(
+    model, params, sequences, taps.gate(mask, means)
   )
-  found = jax.vmap(lambda g: calibrate.fit(g, fit_sign, shifts))(fit_gaps)
-  losses = jax.vmap(
-    lambda g, c: prune.gap_loss(calibrate.calibrate(g, sign, c))
-  )(gaps_MxS, found)
-  return losses, found
+  return calibrated_losses(jax.lax.map(gap_of, masks), sequences, shifts)
+
+
+def calibrated_losses(
+  gaps_MxS: jax.Array, sequences: prune.Sequences, shifts: bool
+) -> tuple[jax.Array, calibrate.Calibration]:
+  """Returns (losses, calibrations) of rows of logit gaps, each `[M]`."""
+  sign_S = calibrate.answer_sign(sequences.right, sequences.wrong)
+
+  def one(gap_S):
+    found = calibrate.fit(gap_S, sign_S, shifts)
+    return prune.gap_loss(calibrate.calibrate(gap_S, sign_S, found)), found
+
+  return jax.vmap(one)(gaps_MxS)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "shifts"))
@@ -76,21 +76,19 @@ class Judge:
     params: its parameters.
     means: ablation values, per site `[layers, width]`.
     shifts: whether calibrations fit a shift.
-    fit_on: sequences that calibrations are fitted on.
-    measure_on: sequences that losses are measured on.
+    sequences: what calibrations are fitted and losses measured on.
   """
 
   model: model_lib.Model
   params: model_lib.Params
   means: prune.SiteArrays
   shifts: bool
-  fit_on: prune.Sequences
-  measure_on: prune.Sequences
+  sequences: prune.Sequences
 
   @property
   def shapes(self) -> dict[str, tuple[int, ...]]:
-    """Per gated site `(layers, width)`."""
-    return {name: mean.shape for name, mean in self.means.items()}
+    """Per gated site `(layers, width)`, in the order of flat indices."""
+    return {n: self.means[n].shape for n in prune.in_order(self.means)}
 
   def __call__(
     self, masks: prune.SiteArrays
@@ -108,8 +106,7 @@ class Judge:
         self.params,
         self.means,
         part,
-        self.fit_on,
-        self.measure_on,
+        self.sequences,
       )
       losses.append(np.asarray(loss))
       scales.append(np.asarray(found.scale))
@@ -121,8 +118,8 @@ class Judge:
     ]
 
   def on(self, sequences: prune.Sequences) -> "Judge":
-    """Returns a judge that fits and measures on these sequences."""
-    return dataclasses.replace(self, fit_on=sequences, measure_on=sequences)
+    """Returns a judge by these sequences."""
+    return dataclasses.replace(self, sequences=sequences)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +130,7 @@ class Candidate:
     node_mask: per site `[layers, width]` bool.
     num_nodes: nodes kept.
     num_edges: edges between them.
-    calibration: fitted on training pairs.
+    calibration: fitted on validation pairs.
     loss: validation task loss so calibrated, in nats.
     meets_target: whether `loss` is at most the target.
     order: flat indices of its nodes and of those that would come next, most
@@ -245,10 +242,9 @@ def keep_first(
 
 
 def flat_nodes(node_mask: Mapping[str, np.ndarray]) -> np.ndarray:
-  """Returns the kept nodes as flat indices, sites in order, row-major."""
-  return np.flatnonzero(
-    np.concatenate([np.ravel(mask) for mask in node_mask.values()])
-  )
+  """Returns the kept nodes as flat indices, as `prune.node_order` does."""
+  names = prune.in_order(node_mask)
+  return np.flatnonzero(np.concatenate([np.ravel(node_mask[n]) for n in names]))
 
 
 def leave_one_out(
@@ -259,8 +255,8 @@ def leave_one_out(
   The calibration is fitted again each time.
   """
   nodes = flat_nodes(node_mask)
-  shapes = {name: mask.shape for name, mask in node_mask.items()}
-  flat = np.concatenate([np.ravel(mask) for mask in node_mask.values()])
+  shapes = {n: node_mask[n].shape for n in prune.in_order(node_mask)}
+  flat = np.concatenate([np.ravel(node_mask[n]) for n in shapes])
   without = np.repeat(flat[None], len(nodes), 0)
   without[np.arange(len(nodes)), nodes] = False
   return nodes, judge(prune.unflatten(shapes, without))[0]
@@ -300,19 +296,21 @@ def clean_up(
   candidate: Candidate,
   target: float,
   d_head: int,
+  train: prune.Sequences,
   max_rounds: int = 3,
 ) -> tuple[Candidate, list[dict[str, Any]]]:
   """Drops what the target does not need; reports the effect of each step.
 
   First nodes on no path from an input to the answer, then, round by round,
-  those that are worth least, while the target is met. Worth is measured on the
-  judge's fitting pairs, the target on its measuring pairs.
+  those that are worth least, while the target is met. Worth is measured on
+  training pairs, the target on the judge's.
 
   Args:
     judge: measures masks.
     candidate: what discretising left.
     target: in nats, mean over both sides.
     d_head: width of a head.
+    train: training pairs.
     max_rounds: rounds of dropping by worth.
 
   Returns:
@@ -321,7 +319,7 @@ def clean_up(
   steps = [_described("discretised", candidate)]
   if not candidate.meets_target:
     return candidate, steps
-  answers = np.stack([judge.measure_on.right, judge.measure_on.wrong])
+  answers = np.stack([judge.sequences.right, judge.sequences.wrong])
   connected = paths.on_a_path(
     judge.params, candidate.node_mask, d_head, answers
   )
@@ -331,11 +329,11 @@ def clean_up(
     shorter = keep_first(judge, kept, target, len(kept))
     candidate = best_candidate([candidate, shorter])
   steps.append(_described("without nodes on no path", candidate))
-  num_pairs = len(judge.fit_on.tokens) // 2
+  num_pairs = len(train.tokens) // 2
   few = min(_IMPORTANCE_PAIRS, num_pairs)
   rows = np.r_[0:few, num_pairs : num_pairs + few]
-  some = prune.Sequences(*(x[rows] for x in judge.fit_on))
-  for _ in range(max_rounds):
+  some = prune.Sequences(*(x[rows] for x in train))
+  for _ in range(max_rounds if candidate.num_nodes <= _MAX_SINGLY else 0):
     worth = importance_order(judge.on(some), candidate.node_mask)
     smaller = keep_first(judge, worth, target, candidate.num_nodes)
     if rank(smaller) >= rank(candidate):
@@ -357,7 +355,7 @@ def _described(step: str, candidate: Candidate) -> dict[str, Any]:
 
 
 def size_curve(
-  judge: Judge, order: np.ndarray, targets: Sequence[float], num_sizes: int = 16
+  judge: Judge, order: np.ndarray, targets: Sequence[float], num_sizes: int = 32
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
   """Returns loss against size along an order, and sizes at several targets.
 
@@ -368,8 +366,9 @@ def size_curve(
     num_sizes: how many sizes, evenly in the logarithm.
 
   Returns:
-    `[{num_nodes, num_edges, validation_loss}]` by size, and
-    `[{target_loss, num_nodes, num_edges}]` with None where no size meets it.
+    `[{num_nodes, num_edges, validation_loss}]` by size, and the smallest of
+    them at each target, `[{target_loss, num_nodes, num_edges}]`, None where
+    none meets it.
   """
   counts = np.unique(
     np.round(np.geomspace(1, len(order), num_sizes)).astype(int)
@@ -393,13 +392,13 @@ def size_curve(
   ]
   reached = []
   for target in targets:
-    found = keep_first(judge, order, target, len(order) // 2, 0.05)
-    meets = found.meets_target
+    sizes = [p for p in curve if p["validation_loss"] <= target]
+    smallest = sizes[0] if sizes else {}
     reached.append(
       {
         "target_loss": float(target),
-        "num_nodes": found.num_nodes if meets else None,
-        "num_edges": found.num_edges if meets else None,
+        "num_nodes": smallest.get("num_nodes"),
+        "num_edges": smallest.get("num_edges"),
       }
     )
   return curve, reached

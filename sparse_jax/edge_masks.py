@@ -119,7 +119,7 @@ def find_needed(
   scale = candidate.calibration.scale
 
   @jax.jit
-  def step(tau, state, batch):
+  def step(tau, state, batch, params, means, nodes, allowed):
     def objective(tau):
       gates = {
         p: jnp.where(allowed[p], prune.gate(t, setting.temperature), 1.0)
@@ -143,36 +143,25 @@ def find_needed(
       rows = np.random.default_rng((seed, i)).choice(num_pairs, size, False)
       rows = np.r_[rows, rows + num_pairs]
       batch = prune.Sequences(*(x[rows] for x in train))
-      tau, state, cost = step(tau, state, batch)
+      tau, state, cost = step(tau, state, batch, params, means, nodes, allowed)
       bar.update()
     bar.set_postfix(edges=int(cost))
   return _discretise(judge, candidate, kept, tau, state, target)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "shifts"))
-def edge_losses(model, shifts, params, means, nodes, gates, fit_on, measure_on):
+def edge_losses(model, shifts, params, means, nodes, gates, sequences):
   """Returns (losses, calibrations) of several edge masks.
 
   Like `discretise.mask_losses`, with the nodes fixed and `gates` by matrix
   `[masks, layer, in, out]`.
   """
   tap = taps.gate(nodes, means)
-
-  def gaps(gate):
-    masked = mask_edges(params, gate, means)
-    return tuple(
-      prune.answer_gap(model, masked, s, tap) for s in (fit_on, measure_on)
-    )
-
-  fit_gaps, gaps_MxS = jax.lax.map(gaps, gates)
-  signs = [
-    calibrate.answer_sign(s.right, s.wrong) for s in (fit_on, measure_on)
-  ]
-  found = jax.vmap(lambda g: calibrate.fit(g, signs[0], shifts))(fit_gaps)
-  losses = jax.vmap(
-    lambda g, c: prune.gap_loss(calibrate.calibrate(g, signs[1], c))
-  )(gaps_MxS, found)
-  return losses, found
+  gap_of = lambda gate: prune.answer_gap(
+    model, mask_edges(params, gate, means), sequences, tap
+  )
+  gaps_MxS = jax.lax.map(gap_of, gates)
+  return discretise.calibrated_losses(gaps_MxS, sequences, shifts)
 
 
 def _discretise(judge, candidate, kept, tau, state, target):
@@ -202,8 +191,7 @@ def _discretise(judge, candidate, kept, tau, state, target):
       judge.means,
       nodes,
       gates,
-      judge.fit_on,
-      judge.measure_on,
+      judge.sequences,
     )
     return np.asarray(losses)
 
@@ -258,16 +246,20 @@ def measure(
   """Returns the figures on test pairs; calibrated on the judge's."""
   gates = as_gates(judge.params, node_mask, needed)
   nodes = discretise.jnp_mask(node_mask)
-  tap = taps.gate(nodes, judge.means)
 
   @jax.jit
-  def gap_of(sequences):
-    masked = mask_edges(judge.params, gates, judge.means)
+  def gap_function(params, means, gates, nodes, sequences):
+    masked = mask_edges(params, gates, means)
+    tap = taps.gate(nodes, means)
     return prune.answer_gap(judge.model, masked, sequences, tap)
 
+  gap_of = lambda sequences: gap_function(
+    judge.params, judge.means, gates, nodes, sequences
+  )
+
   sign = lambda s: calibrate.answer_sign(s.right, s.wrong)
-  fit_on = judge.fit_on
-  found = calibrate.fit(gap_of(fit_on), sign(fit_on), judge.shifts)
+  fitted = judge.sequences
+  found = calibrate.fit(gap_of(fitted), sign(fitted), judge.shifts)
   gap = calibrate.calibrate(gap_of(test), sign(test), found)
   return EdgeFigures(
     num_needed_edges=sum(int(np.sum(m)) for m in needed.values()),

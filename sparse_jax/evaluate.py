@@ -154,6 +154,21 @@ def score_gaps(
   )
 
 
+def mean_estimate(
+  values: np.ndarray, groups: Sequence[Hashable], seed: int
+) -> Estimate:
+  """Returns a mean with its 90% bootstrap interval over groups.
+
+  Args:
+    values: `[S]`, S at least 1.
+    groups: S labels; values of one label are resampled together.
+    seed: of the resampling.
+  """
+  labels = {label: i for i, label in enumerate(dict.fromkeys(groups))}
+  index = np.array([labels[label] for label in groups])
+  return _resampler(index, len(labels), seed)(np.asarray(values, float))
+
+
 def _resampler(index: np.ndarray, num_groups: int, seed: int):
   """Returns a function of values `[S]` that gives their mean's Estimate."""
   rng = np.random.default_rng(seed)

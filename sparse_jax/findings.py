@@ -48,9 +48,13 @@ def measure(
     details: further contents of circuit.json.
   """
   model, params, means = judge.model, judge.params, judge.means
-  gap_of = jax.jit(
-    lambda gates: prune.answer_gap(model, params, test, taps.gate(gates, means))
+  # As arguments: what a program closes over, XLA would fold at compile time.
+  gap_function = jax.jit(
+    lambda params, means, test, gates: prune.answer_gap(
+      model, params, test, taps.gate(gates, means)
+    )
   )
+  gap_of = lambda gates: gap_function(params, means, test, gates)
   kept = {name: jnp.asarray(mask) for name, mask in best.node_mask.items()}
   sign = calibrate.answer_sign(test.right, test.wrong)
   gaps = {

@@ -26,7 +26,7 @@ from sparse_jax import errors, select
 Params = Any
 Tap = Callable[[str, int | None, jax.Array], jax.Array]
 
-_RMS_EPS = float(np.finfo(np.float32).eps)  # PyTorch's default, as released.
+RMS_EPS = float(np.finfo(np.float32).eps)  # PyTorch's default, as released.
 _LAYER_NORM_EPS = 1e-5
 _INIT_SCALE = 0.02
 
@@ -407,7 +407,7 @@ class Model:
   def _norm(self, p, x_xD):
     x = x_xD.astype(jnp.float32)
     if self.config.norm == "rms":
-      x *= jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + _RMS_EPS)
+      x *= jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + RMS_EPS)
     else:
       x -= jnp.mean(x, -1, keepdims=True)
       variance = jnp.mean(jnp.square(x), -1, keepdims=True)

@@ -269,16 +269,26 @@ def prune_step(
   return PruneState(state.step + 1, tau, opt_state), metrics
 
 
+def in_order(names: Iterable[str]) -> list[str]:
+  """Returns site names in forward order, the order of flat node indices.
+
+  Trees that JAX has mapped over have their keys sorted.
+  """
+  names = set(names)
+  return [name for name in sites.NODE_SITES if name in names]
+
+
 def node_order(state: PruneState) -> np.ndarray:
   """Returns one run's nodes from most to least needed, as flat indices.
 
   τ saturates at the box, so τ alone does not order the nodes. Ties are broken
   by the optimizer's running mean of the gradient (a steeper pull towards open
   comes first), then by site and channel: a total order. Flat indices run
-  through the sites of τ in order, row-major.
+  through the sites in forward order (`in_order`), row-major.
   """
   moments = optax.tree.get(state.opt_state, "mu")
-  flat = lambda tree: np.concatenate([np.ravel(tree[k]) for k in state.tau])
+  names = in_order(state.tau)
+  flat = lambda tree: np.concatenate([np.ravel(tree[k]) for k in names])
   return np.lexsort((flat(moments), -flat(state.tau)))
 
 

@@ -73,14 +73,12 @@ class Splits:
 
   Attributes:
     train: pairs that masks are fitted on.
-    fit: as many of them as there are validation pairs: for the logit scale.
     validation: pairs that choose size and run.
     test: pairs that the figures are measured on.
     test_pairs: the same with their texts.
   """
 
   train: prune.Sequences
-  fit: prune.Sequences
   validation: prune.Sequences
   test: prune.Sequences
   test_pairs: tasks_lib.Pairs
@@ -100,11 +98,7 @@ def make_splits(
   longest = max(p.prompts.shape[1] for p in pairs.values())
   length = -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
   sequences = {s: task_sequences(p, length) for s, p in pairs.items()}
-  return Splits(
-    **sequences,
-    fit=first_pairs(sequences["train"], config.num_validation),
-    test_pairs=pairs["test"],
-  )
+  return Splits(**sequences, test_pairs=pairs["test"])
 
 
 def first_pairs(sequences: prune.Sequences, count: int) -> prune.Sequences:
@@ -422,19 +416,32 @@ def _target(config):
 
 
 def _judge(model, params, problem, config, num_pairs=None):
-  fit, validation = problem.splits.fit, problem.splits.validation
+  sequences = problem.splits.validation
   if num_pairs is not None:
-    validation = first_pairs(validation, num_pairs)
+    sequences = first_pairs(sequences, num_pairs)
   return discretise.Judge(
-    model, params, problem.means, config.shift_answers, fit, validation
+    model, params, problem.means, config.shift_answers, sequences
   )
 
 
 def _allowed_order(order, allowed, names):
   if allowed is None:
     return order
+  names = prune.in_order(names)
   flat = np.concatenate([np.ravel(allowed[name]) for name in names])
   return order[flat[order]]
+
+
+def _worth_cutting(trials):
+  """Returns the best trial, and the second where it is nearly as small."""
+  first, *others = trials
+  few = lambda t: (
+    t.user_attrs["num_edges"] <= 1.5 * first.user_attrs["num_edges"]
+  )
+  return [
+    first,
+    *(t for t in others[:1] if t.user_attrs["meets_target"] and few(t)),
+  ]
 
 
 def _search_round(model, params, problems, config, seed, allowed):
@@ -493,14 +500,16 @@ def _finish(model, params, problem, config, seed, allowed):
   target = _target(config)
   candidates = []
   with metrics.progress_bar(3, 0, f"cutting {task.name}") as bar:
-    for trial in trials[:2]:
+    for trial in _worth_cutting(trials):
       order = np.asarray(trial.user_attrs["order"], int)
       cut = discretise.keep_first(
         judge, order, target, trial.user_attrs["num_nodes"]
       )
       cut = dataclasses.replace(cut, run=trial.number)
       candidates.append(
-        discretise.clean_up(judge, cut, target, model.config.d_head)
+        discretise.clean_up(
+          judge, cut, target, model.config.d_head, splits.train
+        )
       )
       bar.update()
     best, steps = min(candidates, key=lambda c: discretise.rank(c[0]))

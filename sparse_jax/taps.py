@@ -8,6 +8,7 @@ the model has once.
 from collections.abc import Collection, Mapping, MutableMapping
 
 import jax
+import jax.numpy as jnp
 
 from sparse_jax import model as model_lib
 from sparse_jax import sites as site_lib
@@ -78,6 +79,35 @@ def patch(values: Mapping[str, jax.Array]) -> model_lib.Tap:
 
   def tap(site, layer, x):
     return values.get(site_lib.site_id(site, layer), x)
+
+  return tap
+
+
+def freeze_norms(full: Mapping[str, jax.Array]) -> model_lib.Tap:
+  """Returns a tap that holds every RMS norm's scale at another run's.
+
+  An RMS norm divides by the size of the residual stream it reads; AbsTopK
+  behind it does not mind the scale, so the ratio of both sizes undoes it. The
+  last norm lies behind every site and is not held.
+
+  Args:
+    full: that run's `resid_in` and `resid_mid`, as `record` writes them.
+  """
+  read_by = {"attn.act_in": "resid_in", "mlp.act_in": "resid_mid"}
+  here: dict[str, jax.Array] = {}
+
+  def size(x):
+    mean_square = jnp.mean(jnp.square(x), -1, keepdims=True)
+    return jnp.sqrt(mean_square + model_lib.RMS_EPS)
+
+  def tap(site, layer, x):
+    name = site_lib.site_id(site, layer)
+    if site in read_by.values():
+      here[name] = size(x)
+    elif site in read_by:
+      source = site_lib.site_id(read_by[site], layer)
+      x = x * here[source] / size(full[source])
+    return x
 
   return tap
 

@@ -21,7 +21,6 @@ def make_judge(model, params, means):
     params,
     means,
     False,
-    helpers.random_sequences(16, seed=1),
     helpers.random_sequences(16, seed=2),
   )
 
@@ -35,9 +34,17 @@ class CalibrationTest(absltest.TestCase):
     gap = jnp.resize(jnp.asarray(gaps, jnp.float32), (12,))
     found = _FIT(gap, jnp.ones(12), shifts=False)
     self.assertEqual(float(found.shift), 0)
-    best = float(prune.gap_loss(gap, found.scale))
+    best = float(calibrate.smoothed_loss(gap * found.scale))
     for scale in np.geomspace(0.01, 100, 60):
-      self.assertLessEqual(best, float(prune.gap_loss(gap, scale)) + 2e-3)
+      loss = float(calibrate.smoothed_loss(gap * scale))
+      self.assertLessEqual(best, loss + 2e-3)
+
+  def test_right_answers_alone_do_not_ask_for_an_endless_scale(self):
+    found = _FIT(jnp.full(256, 0.5), jnp.ones(256), shifts=False)
+    # 256 right answers and one wrong one: the gap is the logarithm of the odds.
+    self.assertAlmostEqual(
+      0.5 * float(found.scale), float(np.log(256)), places=1
+    )
 
   def test_shift_undoes_a_preference_for_one_answer(self):
     rng = np.random.default_rng(0)
@@ -117,11 +124,11 @@ class JudgeTest(absltest.TestCase):
       )
     )
     for i, mask in enumerate(masks):
-      fit = judge.fit_on
-      sign = calibrate.answer_sign(fit.right, fit.wrong)
-      want = _FIT(gap(fit, mask), sign, shifts=False)
+      seqs = judge.sequences
+      sign = calibrate.answer_sign(seqs.right, seqs.wrong)
+      want = _FIT(gap(seqs, mask), sign, shifts=False)
       np.testing.assert_allclose(found[i].scale, want.scale, rtol=1e-2)
-      loss = prune.gap_loss(gap(judge.measure_on, mask), found[i].scale)
+      loss = prune.gap_loss(gap(seqs, mask), found[i].scale)
       np.testing.assert_allclose(losses[i], loss, rtol=1e-4)
 
   def test_nodes_outside_the_order_are_never_kept(self):
@@ -184,7 +191,9 @@ class CandidateTest(absltest.TestCase):
     target = float(losses[0]) + 1e-3
     start = discretise.keep_first(judge, order, target, 60)
     self.assertTrue(start.meets_target)
-    cleaned, steps = discretise.clean_up(judge, start, target, d_head=4)
+    cleaned, steps = discretise.clean_up(
+      judge, start, target, 4, helpers.random_sequences(16, seed=1)
+    )
     self.assertLessEqual(cleaned.loss, target)
     self.assertLessEqual(cleaned.num_edges, start.num_edges)
     self.assertEqual(steps[0]["num_edges"], start.num_edges)

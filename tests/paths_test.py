@@ -13,7 +13,7 @@ from sparse_jax import paths, sites
 def empty():
   """A tiny model without edges, and masks that keep everything."""
   model, params, _ = helpers.tiny_model()
-  params = jax.tree.map(lambda w: np.zeros_like(w), params)
+  params = jax.tree.map(np.zeros_like, params)
   masks = {
     name: np.ones(helpers.mask_shape(model, name), bool)
     for name in sites.LAYER_NODE_SITES

@@ -172,6 +172,27 @@ class OrderTest(absltest.TestCase):
     state = optimizer.init(tau)._replace(mu=moment)
     return prune.PruneState(jnp.array(0), tau, state)
 
+  def test_order_does_not_depend_on_the_order_of_keys(self):
+    model, _, _ = helpers.tiny_model()
+    rng = np.random.default_rng(0)
+    tau = {
+      n: rng.normal(size=m.shape)
+      for n, m in helpers.random_means(model).items()
+    }
+    pull = {n: np.zeros_like(t) for n, t in tau.items()}
+    # What passes through JAX comes back with sorted keys.
+    mapped = jax.tree.map(np.asarray, tau)
+    self.assertNotEqual(list(tau), list(mapped))
+    want = prune.node_order(self._state(tau, pull))
+    np.testing.assert_array_equal(
+      prune.node_order(self._state(mapped, pull)), want
+    )
+    shapes = {n: tau[n].shape for n in prune.in_order(mapped)}
+    first = prune.masks_of_order(shapes, want, [1])
+    top = max(float(t.max()) for t in tau.values())
+    for name, mask in first.items():
+      np.testing.assert_array_equal(mask[0], tau[name] == top)
+
   def test_order_breaks_saturated_ties_by_the_pull(self):
     tau = {
       "attn.q": jnp.array([[1.0, -1.0, 1.0]]),

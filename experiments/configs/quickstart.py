@@ -23,14 +23,14 @@ def get_config() -> ml_collections.ConfigDict:
   c.model.n_layer = 2
   c.model.d_model = 128
   c.sparsity.density = 0.1
-  c.train.steps = 3000
+  c.train.steps = 2800
   c.train.batch_size = 32
   c.train.learning_rate = 1.28e-2
   c.prune.steps = 250
   c.prune.batch_size = 16
   c.prune.k_coefs = (1e-3, 2e-3, 4e-3, 8e-3)
-  c.prune.num_runs = 6
-  c.prune.num_seeds = 2
+  c.prune.num_runs = 5
+  c.prune.num_seeds = 1
   # Test templates are new, so their loss needs room below the target of 0.15.
-  c.prune.selection_margin = 2 / 3
+  c.prune.selection_margin = 0.95
   return c

@@ -1,0 +1,94 @@
+"""Measures a saved circuit's evidence again: a regression test for a model.
+
+  python -m experiments.verify --circuit=runs/quickstart/circuits/NAME
+
+Exit status 0 if all that is stored reproduces within its interval, 1 if not,
+2 if it cannot be measured. A circuit without stored evidence gets it.
+"""
+
+import dataclasses
+import pathlib
+
+from absl import flags
+
+from experiments import cli
+from sparse_jax import checkpoint, errors, tasks, trust
+from sparse_jax import circuit as circuit_lib
+from sparse_jax import config as config_lib
+
+_CIRCUIT = flags.DEFINE_string("circuit", None, "Circuit directory.")
+_MODEL = flags.DEFINE_string(
+  "model", None, "Model directory; model/ beside circuits/ by default."
+)
+_TASK = flags.DEFINE_string(
+  "task", None, "The task's file, if it is one of your own."
+)
+_CONTROLS = flags.DEFINE_bool(
+  "controls", True, "Whether to prune the controls again: minutes."
+)
+_NATURAL = flags.DEFINE_bool(
+  "natural", True, "Whether to look for prompts in held-out real files."
+)
+
+
+def model_directory(circuit: pathlib.Path) -> pathlib.Path:
+  """Returns the model that a circuit directory most likely belongs to.
+
+  Raises:
+    InputError: if there is none nearby.
+  """
+  circuit = circuit.absolute()
+  for parent in (circuit.parent, circuit.parent.parent):
+    if (parent / "model" / "config.json").is_file():
+      return parent / "model"
+  raise errors.InputError(
+    f"--model is missing, and there is no model/ beside {circuit.parent}; need"
+    " the directory of the model that the circuit was cut from"
+  )
+
+
+def main(overrides: list[str]) -> int:
+  """Verifies as the flags say."""
+  del overrides  # The command has no config.
+  if not _CIRCUIT.value:
+    raise errors.InputError("--circuit is missing; need a circuit directory")
+  directory = pathlib.Path(_CIRCUIT.value)
+  circuit = circuit_lib.Circuit.load(directory)
+  where = pathlib.Path(_MODEL.value or model_directory(directory))
+  model, params = checkpoint.load_model(where)
+  trust.check_circuit(model, params, circuit)
+  tokenizer = checkpoint.load_tokenizer(where)
+  means = checkpoint.load_means(where)
+  run = checkpoint.load_run(where)
+  config = run or config_lib.Config()
+  task = tasks.make_task(_TASK.value or circuit.task, tokenizer)
+  natural = None
+  if _NATURAL.value and run is not None:
+    natural = trust.natural_prompts(task, config)
+  found = trust.measure(
+    model,
+    params,
+    circuit,
+    task,
+    trust.Trust(
+      config.prune, means, config.seed, natural, with_controls=_CONTROLS.value
+    ),
+  )
+  print(f"{circuit.task}: {circuit.num_nodes} nodes, {circuit.num_edges} edges")
+  print(trust.summary(found))
+  stored = circuit.metrics.get("trust")
+  if stored is None:
+    metrics = {**circuit.metrics, "trust": found}
+    dataclasses.replace(circuit, metrics=metrics).save(directory)
+    print("no evidence was stored with it; now it is")
+    return 0
+  wrong = trust.reproduce(stored, found)
+  for line in wrong:
+    print(f"does not reproduce: {line}")
+  if not wrong:
+    print("all that is stored reproduces")
+  return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+  cli.run(main, __doc__)

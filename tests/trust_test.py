@@ -1,0 +1,307 @@
+"""Evidence: identities, hand-computed cases, and planted circuits."""
+
+import copy
+import dataclasses
+
+import helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest
+
+from sparse_jax import checkpoint, errors, prune, sites, taps, trust
+from sparse_jax import circuit as circuit_lib
+from sparse_jax import config as config_lib
+from sparse_jax import model as model_lib
+from sparse_jax.trust import claims, controls, evidence
+
+_SITES = sites.LAYER_NODE_SITES
+
+
+def planted():
+  """A one-layer model that answers by its second-last token, by construction.
+
+  Token 1 is followed by 3, token 2 by 4. Tokens 1 and 2 put +1 and -1 into
+  channel 0. A head that looks everywhere alike carries channel 0 as value 0,
+  writes it to channel 1, and the unembedding of 3 and 4 reads channel 1. All
+  other weights are noise that no answer reads.
+  """
+  config = config_lib.ModelConfig(
+    n_layer=1,
+    d_model=8,
+    d_head=8,
+    d_mlp=8,
+    vocab_size=8,
+    context_length=8,
+    bigram="none",
+    sink=False,
+  )
+  sparsity = config_lib.SparsityConfig(activation_fraction=1.0, min_alive=0)
+  model = model_lib.Model(config, sparsity)
+  params = jax.tree.map(
+    np.zeros_like, jax.device_get(model.init(jax.random.key(0)))
+  )
+  for norm in ("ln_1", "ln_2"):
+    params["layers"][norm]["scale"][:] = 1
+  params["ln_f"]["scale"][:] = 1
+  embed = params["wte"]["embedding"]
+  embed[1, 0], embed[2, 0] = 1, -1
+  embed[:, 7] = 1  # A constant channel keeps the norms' size alike.
+  attn = params["layers"]["attn"]
+  attn["c_attn"]["kernel"][0, 0, 16] = 1  # Value 0 reads channel 0.
+  attn["c_proj"]["kernel"][0, 0, 1] = 6  # Written to channel 1.
+  rng = np.random.default_rng(0)
+  # Two dead neurons: they write to channel 5, which no answer reads.
+  params["layers"]["mlp"]["c_fc"]["kernel"][0, 0, :2] = rng.normal(size=2)
+  params["layers"]["mlp"]["c_proj"]["kernel"][0, :2, 5] = rng.normal(size=2)
+  head = params["lm_head"]["embedding"]
+  head[3, 1], head[4, 1] = 3, -3
+  n = 32
+  tokens = rng.integers(5, 8, (n, 4))
+  tokens[: n // 2, 2], tokens[n // 2 :, 2] = 1, 2
+  tokens[n // 2 :, [0, 1, 3]] = tokens[: n // 2, [0, 1, 3]]
+  side = np.arange(n) < n // 2
+  sequences = prune.Sequences(
+    jnp.asarray(tokens),
+    jnp.full(n, 3),
+    jnp.asarray(np.where(side, 3, 4)),
+    jnp.asarray(np.where(side, 4, 3)),
+  )
+  return model, jax.tree.map(jnp.asarray, params), sequences
+
+
+def cut(model, params, sequences, nodes):
+  """Returns the subject whose circuit keeps the given nodes."""
+  means = prune.task_means(model, params, sequences)
+  means = {name: np.asarray(means[name]) for name in _SITES}
+  mask = {name: np.zeros(mean.shape, bool) for name, mean in means.items()}
+  for name, index in nodes:
+    mask[name][0, index] = True
+  circuit = circuit_lib.Circuit(
+    task="planted",
+    model_fingerprint=checkpoint.fingerprint(model, params),
+    model_config=model.config,
+    sparsity=model.sparsity,
+    ablation="mean_task",
+    target_loss=0.15,
+    logit_scale=1.0,
+    node_mask=mask,
+    means=means,
+    edges=circuit_lib.find_edges(params, mask),
+    metrics={"num_nodes": len(nodes)},
+  )
+  circuit.metrics["num_edges"] = len(circuit.edges)
+  zero = {name: np.zeros_like(mean) for name, mean in means.items()}
+  ablations = {"mean_task": means, "zero": zero}
+  return evidence.Subject(model, params, circuit, ablations, sequences, 0)
+
+
+TRUE_NODES = [("attn.act_in", 0), ("attn.v", 0), ("attn.resid_delta", 1)]
+
+
+def evidence_of(subject):
+  return {
+    "ablation": subject.circuit.ablation,
+    "target_loss": subject.circuit.target_loss,
+    "sufficiency_and_necessity": evidence.sufficiency_and_necessity(subject),
+    "agreement": evidence.agreement(subject, {"test": subject.test}),
+    "interchange": evidence.interchange(subject),
+    "partial_ablation": evidence.partial_ablation(subject),
+    "frozen_norms": evidence.frozen_norms(subject),
+    "attention": evidence.attention(subject),
+  }
+
+
+class PlantedTest(absltest.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.parts = planted()
+    cls.subject = cut(*cls.parts, TRUE_NODES)
+    cls.found = evidence_of(cls.subject)
+
+  def test_the_model_does_the_task(self):
+    full = self.found["sufficiency_and_necessity"]["full_model"]
+    self.assertEqual(full["accuracy"]["value"], 1.0)
+    self.assertLess(full["loss"]["value"], 0.1)
+
+  def test_the_true_circuit_holds_in_every_claim(self):
+    self.assertEqual(
+      [c.name for c in claims.claims(self.found) if not c.holds], []
+    )
+    self.assertIn("nothing fails", trust.verdict(self.found))
+    fvu = self.found["interchange"]["fvu"]
+    for name in ("0.attn.act_in", "0.attn.v", "0.attn.resid_delta"):
+      self.assertAlmostEqual(fvu[name], 0, places=5)
+    self.assertEqual(self.found["attention"], {"0.0": 0.0})
+
+  def test_a_decoy_that_only_fits_labels_is_flagged(self):
+    # Node values by label: a circuit that holds them answers rightly and is
+    # not what the model does: neurons the model's answer does not pass.
+    model, params, sequences = self.parts
+    decoyed = jax.tree.map(np.array, params)
+    decoyed["layers"]["mlp"]["c_fc"]["kernel"][0, 0, 3] = 4
+    decoyed["layers"]["mlp"]["c_proj"]["kernel"][0, 3, 1] = 0.6
+    decoyed = jax.tree.map(jnp.asarray, decoyed)
+    # It reads what the last position lacks, so it is idle there; kept alone,
+    # with a scale fitted to labels, it is all that is left.
+    subject = cut(
+      model, decoyed, sequences, [("mlp.act_in", 0), ("mlp.post_act", 3)]
+    )
+    failed = [
+      c.name for c in claims.claims(evidence_of(subject)) if not c.holds
+    ]
+    self.assertIn("necessary", failed)
+    self.assertIn("agrees with the model on test prompts", failed)
+    self.assertIn("fails: ", trust.verdict(evidence_of(subject)))
+
+  def test_importance_is_all_in_the_true_nodes_and_edges(self):
+    found = evidence.importance(self.subject, self.subject.test)
+    self.assertLen(found["nodes"], 3)
+    for part in ("nodes", "edges"):
+      for row in found[part]:
+        self.assertGreater(row["loss_without"], 0.5)
+    self.assertLen(found["edges"], 2)
+
+  def test_random_circuits_keep_the_sizes(self):
+    gates = self.subject.gates
+    for seed in range(3):
+      drawn = evidence.random_circuit(gates, seed)
+      for name, gate in gates.items():
+        np.testing.assert_array_equal(
+          drawn[name].sum(1), gate.sum(1), err_msg=name
+        )
+
+
+class IdentityTest(absltest.TestCase):
+  def subject(self, share):
+    model, params, _ = helpers.tiny_model()
+    sequences = helpers.random_sequences(12)
+    means = helpers.random_means(model)
+    mask = {
+      name: np.asarray(m) | (share == 1)
+      for name, m in helpers.random_masks(model, share).items()
+    }
+    circuit = circuit_lib.Circuit(
+      task="x",
+      model_fingerprint=checkpoint.fingerprint(model, params),
+      model_config=model.config,
+      sparsity=model.sparsity,
+      ablation="mean_pretrain",
+      target_loss=0.15,
+      logit_scale=1.0,
+      node_mask=mask,
+      means=means,
+      edges=circuit_lib.find_edges(params, mask),
+      metrics={},
+    )
+    circuit.metrics.update(
+      num_nodes=circuit.num_nodes, num_edges=circuit.num_edges
+    )
+    return evidence.Subject(
+      model, params, circuit, {"mean_pretrain": means}, sequences, 3
+    )
+
+  def test_the_whole_model_agrees_with_itself(self):
+    subject = self.subject(1)
+    found = evidence.agreement(subject, {"test": subject.test})["test"]
+    self.assertAlmostEqual(found["kl"]["value"], 0, places=6)
+    self.assertEqual(found["agreement"]["value"], 1)
+    for value in evidence.attention(subject).values():
+      self.assertAlmostEqual(value, 0, places=5)
+    frozen = evidence.frozen_norms(subject)
+    full = evidence.score(subject.full_gap(), 3)
+    self.assertLessEqual(frozen["loss"]["value"], full["loss"]["value"] + 1e-4)
+
+  def test_all_values_swapped_in_are_the_models_where_all_is_kept(self):
+    subject = self.subject(0.6)
+    curve = evidence.interchange(subject)["curve"]
+    circuit = evidence.score(subject.gap(subject.gates), 3)["loss"]["value"]
+    self.assertAlmostEqual(curve[0]["loss"]["value"], circuit, places=5)
+    partial = evidence.partial_ablation(subject)
+    full = evidence.score(subject.full_gap(), 3)["loss"]["value"]
+    for name in ("random", "relaxed"):
+      ends = partial[name][0], partial[name][-1]
+      self.assertAlmostEqual(ends[0]["loss"]["value"], full, places=5)
+      self.assertAlmostEqual(ends[1]["loss"]["value"], circuit, places=5)
+
+  def test_frozen_norms_undo_a_scaled_stream(self):
+    model, params, tokens = helpers.tiny_model()
+    full, seen = {}, {}
+    model.apply(params, tokens, taps.record(full))
+    double = lambda site, layer, x: x * 3 if site.startswith("resid_") else x
+    model.apply(
+      params,
+      tokens,
+      taps.compose(taps.freeze_norms(full), taps.record(seen)),
+    )
+    for name, x in full.items():
+      np.testing.assert_allclose(seen[name], x, atol=1e-4, err_msg=name)
+    del double
+
+  def test_binary_kl_by_hand(self):
+    gap = np.array([0.0, np.log(3.0)])
+    other = np.array([0.0, 0.0])
+    want = 0.75 * np.log(1.5) + 0.25 * np.log(0.5)
+    np.testing.assert_allclose(
+      evidence._binary_kl(gap, other), [0, want], atol=1e-12
+    )
+
+  def test_an_edited_or_foreign_circuit_is_refused(self):
+    subject = self.subject(0.3)
+    model, params, circuit = subject.model, subject.params, subject.circuit
+    trust.check_circuit(model, params, circuit)
+    other = jax.tree.map(lambda w: w + 1, params)
+    with self.assertRaisesRegex(errors.InputError, "model_fingerprint"):
+      trust.check_circuit(model, other, circuit)
+    edges = copy.deepcopy(circuit.edges)
+    edges[0]["weight"] += 0.1
+    edited = dataclasses.replace(circuit, edges=edges)
+    with self.assertRaisesRegex(errors.InputError, "not edited"):
+      trust.check_circuit(model, params, edited)
+    edited = dataclasses.replace(circuit, edges=edges[1:])
+    with self.assertRaisesRegex(errors.InputError, "num_edges"):
+      trust.check_circuit(model, params, edited)
+
+
+class ControlsTest(absltest.TestCase):
+  def test_reinitialised_weights_keep_zeros_and_size(self):
+    model, params, _ = helpers.tiny_model()
+    params = helpers.sparsify(params, 0.3)
+    fresh = controls.reinitialised(model, params, 1)
+    for old, new in zip(
+      jax.tree.leaves(params), jax.tree.leaves(fresh), strict=True
+    ):
+      if old.ndim < 2 or not np.any(new != old):
+        continue
+      np.testing.assert_array_equal(np.asarray(old) == 0, np.asarray(new) == 0)
+      rms = lambda w: float(np.sqrt(np.mean(np.square(w))))
+      self.assertAlmostEqual(rms(old), rms(new), places=5)
+
+  def test_jaccard_by_hand(self):
+    a = {"attn.q": np.array([[1, 1, 0]], bool)}
+    b = {"attn.q": np.array([[0, 1, 1]], bool)}
+    self.assertAlmostEqual(controls.jaccard(a, b), 1 / 3)
+    self.assertEqual(controls.jaccard(a, a), 1)
+
+  def test_reproduction_names_what_moved(self):
+    value = {"value": 0.5, "low": 0.4, "high": 0.6}
+    stored = {
+      "a": {"loss": dict(value)},
+      "curve": [{"loss": dict(value)}],
+      "seed": 1,
+    }
+    self.assertEqual(trust.reproduce(stored, stored), [])
+    again = copy.deepcopy(stored)
+    again["curve"][0]["loss"]["value"] = 0.7
+    (line,) = trust.reproduce(stored, again)
+    self.assertStartsWith(line, "curve[0].loss: 0.5")
+    edited = copy.deepcopy(stored)
+    edited["a"]["loss"]["value"] = 0.1
+    self.assertLen(trust.reproduce(edited, stored), 1)
+    del again["a"]
+    self.assertIn("a was not measured again", trust.reproduce(stored, again))
+
+
+if __name__ == "__main__":
+  absltest.main()
