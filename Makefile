@@ -3,13 +3,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test lint browser
+.PHONY: quickstart test bench lint browser
 
 quickstart: $(STAMP)
 	$(BIN)/python -m experiments.quickstart $(ARGS)
 
 test: $(STAMP) browser
 	$(BIN)/python -m pytest -q -n 2 --dist loadscope --durations=10 tests
+
+bench: $(STAMP)
+	$(BIN)/python -m experiments.benchmark $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -47,6 +47,27 @@ def model_directory(circuit: pathlib.Path) -> pathlib.Path:
   )
 
 
+def as_stored(config: config_lib.Config, stored) -> config_lib.Config:
+  """Returns the config with the settings that evidence was measured with.
+
+  Raises:
+    InputError: if they are not to be read.
+  """
+  try:
+    settings, seed = stored["prune"], stored["seed"]
+  except (KeyError, TypeError) as e:
+    raise errors.InputError(
+      "circuit.json: metrics.trust has no settings; need what trust.measure"
+      " returned"
+    ) from e
+  prune = config_lib.from_dict(config_lib.PruneConfig, settings, "prune.")
+  return config_lib.from_dict(
+    config_lib.Config,
+    config_lib.to_dict(config)
+    | {"prune": config_lib.to_dict(prune), "seed": seed},
+  )
+
+
 def main(overrides: list[str]) -> int:
   """Verifies as the flags say."""
   del overrides  # The command has no config.
@@ -61,6 +82,9 @@ def main(overrides: list[str]) -> int:
   means = checkpoint.load_means(where)
   run = checkpoint.load_run(where)
   config = run or config_lib.Config()
+  stored = circuit.metrics.get("trust")
+  if stored is not None:
+    config = as_stored(config, stored)
   task = tasks.make_task(_TASK.value or circuit.task, tokenizer)
   natural = None
   if _NATURAL.value and run is not None:
@@ -76,13 +100,16 @@ def main(overrides: list[str]) -> int:
   )
   print(f"{circuit.task}: {circuit.num_nodes} nodes, {circuit.num_edges} edges")
   print(trust.summary(found))
-  stored = circuit.metrics.get("trust")
-  if stored is None:
+  wrong = trust.headline(circuit.metrics, found)
+  if stored is None and not wrong:
     metrics = {**circuit.metrics, "trust": found}
     dataclasses.replace(circuit, metrics=metrics).save(directory)
     print("no evidence was stored with it; now it is")
     return 0
-  wrong = trust.reproduce(stored, found)
+  if stored is not None:
+    wrong += trust.reproduce(stored, found)
+    for name in trust.left_out(stored, found):
+      print(f"not measured again: {name}")
   for line in wrong:
     print(f"does not reproduce: {line}")
   if not wrong:

@@ -9,13 +9,27 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
-from sparse_jax import checkpoint, errors, prune, sites, taps, trust
+from sparse_jax import (
+  calibrate,
+  checkpoint,
+  errors,
+  prune,
+  sites,
+  taps,
+  tasks,
+  trust,
+)
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
 from sparse_jax import model as model_lib
+from sparse_jax.data import tokenizer as tokenizer_lib
 from sparse_jax.trust import claims, controls, evidence
 
 _SITES = sites.LAYER_NODE_SITES
+_TEXT = "\n".join(
+  f"x = ['{w}', \"{w}\", ({w}, 1)]\ndef {w}():\n  return {w}"
+  for w in ("alpha", "beta", "gamma", "delta")
+)
 
 
 def planted():
@@ -28,9 +42,10 @@ def planted():
   """
   config = config_lib.ModelConfig(
     n_layer=1,
-    d_model=8,
-    d_head=8,
-    d_mlp=8,
+    # Wide enough for a random circuit to miss the true one.
+    d_model=64,
+    d_head=64,
+    d_mlp=64,
     vocab_size=8,
     context_length=8,
     bigram="none",
@@ -48,7 +63,7 @@ def planted():
   embed[1, 0], embed[2, 0] = 1, -1
   embed[:, 7] = 1  # A constant channel keeps the norms' size alike.
   attn = params["layers"]["attn"]
-  attn["c_attn"]["kernel"][0, 0, 16] = 1  # Value 0 reads channel 0.
+  attn["c_attn"]["kernel"][0, 0, 2 * 64] = 1  # Value 0 reads channel 0.
   attn["c_proj"]["kernel"][0, 0, 1] = 6  # Written to channel 1.
   rng = np.random.default_rng(0)
   # Two dead neurons: they write to channel 5, which no answer reads.
@@ -132,28 +147,48 @@ class PlantedTest(absltest.TestCase):
     self.assertIn("nothing fails", trust.verdict(self.found))
     fvu = self.found["interchange"]["fvu"]
     for name in ("0.attn.act_in", "0.attn.v", "0.attn.resid_delta"):
-      self.assertAlmostEqual(fvu[name], 0, places=5)
-    self.assertEqual(self.found["attention"], {"0.0": 0.0})
+      self.assertAlmostEqual(fvu[name]["value"], 0, places=5)
+    self.assertEqual(self.found["attention"]["0.0"]["value"], 0)
 
   def test_a_decoy_that_only_fits_labels_is_flagged(self):
-    # Node values by label: a circuit that holds them answers rightly and is
-    # not what the model does: neurons the model's answer does not pass.
+    # In the template the last token goes with the label. Two neurons read it
+    # and whisper the answer; the model answers by the token before. Kept alone
+    # and turned up by calibration, the neurons fit every label.
     model, params, sequences = self.parts
     decoyed = jax.tree.map(np.array, params)
-    decoyed["layers"]["mlp"]["c_fc"]["kernel"][0, 0, 3] = 4
-    decoyed["layers"]["mlp"]["c_proj"]["kernel"][0, 3, 1] = 0.6
+    tokens = np.array(sequences.tokens)
+    half = len(tokens) // 2
+    tokens[:half, 3], tokens[half:, 3] = 5, 6
+    decoyed["wte"]["embedding"][5, 2] = 1
+    decoyed["wte"]["embedding"][6, 2] = -1
+    mlp = decoyed["layers"]["mlp"]
+    mlp["c_fc"]["kernel"][0, 2, 3:5] = 4, -4
+    mlp["c_proj"]["kernel"][0, 3:5, 1] = 0.05, -0.05
     decoyed = jax.tree.map(jnp.asarray, decoyed)
-    # It reads what the last position lacks, so it is idle there; kept alone,
-    # with a scale fitted to labels, it is all that is left.
-    subject = cut(
-      model, decoyed, sequences, [("mlp.act_in", 0), ("mlp.post_act", 3)]
+    sequences = sequences._replace(tokens=jnp.asarray(tokens))
+    decoy = [("mlp.act_in", 2), ("mlp.post_act", 3), ("mlp.post_act", 4)]
+    decoy += [("mlp.resid_delta", 1)]
+    subject = cut(model, decoyed, sequences, decoy)
+    sign = calibrate.answer_sign(sequences.right, sequences.wrong)
+    fitted = calibrate.fit(jnp.asarray(subject.gap(subject.gates)), sign, False)
+    scaled = dataclasses.replace(
+      subject.circuit, logit_scale=float(fitted.scale)
     )
-    failed = [
-      c.name for c in claims.claims(evidence_of(subject)) if not c.holds
-    ]
-    self.assertIn("necessary", failed)
-    self.assertIn("agrees with the model on test prompts", failed)
-    self.assertIn("fails: ", trust.verdict(evidence_of(subject)))
+    subject = dataclasses.replace(subject, circuit=scaled)
+    other = tokens.copy()  # Where the template's coincidence does not hold.
+    other[:, 3] = 11 - other[:, 3]
+    other = sequences._replace(tokens=jnp.asarray(other))
+    found = evidence_of(subject)
+    found["agreement"] = evidence.agreement(
+      subject, {"test": sequences, "corrupted": other}
+    )
+    held = {c.name: c.holds for c in claims.claims(found)}
+    self.assertTrue(held["sufficient"])
+    self.assertTrue(held["agrees with the model on test prompts"])
+    self.assertFalse(held["necessary"])
+    self.assertFalse(held["agrees with the model on corrupted prompts"])
+    failed = trust.verdict(found).partition("fails: ")[2]
+    self.assertIn("necessary (need", failed)
 
   def test_importance_is_all_in_the_true_nodes_and_edges(self):
     found = evidence.importance(self.subject, self.subject.test)
@@ -207,8 +242,8 @@ class IdentityTest(absltest.TestCase):
     found = evidence.agreement(subject, {"test": subject.test})["test"]
     self.assertAlmostEqual(found["kl"]["value"], 0, places=6)
     self.assertEqual(found["agreement"]["value"], 1)
-    for value in evidence.attention(subject).values():
-      self.assertAlmostEqual(value, 0, places=5)
+    for found in evidence.attention(subject).values():
+      self.assertAlmostEqual(found["value"], 0, places=5)
     frozen = evidence.frozen_norms(subject)
     full = evidence.score(subject.full_gap(), 3)
     self.assertLessEqual(frozen["loss"]["value"], full["loss"]["value"] + 1e-4)
@@ -265,18 +300,54 @@ class IdentityTest(absltest.TestCase):
 
 
 class ControlsTest(absltest.TestCase):
-  def test_reinitialised_weights_keep_zeros_and_size(self):
+  def test_reinitialised_weights_keep_zeros_and_size_and_nothing_learnt(self):
     model, params, _ = helpers.tiny_model()
     params = helpers.sparsify(params, 0.3)
     fresh = controls.reinitialised(model, params, 1)
-    for old, new in zip(
-      jax.tree.leaves(params), jax.tree.leaves(fresh), strict=True
+    rms = lambda w: float(np.sqrt(np.mean(np.square(w))))
+    started = jax.tree.leaves(model.init(jax.random.key(1)))
+    for old, new, start in zip(
+      jax.tree.leaves(params), jax.tree.leaves(fresh), started, strict=True
     ):
-      if old.ndim < 2 or not np.any(new != old):
+      if not np.any(start):
+        np.testing.assert_array_equal(new, np.zeros_like(new))
         continue
       np.testing.assert_array_equal(np.asarray(old) == 0, np.asarray(new) == 0)
-      rms = lambda w: float(np.sqrt(np.mean(np.square(w))))
       self.assertAlmostEqual(rms(old), rms(new), places=5)
+
+  def test_nonsense_answers_are_consistent_and_none_of_the_tasks(self):
+    tokenizer = tokenizer_lib.Tokenizer.train([_TEXT] * 4, 300)
+    task = tasks.make_task("single_double_quote", tokenizer)
+    nonsense = controls.nonsense(task, 3)
+    self.assertEqual(
+      controls.nonsense(task, 3).meaningless, nonsense.meaningless
+    )
+    for split in tasks.SPLITS:
+      true, made = (t.pairs(split, 6) for t in (task, nonsense))
+      np.testing.assert_array_equal(true.prompts, made.prompts)
+      sides = np.stack([made.answers, made.counter_answers])
+      np.testing.assert_array_equal(
+        sides, np.array(nonsense.meaningless)[:, None].repeat(6, 1)
+      )
+      self.assertNoCommonElements(
+        nonsense.meaningless, {*true.answers, *true.counter_answers}
+      )
+
+  def test_a_control_as_small_as_the_circuit_is_not_beaten(self):
+    figures = lambda n, meets: {
+      "num_nodes": n,
+      "meets_target": meets,
+      "test_accuracy": 0.5,
+    }
+    for size, meets, same_meets, want in (
+      (30, True, True, False),
+      (59, True, True, False),
+      (60, True, True, True),
+      (30, False, True, True),
+      (60, True, False, False),
+    ):
+      found = {"same": figures(40, same_meets), "x": figures(size, meets)}
+      self.assertEqual(claims._control(found, "x").holds, want, (size, meets))
 
   def test_jaccard_by_hand(self):
     a = {"attn.q": np.array([[1, 1, 0]], bool)}
@@ -284,6 +355,8 @@ class ControlsTest(absltest.TestCase):
     self.assertAlmostEqual(controls.jaccard(a, b), 1 / 3)
     self.assertEqual(controls.jaccard(a, a), 1)
 
+
+class ReproduceTest(absltest.TestCase):
   def test_reproduction_names_what_moved(self):
     value = {"value": 0.5, "low": 0.4, "high": 0.6}
     stored = {
@@ -301,6 +374,88 @@ class ControlsTest(absltest.TestCase):
     self.assertLen(trust.reproduce(edited, stored), 1)
     del again["a"]
     self.assertIn("a was not measured again", trust.reproduce(stored, again))
+
+  def test_stretched_intervals_and_edited_figures_do_not_reproduce(self):
+    value = lambda v, low, high: {"value": v, "low": low, "high": high}
+    measured = {
+      "loss": value(2.0, 1.9, 2.1),
+      "fvu": {"0.attn.q": 0.5, "0.attn.k": None},
+      "verdict": "holds: nothing",
+      "nodes": [{"index": 3, "loss_without": 0.7}],
+    }
+    self.assertEqual(trust.reproduce(measured, measured), [])
+    for key, edited in (
+      ("loss", value(0.1, -9.0, 9.0)),
+      ("loss", 2.0),
+      ("fvu", {"0.attn.q": 0.01, "0.attn.k": None}),
+      ("fvu", {"0.attn.q": 0.5, "0.attn.k": 0.0}),
+      ("verdict", "holds: all"),
+      ("nodes", []),
+      ("nodes", [{"index": 3, "loss_without": 0.1}]),
+    ):
+      with self.subTest(key=key, edited=edited):
+        self.assertLen(trust.reproduce({**measured, key: edited}, measured), 1)
+    for malformed in (5, [1], "x", None):
+      self.assertLen(trust.reproduce(malformed, measured), 1)
+
+  def test_controls_reproduce_by_target_and_rough_size(self):
+    control = {"meets_target": True, "num_nodes": 100, "test_loss": 0.1}
+    stored = {"controls": {"nonsense": control, "jaccard_over_seeds": 0.5}}
+    near = {"nonsense": {**control, "num_nodes": 120, "test_loss": 0.3}}
+    self.assertEqual(trust.reproduce(stored, {"controls": near}), [])
+    for changed in ({"num_nodes": 300}, {"meets_target": False}):
+      other = {"controls": {"nonsense": {**control, **changed}}}
+      self.assertLen(trust.reproduce(stored, other), 1)
+    self.assertEqual(trust.reproduce(stored, {}), [])
+    self.assertEqual(trust.left_out(stored, {}), ["controls"])
+    self.assertNotEmpty(trust.reproduce({"controls": {}}, {"controls": near}))
+
+  def test_the_circuits_own_test_figures_are_held_against_it(self):
+    value = lambda v: {"value": v, "low": v - 0.02, "high": v + 0.02}
+    scored = {"loss": value(0.2), "accuracy": value(0.9)}
+    again = {
+      "ablation": "zero",
+      "sufficiency_and_necessity": {
+        "zero": {"circuit": scored, "without_circuit": scored},
+        "full_model": scored,
+      },
+    }
+    self.assertEqual(trust.headline({"test_loss": 0.2}, again), [])
+    (line,) = trust.headline({"test_loss": 0.1, "test_accuracy": 0.9}, again)
+    self.assertStartsWith(line, "metrics.test_loss: 0.1, now 0.2")
+    self.assertLen(trust.headline({"full_model_test_loss": None}, again), 1)
+
+
+class ScoreTest(absltest.TestCase):
+  def test_draws_are_scored_one_by_one_and_not_as_an_ensemble(self):
+    gap = np.array([[3.0, 3.0, -1.0, -1.0], [-1.0, -1.0, 3.0, 3.0]])
+    found = evidence.score(gap, 0)
+    self.assertEqual(found["accuracy"]["value"], 0.5)
+    want = np.logaddexp(0, -gap).mean()
+    self.assertAlmostEqual(found["loss"]["value"], want)
+    self.assertEqual(evidence.score(gap.mean(0), 0)["accuracy"]["value"], 1)
+
+  def test_ratio_by_hand(self):
+    found = evidence.ratio(np.array([1.0, 0, 2, 3]), np.full(4, 2.0), 0)
+    self.assertAlmostEqual(found["value"], 6 / 8)
+    self.assertLessEqual(found["low"], 0.75)
+    self.assertGreaterEqual(found["high"], 0.75)
+    self.assertIsNone(evidence.ratio(np.ones(4), np.zeros(4), 0))
+
+  def test_unexplained_variance_leaves_padding_out(self):
+    rng = np.random.default_rng(0)
+    full, positions = rng.normal(size=(4, 5, 3)), np.array([1, 4, 2, 0])
+    seen = full + 0.1
+    gates = {"attn.q": np.array([[1.0, 0.0, 1.0]])}
+    run = lambda f, s: evidence._unexplained(
+      {"0.attn.q": (f, s)}, gates, positions, 0
+    )["0.attn.q"]["value"]
+    used = np.arange(5)[None] <= positions[:, None]
+    kept = full[used][:, [0, 2]]
+    want = 0.01 * kept.size / np.square(kept - kept.mean(0)).sum()
+    self.assertAlmostEqual(run(full, seen), want)
+    noise = np.where(used[..., None], 0, 100 * rng.normal(size=full.shape))
+    self.assertAlmostEqual(run(full + noise, seen - noise), want)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.model.n_layer = 2
   c.model.d_model = 128
   c.sparsity.density = 0.1
-  c.train.steps = 2800
+  c.train.steps = 3000
   c.train.batch_size = 32
   c.train.learning_rate = 1.28e-2
   c.prune.steps = 250

@@ -4,6 +4,8 @@ from sparse_jax.trust.claims import THRESHOLDS, summary, verdict
 from sparse_jax.trust.measure import (
   Trust,
   check_circuit,
+  headline,
+  left_out,
   measure,
   natural_prompts,
   reproduce,
@@ -13,6 +15,8 @@ __all__ = [
   "THRESHOLDS",
   "Trust",
   "check_circuit",
+  "headline",
+  "left_out",
   "measure",
   "natural_prompts",
   "reproduce",

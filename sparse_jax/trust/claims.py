@@ -6,8 +6,8 @@ from typing import Any
 
 # Losses in nats; intervals are 90% bootstrap intervals over pairs.
 THRESHOLDS: Mapping[str, float] = {
-  # The circuit reaches its target on test pairs, with this much slack.
-  "sufficient_slack": 0.05,
+  # Its test loss is at most so many times the target it was cut to.
+  "sufficient_over_target": 1.0,
   # Without the circuit the model is near chance: accuracy at most this.
   "necessary_accuracy": 0.75,
   # Without a random circuit it loses at most this much accuracy.
@@ -26,11 +26,19 @@ THRESHOLDS: Mapping[str, float] = {
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-  """One claim: what is said, whether it holds, and the figure behind it."""
+  """One claim about a circuit.
+
+  Attributes:
+    name: what is said.
+    holds: whether it is so.
+    figure: what was measured.
+    need: what would have made it hold.
+  """
 
   name: str
   holds: bool
   figure: str
+  need: str
 
 
 def claims(trust: Mapping[str, Any]) -> list[Claim]:
@@ -39,19 +47,21 @@ def claims(trust: Mapping[str, Any]) -> list[Claim]:
   own = trust["sufficiency_and_necessity"][trust["ablation"]]
   full = trust["sufficiency_and_necessity"]["full_model"]
   loss = own["circuit"]["loss"]
+  most = t["sufficient_over_target"] * trust["target_loss"]
   without = own["without_circuit"]["accuracy"]
   random = own["without_random_circuit"]["accuracy"]
   found = [
     Claim(
       "sufficient",
-      loss["low"] <= trust["target_loss"] + t["sufficient_slack"],
-      f"test loss {_interval(loss)} against a target of"
-      f" {trust['target_loss']:g}",
+      loss["value"] <= most,
+      f"test loss {_interval(loss)}",
+      f"at most {most:g}, its target",
     ),
     Claim(
       "necessary",
       without["value"] <= t["necessary_accuracy"],
       f"accuracy without it {_interval(without)}",
+      f"at most {t['necessary_accuracy']:g}",
     ),
     Claim(
       "specific",
@@ -59,6 +69,7 @@ def claims(trust: Mapping[str, Any]) -> list[Claim]:
       <= t["specific_accuracy_lost"],
       f"accuracy without random circuits of its size {_interval(random)}, of"
       f" the full model {full['accuracy']['value']:.3f}",
+      f"at most {t['specific_accuracy_lost']:g} lost",
     ),
   ]
   for name, scored in trust["agreement"].items():
@@ -69,6 +80,7 @@ def claims(trust: Mapping[str, Any]) -> list[Claim]:
         f"agrees with the model on {name} prompts",
         share["value"] >= least,
         f"same answer on {_interval(share)} of {scored['num_prompts']}",
+        f"at least {least:g}",
       )
     )
   curve = trust["interchange"]["curve"]
@@ -80,6 +92,7 @@ def claims(trust: Mapping[str, Any]) -> list[Claim]:
       "its nodes hold the model's values",
       moved <= t["interchange_loss"],
       f"putting those in moves the loss by up to {moved:.3f}",
+      f"at most {t['interchange_loss']:g}",
     )
   )
   lost = (
@@ -91,6 +104,7 @@ def claims(trust: Mapping[str, Any]) -> list[Claim]:
       "robust to what is outside it",
       lost <= t["adversarial_accuracy_lost"],
       f"the worst ablation outside it costs {lost:.3f} accuracy",
+      f"at most {t['adversarial_accuracy_lost']:g}",
     )
   )
   controls = trust.get("controls")
@@ -100,18 +114,20 @@ def claims(trust: Mapping[str, Any]) -> list[Claim]:
 
 
 def _control(controls, name) -> Claim:
+  """The control misses the target, or takes clearly more nodes for it."""
   control, same = controls[name], controls["same"]
-  least = THRESHOLDS["control_size_ratio"] * same["num_nodes"]
-  larger = not control["meets_target"] or control["num_nodes"] >= least
-  # A control that passes on validation pairs only has not solved the test ones.
-  fails = control["test_accuracy"] <= THRESHOLDS["necessary_accuracy"]
+  times = THRESHOLDS["control_size_ratio"]
+  larger = control["num_nodes"] >= times * same["num_nodes"]
   reached = "reaches" if control["meets_target"] else "misses"
+  itself = "takes" if same["meets_target"] else "misses it even with"
   return Claim(
     f"beats the {name} control",
-    bool(larger or fails),
+    # Where the task itself misses, there is nothing to compare with.
+    bool(same["meets_target"] and (larger or not control["meets_target"])),
     f"which {reached} the target with {control['num_nodes']} nodes (test"
-    f" accuracy {control['test_accuracy']:.3f}); the task itself takes"
+    f" accuracy {control['test_accuracy']:.3f}); the task itself {itself}"
     f" {same['num_nodes']}",
+    f"a miss, or at least {times:g} times the nodes",
   )
 
 
@@ -122,10 +138,10 @@ def _interval(estimate: Mapping[str, float]) -> str:
 
 
 def verdict(trust: Mapping[str, Any]) -> str:
-  """Returns one line: which claims hold and which fail."""
+  """Returns one line: which claims hold, which fail, at which thresholds."""
   found = claims(trust)
-  failed = [c.name for c in found if not c.holds]
-  held = [c.name for c in found if c.holds]
+  failed = [f"{c.name} (need {c.need})" for c in found if not c.holds]
+  held = [f"{c.name} ({c.need})" for c in found if c.holds]
   text = "holds: " + (", ".join(held) or "nothing")
   if failed:
     return text + "; fails: " + ", ".join(failed)
@@ -135,7 +151,8 @@ def verdict(trust: Mapping[str, Any]) -> str:
 def summary(trust: Mapping[str, Any]) -> str:
   """Returns the claims with their figures, and the verdict, as text."""
   lines = [
-    f"  {'holds' if c.holds else 'FAILS':<6} {c.name}: {c.figure}"
+    f"  {'holds' if c.holds else 'FAILS':<6} {c.name}: {c.figure};"
+    f" need {c.need}"
     for c in claims(trust)
   ]
   controls = trust.get("controls")

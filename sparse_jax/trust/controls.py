@@ -9,39 +9,50 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
+from sparse_jax import discretise, prune, search
 from sparse_jax import model as model_lib
-from sparse_jax import prune, search
 from sparse_jax import tasks as tasks_lib
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NonsenseTask(tasks_lib.Task):
-  """A task whose answers are swapped at random, pair by pair.
+  """A task whose two answers are two tokens that mean nothing there.
 
-  Nothing in a prompt tells which answer is "right", so only a circuit that
-  remembers pairs, or fits noise, can do it.
+  The model has no reason to answer so; a pruning that still finds a small
+  circuit made the computation instead of finding it (the replication's control:
+  FACTS 3.2). The rule is consistent, so it can be learnt and carries over to
+  new prompts. Answers swapped at random from pair to pair could not: nothing
+  could fail on held-out pairs, and the control would always be passed.
+
+  Attributes:
+    meaningless: the tokens that stand for the two answers.
   """
 
+  meaningless: tuple[int, int] = (0, 1)
+
   def pairs(self, split: str, count: int, seed: int = 0, **options):
-    """Returns the task's pairs with half of them swapped."""
+    """Returns the task's pairs with the meaningless answers."""
     pairs = super().pairs(split, count, seed, **options)
-    index = tasks_lib.SPLITS.index(split)
-    swap = np.random.default_rng((seed, index)).random(len(pairs)) < 0.5
+    first, second = self.meaningless
     return dataclasses.replace(
       pairs,
-      answers=np.where(swap, pairs.counter_answers, pairs.answers),
-      counter_answers=np.where(swap, pairs.answers, pairs.counter_answers),
+      answers=np.full_like(pairs.answers, first),
+      counter_answers=np.full_like(pairs.counter_answers, second),
     )
 
 
-def nonsense(task: tasks_lib.Task) -> NonsenseTask:
-  """Returns the task with nonsense labels."""
+def nonsense(task: tasks_lib.Task, seed: int) -> NonsenseTask:
+  """Returns the task with nonsense labels, drawn among all other tokens."""
   fields = {f.name: getattr(task, f.name) for f in dataclasses.fields(task)}
-  return NonsenseTask(**fields)
+  real = {task.tokenizer.single_token(text) for text in task.answers}
+  others = [t for t in range(task.tokenizer.vocab_size) if t not in real]
+  first, second = np.random.default_rng(seed).choice(others, 2, replace=False)
+  return NonsenseTask(**fields, meaningless=(int(first), int(second)))
 
 
 def reinitialised(
@@ -49,19 +60,20 @@ def reinitialised(
 ) -> model_lib.Params:
   """Returns fresh weights behind the same zeros, of the same scale.
 
-  Every matrix keeps which of its entries are zero; the others are drawn anew
+  Every parameter keeps which of its entries are zero; the others are drawn anew
   and scaled to the root mean square that training left, so that norms,
-  activations and gradients are of a working model's size.
+  activations and gradients are of a working model's size. What starts at zero
+  (biases, sinks) is zero again: nothing that was learnt is left.
   """
   fresh = model.init(jax.random.key(seed))
 
   def redraw(old, new):
     old, new = np.asarray(old), np.asarray(new)
-    if old.ndim < 2 or not np.any(new):
-      return old
+    if not np.any(new):
+      return new
     new = new * (old != 0)
     size = np.sqrt(np.mean(np.square(new)))
-    return new * (np.sqrt(np.mean(np.square(old))) / size) if size else old
+    return new * (np.sqrt(np.mean(np.square(old))) / size) if size else new
 
   return jax.tree.map(redraw, params, fresh)
 
@@ -85,6 +97,14 @@ def jaccard(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> float:
   return both / either if either else 1.0
 
 
+def _random_curve(model, params, circuit, splits, seed):
+  means = {name: jnp.asarray(m) for name, m in circuit.means.items()}
+  judge = discretise.Judge(model, params, means, False, splits.validation)
+  total = sum(int(np.size(m)) for m in means.values())
+  order = np.random.default_rng(seed).permutation(total)
+  return discretise.size_curve(judge, order, ())[0]
+
+
 def _figures(circuit: circuit_lib.Circuit) -> dict[str, Any]:
   names = (
     "num_nodes",
@@ -105,16 +125,16 @@ def run(
   task: tasks_lib.Task,
   config: config_lib.PruneConfig,
   pretrain_means: prune.SiteArrays,
-  mean_tokens: np.ndarray,
+  splits: search.Splits,
   seed: int,
 ) -> dict[str, Any]:
   """Returns the controls' figures, each with its loss-against-size curve.
 
   `same`: the task itself under the controls' settings, the fair comparison, and
   with another seed the circuit whose overlap is `jaccard_over_seeds`.
-  `nonsense`: labels swapped at random. `reinitialised`: random weights behind
-  the same zeros. `backup`: the task without the circuit's nodes: how much of
-  the model can stand in for it.
+  `nonsense`: meaningless answers. `reinitialised`: random weights behind the
+  same zeros. `backup`: the task without the circuit's nodes: how much of the
+  model can stand in for it. `random`: nodes in random order, a curve alone.
 
   Args:
     model: the model.
@@ -123,8 +143,8 @@ def run(
     task: its task.
     config: the settings it was found with.
     pretrain_means: the model's means.
-    mean_tokens: int `[batches, B, L]`, on which another model's means are
-      taken.
+    splits: the task's pairs; the re-initialised model's means are taken on the
+      training prompts, and the random order is measured on validation pairs.
     seed: of the controls.
   """
   config = reduced(config)
@@ -136,15 +156,18 @@ def run(
 
   same = find()
   fresh = reinitialised(model, params, seed)
-  fresh_means = prune.mean_activations(model, fresh, mean_tokens)
+  fresh_means = prune.task_means(model, fresh, splits.train)
   complement = {n: ~np.asarray(m) for n, m in circuit.node_mask.items()}
   found = {
     "same": same,
-    "nonsense": find(task=nonsense(task)),
+    "nonsense": find(task=nonsense(task, seed)),
     "reinitialised": find(params=fresh, means=fresh_means),
     "backup": find(allowed=complement),
   }
   result: dict[str, Any] = {n: _figures(c) for n, c in found.items()}
+  result["random"] = {
+    "curve": _random_curve(model, params, circuit, splits, seed)
+  }
   result["jaccard_over_seeds"] = jaccard(same.node_mask, circuit.node_mask)
   size = same.metrics["num_nodes"]
   result["gap_in_nodes"] = {

@@ -6,7 +6,7 @@ Every figure is a mean over sequences with a 90% bootstrap interval over pairs
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +27,8 @@ from sparse_jax import model as model_lib
 
 _FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _NUM_RANDOM = 8
+_ADVERSARIAL_SHARES = (0.05, 0.2, 0.5, 1.0)
+_RESAMPLES = 2000
 _CORRUPTED_SHARE = 0.15
 
 Gates = Mapping[str, Any]
@@ -111,12 +113,38 @@ def _pairs(count: int) -> np.ndarray:
   return np.tile(np.arange(count // 2), 2)
 
 
+def ratio(num_S: np.ndarray, den_S: np.ndarray, seed: int):
+  """Returns sum(num) / sum(den) with its 90% interval over pairs, or None.
+
+  None where nothing varies: a ratio to 0 says nothing.
+  """
+  if not np.sum(den_S) > 0:
+    return None
+  half = len(num_S) // 2
+  num_P, den_P = (x[:half] + x[half:] for x in (num_S, den_S))
+  times_RxP = np.random.default_rng(seed).multinomial(
+    half, np.full(half, 1 / half), _RESAMPLES
+  )
+  den_R = times_RxP @ den_P
+  drawn = (times_RxP @ num_P)[den_R > 0] / den_R[den_R > 0]
+  low, high = np.quantile(drawn, [0.05, 0.95])
+  value = np.sum(num_S) / np.sum(den_S)
+  return {"value": float(value), "low": float(low), "high": float(high)}
+
+
 def score(gap: np.ndarray, seed: int) -> dict[str, dict[str, float]]:
-  """Returns task loss and accuracy of logit gaps over pairs."""
-  groups = _pairs(len(gap))
+  """Returns task loss and accuracy of logit gaps over pairs.
+
+  Args:
+    gap: `[S]`, or `[draws, S]`: then the mean of the draws' losses and
+      accuracies, never the score of their mean gap, which is an ensemble's.
+    seed: of the bootstrap.
+  """
+  gap = np.atleast_2d(gap).astype(float)
+  groups = _pairs(gap.shape[1])
   return {
-    "loss": estimate(np.logaddexp(0, -gap.astype(float)), groups, seed),
-    "accuracy": estimate(gap > 0, groups, seed),
+    "loss": estimate(np.logaddexp(0, -gap).mean(0), groups, seed),
+    "accuracy": estimate((gap > 0).mean(0), groups, seed),
   }
 
 
@@ -153,9 +181,7 @@ def sufficiency_and_necessity(subject: Subject) -> dict[str, Any]:
     result[ablation] = {
       "circuit": score(subject.calibrated(gap) if own else gap, subject.seed),
       "without_circuit": score(subject.gap(without, means), subject.seed),
-      "without_random_circuit": score(
-        np.mean(random, 0, dtype=float), subject.seed
-      ),
+      "without_random_circuit": score(np.stack(random), subject.seed),
     }
   result["full_model"] = score(subject.full_gap(), subject.seed)
   return result
@@ -183,7 +209,9 @@ def corrupted(
 
 
 def agreement(
-  subject: Subject, prompts: Mapping[str, prune.Sequences]
+  subject: Subject,
+  prompts: Mapping[str, prune.Sequences],
+  groups: Mapping[str, Sequence[Hashable]] | None = None,
 ) -> dict[str, Any]:
   """Returns how far the circuit answers as the model does, labels aside.
 
@@ -193,6 +221,8 @@ def agreement(
   Args:
     subject: the circuit in its model.
     prompts: named sets of sequences.
+    groups: by name, labels of what the bootstrap resamples together, such as
+      files; pairs where nothing is said.
   """
   result = {}
   for name, sequences in prompts.items():
@@ -200,11 +230,12 @@ def agreement(
     gap = subject.calibrated(
       subject.gap(subject.gates, None, sequences), sequences
     )
-    groups = np.arange(len(full))
+    alike = (groups or {}).get(name)
+    alike = _pairs(len(full)) if alike is None else alike
     result[name] = {
       "num_prompts": len(full),
-      "kl": estimate(_binary_kl(full, gap), groups, subject.seed),
-      "agreement": estimate((full > 0) == (gap > 0), groups, subject.seed),
+      "kl": estimate(_binary_kl(full, gap), alike, subject.seed),
+      "agreement": estimate((full > 0) == (gap > 0), alike, subject.seed),
     }
   return result
 
@@ -215,7 +246,8 @@ def interchange(subject: Subject) -> dict[str, Any]:
   A random fraction of the kept nodes is set to what it is in the whole trained
   model, AbsTopK included, on the same prompt; the rest runs as in the circuit.
   `fvu` is the fraction of variance unexplained of the circuit's values at its
-  nodes, per site and layer: E(full - circuit)^2 / Var(full).
+  nodes, per site and layer: E(full - circuit)^2 / Var(full), over the prompts'
+  tokens, not their padding.
   """
   model, params, test = subject.model, subject.params, subject.test
   gates = {n: jnp.asarray(g) for n, g in subject.gates.items()}
@@ -253,11 +285,13 @@ def interchange(subject: Subject) -> dict[str, Any]:
     scored = score(subject.calibrated(np.asarray(gap)), subject.seed)
     curve.append({"fraction": fraction, **scored})
     if fraction == 0.0:
-      fvu = _unexplained(acts, subject.gates)
+      fvu = _unexplained(
+        acts, subject.gates, np.asarray(test.positions), subject.seed
+      )
   return {"curve": curve, "fvu": fvu}
 
 
-def _unexplained(acts, gates) -> dict[str, float]:
+def _unexplained(acts, gates, positions, seed) -> dict[str, Any]:
   found = {}
   for name, (full, seen) in acts.items():
     layer, _, site = name.partition(".")
@@ -265,9 +299,12 @@ def _unexplained(acts, gates) -> dict[str, float]:
     if not len(nodes):
       continue
     full, seen = (np.asarray(x)[..., nodes] for x in (full, seen))
-    variance = np.var(full, axis=tuple(range(full.ndim - 1))).sum()
-    error = np.mean((full - seen) ** 2, tuple(range(full.ndim - 1))).sum()
-    found[name] = float(error / variance) if variance > 0 else None
+    # Sites that are computed at the answer's position alone have one token.
+    last = positions if full.shape[1] > 1 else np.zeros_like(positions)
+    used = np.arange(full.shape[1])[None] <= last[:, None]
+    center = full[used].mean(0)
+    total = lambda x, w=used: (np.square(x).sum(-1) * w).sum(1)
+    found[name] = ratio(total(full - seen), total(full - center), seed)
   return found
 
 
@@ -275,9 +312,10 @@ def partial_ablation(subject: Subject) -> dict[str, Any]:
   """Returns scores between the whole model and the circuit.
 
   `random`: a random fraction of the complement is ablated. `relaxed`: all of
-  it, by a share (gates between 0 and 1). `adversarial`: those of its nodes
-  whose ablation raises the loss to first order, chosen by the gradient over all
-  test pairs; a faithful circuit does not care. Logits are not rescaled.
+  it, by a share (gates between 0 and 1). `adversarial`: one choice of its nodes
+  for all test pairs, the worst of several shares of those whose ablation raises
+  the loss to first order, by the gradient at the whole model and halfway to the
+  circuit; a faithful circuit does not care. Logits are not rescaled.
   """
   gates = subject.gates
   rng = np.random.default_rng(subject.seed)
@@ -297,19 +335,34 @@ def partial_ablation(subject: Subject) -> dict[str, Any]:
   loss = lambda g, params, test, means: prune.gap_loss(
     prune.answer_gap(subject.model, params, test, taps.gate(g, means))
   )
-  slope = jax.jit(jax.grad(loss))(ones, subject.params, subject.test, means)
+  slope = jax.jit(jax.grad(loss))
+  worst = None
+  for start in (ones, {name: (1 + g) / 2 for name, g in gates.items()}):
+    start = {name: jnp.asarray(g) for name, g in start.items()}
+    found = slope(start, subject.params, subject.test, means)
+    for chosen in _worst_first(gates, found):
+      scored = score(subject.gap(chosen), subject.seed)
+      if worst is None or scored["loss"]["value"] > worst["loss"]["value"]:
+        num_ablated = int(sum(np.sum(c == 0) for c in chosen.values()))
+        worst = {"num_ablated": num_ablated, **scored}
+  return {**steps, "adversarial": worst}
+
+
+def _worst_first(gates, slope) -> Iterator[dict[str, np.ndarray]]:
+  """Yields gates that close growing shares of what hurts outside a circuit."""
   # Closing a gate changes the loss by minus its gradient, to first order.
-  chosen = {
-    name: np.where((gates[name] == 0) & (np.asarray(g) < 0), 0.0, 1.0)
-    for name, g in slope.items()
+  harm = {
+    name: np.where((g == 0) & (np.asarray(slope[name]) < 0), -slope[name], 0.0)
+    for name, g in gates.items()
   }
-  return {
-    **steps,
-    "adversarial": {
-      "num_ablated": int(sum(np.sum(c == 0) for c in chosen.values())),
-      **score(subject.gap(chosen), subject.seed),
-    },
-  }
+  ranked = np.sort(np.concatenate([np.ravel(h) for h in harm.values()]))[::-1]
+  harmful = int(np.sum(ranked > 0))
+  for share in _ADVERSARIAL_SHARES:
+    if harmful:
+      least = ranked[max(1, int(share * harmful)) - 1]
+      yield {n: np.where(h >= least, 0.0, 1.0) for n, h in harm.items()}
+    else:
+      yield {name: np.ones_like(g) for name, g in gates.items()}
 
 
 def frozen_norms(subject: Subject) -> dict[str, Any] | None:
@@ -332,13 +385,10 @@ def frozen_norms(subject: Subject) -> dict[str, Any] | None:
     return prune.answer_gap(model, params, test, tap)
 
   gap = np.asarray(run(params, test, gates, means))
-  test_sign = calibrate.answer_sign(test.right, test.wrong)
-  # The last norm is outside; its scale is what calibration fits again.
-  found = calibrate.fit(jnp.asarray(gap), test_sign, False)
-  return score(gap * float(found.scale), subject.seed)
+  return score(subject.calibrated(gap), subject.seed)
 
 
-def attention(subject: Subject) -> dict[str, float]:
+def attention(subject: Subject) -> dict[str, dict[str, float]]:
   """Returns how much the kept heads look elsewhere, by "layer.head".
 
   The total variation distance between the head's pattern in the circuit and in
@@ -397,8 +447,11 @@ def attention(subject: Subject) -> dict[str, float]:
   )  # [layers, S, T, heads]
   index = np.arange(distance.shape[2])
   used = index[None] <= np.asarray(subject.test.positions)[:, None]
+  mean_LxSxH = (distance * used[None, ..., None]).sum(2) / used.sum(1)[:, None]
   return {
-    f"{layer}.{head}": float(distance[layer][used][:, head].mean())
+    f"{layer}.{head}": estimate(
+      mean_LxSxH[layer, :, head], _pairs(len(used)), subject.seed
+    )
     for layer, head in zip(*np.nonzero(kept), strict=True)
   }
 

@@ -17,8 +17,12 @@ from sparse_jax.trust import claims, controls, evidence
 
 # Recomputed values may differ by rounding on another machine.
 _TOLERANCE = 5e-3
+# Prunings differ more: rounding decides near ties, step by step.
+_CONTROL_RATIO = 1.5
+# What may be left out of a second measurement: it needs the files that natural
+# prompts came from, or minutes.
+OPTIONAL = ("natural", "controls")
 _IMPORTANCE_PAIRS = 16
-_MEAN_BATCHES = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,33 +79,61 @@ def check_circuit(
   Raises:
     InputError: naming what does not fit.
   """
+
+  def refuse(what: str, need: str):
+    raise errors.InputError(f"circuit of {circuit.task}: {what}; need {need}")
+
   found = checkpoint.fingerprint(model, params)
   if circuit.model_fingerprint != found:
-    raise errors.InputError(
-      f"circuit of {circuit.task}: model_fingerprint="
-      f"{circuit.model_fingerprint}; this model's is {found}; need the model it"
-      " was cut from"
+    refuse(
+      f"model_fingerprint={circuit.model_fingerprint}; this model's is {found}",
+      "the model it was cut from",
     )
+  if circuit.model_config != model.config:
+    refuse("its model's shape is not this model's", "an unedited circuit.json")
+  if circuit.ablation not in config_lib.ABLATIONS:
+    choices = ", ".join(config_lib.ABLATIONS)
+    refuse(f"ablation={circuit.ablation!r}", f"one of {choices}")
+  shift = circuit.details.get("answer_shift", 0.0)
+  for name, value in (
+    ("target_loss", circuit.target_loss),
+    ("logit_scale", circuit.logit_scale),
+    ("answer_shift", shift),
+  ):
+    if not _is_number(value):
+      refuse(f"{name}={value!r}", "a finite number")
+  if not isinstance(circuit.metrics, Mapping):
+    refuse("metrics is no mapping", "an unedited circuit.json")
+  try:
+    listed = sorted(map(_edge_key, circuit.edges))
+  except (AttributeError, KeyError, TypeError, ValueError) as e:
+    refuse(f"its edges: {type(e).__name__} {e}", "an unedited circuit.json")
   for name in ("num_nodes", "num_edges"):
     stored, counted = circuit.metrics.get(name), getattr(circuit, name)
     if stored != counted:
-      raise errors.InputError(
-        f"circuit of {circuit.task}: metrics.{name}={stored} but circuit.json"
-        f" lists {counted}; need a circuit.json that was not edited"
+      refuse(
+        f"metrics.{name}={stored} but circuit.json lists {counted}",
+        "a circuit.json that was not edited",
       )
-  key = lambda e: (
-    e["from"]["site"],
-    e["from"]["index"],
-    e["to"]["site"],
-    e["to"]["index"],
-    round(float(e["weight"]), 5),
-  )
-  model_edges = circuit_lib.find_edges(params, circuit.node_mask)
-  if sorted(map(key, model_edges)) != sorted(map(key, circuit.edges)):
-    raise errors.InputError(
-      f"circuit of {circuit.task}: its edges are not the model's nonzero"
-      " weights between its nodes; need a circuit.json that was not edited"
+  own = circuit_lib.find_edges(params, circuit.node_mask)
+  if sorted(map(_edge_key, own)) != listed:
+    refuse(
+      "its edges are not the model's nonzero weights between its nodes",
+      "a circuit.json that was not edited",
     )
+
+
+def _is_number(value) -> bool:
+  return (
+    isinstance(value, int | float)
+    and not isinstance(value, bool)
+    and bool(np.isfinite(value))
+  )
+
+
+def _edge_key(edge) -> tuple[Any, ...]:
+  ends = [(str(edge[e]["site"]), int(edge[e]["index"])) for e in ("from", "to")]
+  return str(edge["kind"]), *ends, round(float(edge["weight"]), 5)
 
 
 def measure(
@@ -141,13 +173,15 @@ def measure(
     "test": splits.test,
     "corrupted": evidence.corrupted(splits.test, model.config.vocab_size, seed),
   }
+  groups = {}
   if trust.natural is not None and len(trust.natural):
     arrays = map(jnp.asarray, trust.natural.sequences())
     prompts["natural"] = prune.Sequences(*arrays)
+    groups["natural"] = trust.natural.names
   few = search.first_pairs(splits.train, _IMPORTANCE_PAIRS)
   steps = {
     "sufficiency_and_necessity": evidence.sufficiency_and_necessity,
-    "agreement": lambda s: evidence.agreement(s, prompts),
+    "agreement": lambda s: evidence.agreement(s, prompts, groups),
     "interchange": evidence.interchange,
     "partial_ablation": evidence.partial_ablation,
     "frozen_norms": evidence.frozen_norms,
@@ -158,14 +192,13 @@ def measure(
     "ablation": circuit.ablation,
     "target_loss": circuit.target_loss,
     "seed": seed,
+    "prune": config_lib.to_dict(config),
   }
   with metrics.progress_bar(len(steps), 0, f"examining {task.name}") as bar:
     for name, step in steps.items():
       found[name] = step(subject)
       bar.update()
   if trust.with_controls:
-    tokens = np.asarray(splits.train.tokens)
-    size = len(tokens) // _MEAN_BATCHES
     found["controls"] = controls.run(
       model,
       params,
@@ -173,53 +206,143 @@ def measure(
       task,
       config,
       trust.pretrain_means,
-      tokens[: size * _MEAN_BATCHES].reshape(_MEAN_BATCHES, size, -1),
+      splits,
       seed + 1,
     )
   found["verdict"] = claims.verdict(found)
   return found
 
 
-def reproduce(
-  stored: Mapping[str, Any], again: Mapping[str, Any], prefix: str = ""
-) -> list[str]:
-  """Returns the stored estimates that a second measurement contradicts.
+def reproduce(stored: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
+  """Returns what is stored and a second measurement contradicts, as lines.
 
-  An estimate reproduces if the new value lies within its interval, widened by
-  rounding. Controls are compared by whether they meet the target.
+  An estimate reproduces if each of the two values lies in the other's interval,
+  widened by rounding: an interval that was stretched does not help. Other
+  numbers have to be equal up to rounding. Controls reproduce if they meet the
+  target again, or miss it again, with about as many nodes. What is `OPTIONAL`
+  may be missing from the second measurement, with the verdict on it.
 
   Args:
     stored: `metrics.trust` of a circuit.
     again: the same, measured anew.
-    prefix: where in the tree, for the messages.
   """
-  wrong = []
+  wrong = _contradictions(stored, again, "")
+  if isinstance(stored, Mapping) and not left_out(stored, again):
+    if stored.get("verdict") != again.get("verdict"):
+      wrong.append(
+        f"verdict: {stored.get('verdict')!r}, now {again.get('verdict')!r}"
+      )
+  return wrong
+
+
+def left_out(stored: Any, again: Any) -> list[str]:
+  """Returns which optional parts were stored and not measured again."""
+  if not isinstance(stored, Mapping) or not isinstance(again, Mapping):
+    return []
+  found = []
   for name, value in stored.items():
-    path = f"{prefix}{name}"
     if name not in again:
-      # Natural prompts need the files they came from, controls minutes.
-      if name not in ("natural", "controls"):
-        wrong.append(f"{path} was not measured again")
+      found += [name] if name in OPTIONAL else []
+    else:
+      found += left_out(value, again[name])
+  return found
+
+
+def headline(
+  metrics_of_circuit: Mapping[str, Any], again: Mapping[str, Any]
+) -> list[str]:
+  """Returns which of a circuit's own test figures do not reproduce.
+
+  Args:
+    metrics_of_circuit: `metrics` of circuit.json.
+    again: its evidence, measured anew.
+  """
+  parts = again["sufficiency_and_necessity"]
+  own = parts[again["ablation"]]
+  wrong = []
+  for prefix, scored in (
+    ("", own["circuit"]),
+    ("full_model_", parts["full_model"]),
+    ("without_circuit_", own["without_circuit"]),
+  ):
+    for name in ("loss", "accuracy"):
+      key = f"{prefix}test_{name}"
+      if key not in metrics_of_circuit:
+        continue
+      value, new = metrics_of_circuit[key], scored[name]
+      if not (_is_number(value) and _within(value, new)):
+        wrong.append(f"metrics.{key}: {value}, now {_shown(new)}")
+  return wrong
+
+
+def _is_estimate(value) -> bool:
+  return (
+    isinstance(value, Mapping)
+    and set(value) == {"value", "low", "high"}
+    and all(map(_is_number, value.values()))
+  )
+
+
+def _within(value: float, estimate: Mapping[str, float]) -> bool:
+  low, high = estimate["low"] - _TOLERANCE, estimate["high"] + _TOLERANCE
+  return low <= value <= high
+
+
+def _shown(value) -> str:
+  if _is_estimate(value):
+    return f"{value['value']:.4f} in [{value['low']:.4f}, {value['high']:.4f}]"
+  text = repr(value)
+  return text if len(text) < 60 else text[:57] + "..."
+
+
+def _contradictions(stored, again, path: str) -> list[str]:
+  differs = [f"{path or 'trust'}: {_shown(stored)}, now {_shown(again)}"]
+  if _is_estimate(stored) and _is_estimate(again):
+    both = _within(stored["value"], again) and _within(again["value"], stored)
+    # A value outside its own interval was not measured with it.
+    return [] if both and _within(stored["value"], stored) else differs
+  if isinstance(stored, Mapping) and isinstance(again, Mapping):
+    wrong = []
+    for name, value in stored.items():
+      where = f"{path}.{name}" if path else str(name)
+      if where == "verdict":
+        continue
+      if name not in again:
+        if name not in OPTIONAL:
+          wrong.append(f"{where} was not measured again")
+      elif where == "controls":
+        wrong += _control_contradictions(value, again[name])
+      else:
+        wrong += _contradictions(value, again[name], where)
+    return wrong
+  if isinstance(stored, list) and isinstance(again, list):
+    if len(stored) != len(again):
+      return [f"{path}: {len(stored)} entries, now {len(again)}"]
+    return [
+      line
+      for i, (a, b) in enumerate(zip(stored, again, strict=True))
+      for line in _contradictions(a, b, f"{path}[{i}]")
+    ]
+  if _is_number(stored) and _is_number(again):
+    near = abs(stored - again) <= _TOLERANCE + 0.02 * abs(again)
+    return [] if near else differs
+  return [] if type(stored) is type(again) and stored == again else differs
+
+
+def _control_contradictions(stored, again) -> list[str]:
+  wrong = []
+  for name, new in again.items():
+    if not isinstance(new, Mapping) or "meets_target" not in new:
       continue
-    new = again[name]
-    if name == "controls":
-      for control, figures in value.items():
-        if isinstance(figures, Mapping) and "meets_target" in figures:
-          before, now = figures["meets_target"], new[control]["meets_target"]
-          if before != now:
-            wrong.append(f"{path}.{control}.meets_target: {before}, now {now}")
-    elif isinstance(value, Mapping) and {"value", "low", "high"} <= set(value):
-      low, high = value["low"] - _TOLERANCE, value["high"] + _TOLERANCE
-      inside = low <= value["value"] <= high
-      if not (inside and low <= new["value"] <= high):
-        wrong.append(
-          f"{path}: {value['value']:.4f} in [{value['low']:.4f},"
-          f" {value['high']:.4f}], now {new['value']:.4f}"
-        )
-    elif isinstance(value, Mapping):
-      wrong += reproduce(value, new, f"{path}.")
-    elif isinstance(value, list):
-      for i, (a, b) in enumerate(zip(value, new, strict=False)):
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-          wrong += reproduce(a, b, f"{path}[{i}].")
+    old = stored.get(name) if isinstance(stored, Mapping) else None
+    old = old if isinstance(old, Mapping) else {}
+    if old.get("meets_target") != new["meets_target"]:
+      wrong.append(
+        f"controls.{name}.meets_target: {old.get('meets_target')}, now"
+        f" {new['meets_target']}"
+      )
+    sizes = old.get("num_nodes"), new["num_nodes"]
+    close = _is_number(sizes[0]) and max(sizes) <= _CONTROL_RATIO * min(sizes)
+    if new["meets_target"] and not close:
+      wrong.append(f"controls.{name}.num_nodes: {sizes[0]}, now {sizes[1]}")
   return wrong
