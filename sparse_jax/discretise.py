@@ -370,6 +370,9 @@ def size_curve(
     them at each target, `[{target_loss, num_nodes, num_edges}]`, None where
     none meets it.
   """
+  if not len(order):
+    nothing = {"num_nodes": None, "num_edges": None}
+    return [], [{"target_loss": float(t), **nothing} for t in targets]
   counts = np.unique(
     np.round(np.geomspace(1, len(order), num_sizes)).astype(int)
   )

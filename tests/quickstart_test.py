@@ -28,8 +28,9 @@ def get_config():
     "train": {"steps": 12, "batch_size": 8, "checkpoint_every": 6,
               "eval_every": 6, "eval_batches": 1},
     "prune": {"steps": 6, "batch_size": 4, "k_coefs": (1e-3,),
-              "num_seeds": 2, "num_train": 24, "num_validation": 12,
-              "num_test": 12, "mean_batches": 2},
+              "num_runs": 2, "num_seeds": 1, "edge_steps": 3,
+              "num_train": 24, "num_validation": 12, "num_test": 12,
+              "mean_batches": 2},
   })
 """
 _METRICS = (

@@ -30,6 +30,8 @@ _NUM_RANDOM = 8
 _ADVERSARIAL_SHARES = (0.05, 0.2, 0.5, 1.0)
 _RESAMPLES = 2000
 _CORRUPTED_SHARE = 0.15
+_MAX_NODES = 400
+_MAX_EDGES = 1000
 
 Gates = Mapping[str, Any]
 
@@ -458,14 +460,19 @@ def attention(subject: Subject) -> dict[str, dict[str, float]]:
 
 def importance(
   subject: Subject, fit_on: prune.Sequences
-) -> dict[str, list[dict[str, Any]]]:
+) -> dict[str, list[dict[str, Any]] | None]:
   """Returns the loss without each node and without each edge, exactly.
+
+  A circuit of more nodes or edges than anyone would read one by one has None in
+  their place: it is the nearest miss of a model that has not learned the task.
 
   Args:
     subject: the circuit in its model.
     fit_on: training pairs; each loss is measured there, calibrated anew.
   """
   circuit = subject.circuit
+  if circuit.num_nodes > _MAX_NODES:
+    return {"nodes": None, "edges": None}
   means = {n: jnp.asarray(m) for n, m in circuit.means.items()}
   judge = discretise.Judge(subject.model, subject.params, means, False, fit_on)
   names = prune.in_order(circuit.node_mask)
@@ -481,6 +488,8 @@ def importance(
     {**described[i], "loss_without": float(loss)}
     for i, loss in zip(flat, losses, strict=True)
   ]
+  if circuit.num_edges > _MAX_EDGES:
+    return {"nodes": nodes, "edges": None}
   edge_losses = _losses_without_edges(judge, circuit)
   edges = [
     {
