@@ -108,35 +108,39 @@ def _help(description: str, program: str) -> str:
   return "\n".join(lines)
 
 
-def load_config(path: str, overrides: Sequence[str] = ()) -> config_lib.Config:
+def load_config(
+  path: str, overrides: Sequence[str] = (), kind: type = config_lib.Config
+) -> Any:
   """Returns the validated config of a file, with overrides applied.
 
   Args:
     path: a Python file with `get_config()`, whole or partial.
     overrides: `--config.a.b=VALUE` as typed.
+    kind: the dataclass it describes.
 
   Raises:
     InputError: if the file cannot be run or a field is not accepted.
   """
-  return _overridden(_file_config(path).to_dict(), overrides)
+  return _overridden(_file_config(path).to_dict(), overrides, kind)
 
 
 def override(
   config: config_lib.Config, overrides: Sequence[str]
 ) -> config_lib.Config:
   """Returns a config with `--config.a.b=VALUE` applied, validated."""
-  return _overridden(config_lib.to_config_dict(config).to_dict(), overrides)
+  values = config_lib.to_config_dict(config).to_dict()
+  return _overridden(values, overrides, config_lib.Config)
 
 
 def _overridden(
-  values: dict[str, Any], overrides: Sequence[str]
-) -> config_lib.Config:
+  values: dict[str, Any], overrides: Sequence[str], kind: type
+) -> Any:
   for text in overrides:
     name, equals, value = text.removeprefix("--config.").partition("=")
     if not equals:
       raise errors.InputError(f"{text} has no value; need {text}=VALUE")
-    _set(values, name, _literal(name, value))
-  return config_lib.from_config_dict(values)
+    _set(values, name, _literal(name, value, kind))
+  return config_lib.from_dict(kind, values)
 
 
 def _file_config(path: str) -> ml_collections.ConfigDict:
@@ -168,9 +172,9 @@ def _file_config(path: str) -> ml_collections.ConfigDict:
   return config
 
 
-def _literal(name: str, text: str) -> Any:
+def _literal(name: str, text: str, config_kind: type) -> Any:
   """Returns the value that `text` means for the field `name`."""
-  kind = _field_type(name)
+  kind = _field_type(name, config_kind)
   if kind is str:
     return text
   if kind is bool and text.lower() in ("true", "false"):
@@ -183,8 +187,8 @@ def _literal(name: str, text: str) -> Any:
     return text
 
 
-def _field_type(name: str) -> Any:
-  kind: Any = config_lib.Config
+def _field_type(name: str, config_kind: type) -> Any:
+  kind: Any = config_kind
   for part in name.split("."):
     kind = (
       typing.get_type_hints(kind).get(part)

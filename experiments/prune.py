@@ -4,7 +4,8 @@
     --workdir=runs/circuits
 
 The same command again resumes and repeats nothing. Writes a circuit directory
-per task, circuits.csv, circuits.json, curves.png and a page, report.html.
+per task, with its evidence, circuits.csv, circuits.json, curves.png and a page,
+report.html.
 """
 
 import pathlib
@@ -21,6 +22,7 @@ from sparse_jax import (
   report,
   search,
   tasks,
+  trust,
 )
 from sparse_jax import config as config_lib
 
@@ -42,6 +44,9 @@ _STORAGE = flags.DEFINE_string(
 _BELOW_GATE = flags.DEFINE_bool(
   "below_gate", False, "Also prune tasks the model has not learned; marked."
 )
+_TRUST = flags.DEFINE_bool(
+  "trust", True, "Whether every circuit gets its evidence: minutes each."
+)
 
 
 def load_config(
@@ -59,6 +64,8 @@ def main(overrides: list[str]) -> int | None:
   for name in ("model", "workdir"):
     if not getattr(flags.FLAGS, name):
       raise errors.InputError(f"--{name} is missing; need a directory")
+  # Real prompts are looked for in what the model was not trained on, if known.
+  has_run = checkpoint.load_run(_MODEL.value) is not None
   config = load_config(_MODEL.value, _CONFIG.value, overrides)
   workdir = pathlib.Path(_WORKDIR.value)
   model, params = checkpoint.load_model(_MODEL.value)
@@ -80,8 +87,24 @@ def main(overrides: list[str]) -> int | None:
     print("no task is left; --below_gate prunes what is not learned, marked")
     return 1
 
+  by_name = {task.name: task for task in chosen}
+
   def save(circuit):
     circuit.metrics["learned"] = learned[circuit.task]
+    if _TRUST.value:
+      task = by_name[circuit.task]
+      circuit.metrics["trust"] = trust.measure(
+        model,
+        params,
+        circuit,
+        task,
+        trust.Trust(
+          config.prune,
+          means,
+          config.seed,
+          trust.natural_prompts(task, config) if has_run else None,
+        ),
+      )
     circuit.save(workdir / circuit.task)
 
   with files.exclusive(workdir):
@@ -107,7 +130,11 @@ def main(overrides: list[str]) -> int | None:
       ],
       title="Circuits",
     )
-  print(f"\n{circuit_table.text(rows)}\n\nreport: {workdir / 'report.html'}")
+  print(f"\n{circuit_table.text(rows)}")
+  if _TRUST.value:
+    for name, circuit in circuits.items():
+      print(f"\n{name}\n{trust.summary(circuit.metrics['trust'])}")
+  print(f"\nreport: {workdir / 'report.html'}")
   return None
 
 

@@ -12,11 +12,7 @@ and say why.
 import concurrent.futures
 import dataclasses
 import functools
-import importlib.metadata
 import math
-import os
-import pathlib
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +27,7 @@ from sparse_jax import (
   host,
   prune,
   rules,
+  runs,
   select,
   sites,
   train,
@@ -39,8 +36,7 @@ from sparse_jax import (
 from sparse_jax import model as model_lib
 from sparse_jax import peers as peers_lib
 
-# Of the memory that is free, so that what else goes on still fits.
-_MEMORY_SHARE = 0.5
+_MASK_STEPS_PER_CALL = 2
 _SAMPLES_A_ROUND = 3
 
 Sampler = Callable[[], list[float]]  # Runs a few times, returns seconds each.
@@ -127,7 +123,7 @@ class MaskShape:
     num_sequences: prompts a step, both sides of the pairs.
     length: tokens a prompt.
     vocab_size: tokens of the vocabulary.
-    max_runs: most mask trainings in one program.
+    num_runs: mask trainings in one program.
   """
 
   n_layer: int = 2
@@ -135,7 +131,7 @@ class MaskShape:
   num_sequences: int = 32
   length: int = 24
   vocab_size: int = 2048
-  max_runs: int = 16
+  num_runs: int = 16
 
   def __str__(self) -> str:
     return (
@@ -489,8 +485,13 @@ def measure_abs_top_k(num_rows: int, width: int, rounds: int) -> list[Figure]:
   ]
 
 
-def _mask_arguments(shape: MaskShape, num_runs: int) -> tuple[Any, ...]:
-  """Returns (model, states, params, means, sequences, settings)."""
+def _mask_program(
+  shape: MaskShape,
+) -> tuple[runs.Program, model_lib.Params, prune.Sequences]:
+  """Returns the program that the search would train so many masks with.
+
+  With its parameters and the batches of a call.
+  """
   config = Shape(
     n_layer=shape.n_layer,
     d_model=shape.d_model,
@@ -500,69 +501,64 @@ def _mask_arguments(shape: MaskShape, num_runs: int) -> tuple[Any, ...]:
   ).config()
   model = model_lib.Model(config.model, config.sparsity)
   params = jax.jit(model.init)(jax.random.key(0))
-  defaults = config.prune
+  settings = dataclasses.replace(
+    config.prune,
+    steps=_MASK_STEPS_PER_CALL,
+    batch_size=shape.num_sequences // 2,
+  )
   values = {
-    "k_coef": defaults.k_coefs[0],
+    "k_coef": settings.k_coefs[0],
     **{
-      name: getattr(defaults, name)
+      name: getattr(settings, name)
       for name in prune.Setting._fields
       if name not in ("k_coef", "seed")
     },
   }
-  settings = prune.Setting(
-    **{name: jnp.full(num_runs, value) for name, value in values.items()},
-    seed=jnp.arange(num_runs),
+  many = prune.Setting(
+    **{name: jnp.full(shape.num_runs, value) for name, value in values.items()},
+    seed=jnp.arange(shape.num_runs),
   )
-  states = jax.vmap(
-    lambda s: prune.init_prune(
-      model.config, defaults.sites, s, steps=defaults.steps
-    )
-  )(settings)
   rng = np.random.default_rng(0)
   means = {
     name: jnp.asarray(
       0.02
       * rng.normal(
         size=(
-          num_runs,
+          shape.num_runs,
           sites.num_rows(name, shape.n_layer),
           model.config.width(name),
         )
       ),
       jnp.float32,
     )
-    for name in defaults.sites
+    for name in settings.sites
   }
   token = lambda *size: jnp.asarray(rng.integers(0, shape.vocab_size, size))
-  rows = num_runs, shape.num_sequences
+  rows = shape.num_runs, shape.num_sequences
   sequences = prune.Sequences(
     tokens=token(*rows, shape.length),
     positions=jnp.full(rows, shape.length - 1),
     right=token(*rows),
     wrong=token(*rows),
   )
-  return model, states, params, means, sequences, settings
-
-
-def _mask_program(shape: MaskShape) -> tuple[Any, Any, tuple[Any, ...], int]:
-  """Returns (program, states, other arguments, runs): as many runs as fit."""
-  free = host.free_memory()
-  num_runs = shape.max_runs
-  steps = config_lib.PruneConfig().steps
-  while True:
-    model, states, *arguments = _mask_arguments(shape, num_runs)
-    step = jax.vmap(
-      functools.partial(prune.prune_step, model, steps),
-      in_axes=(0, None, 0, 0, 0),
-    )
-    program = (
-      jax.jit(step, donate_argnums=0).lower(states, *arguments).compile()
-    )
-    needed = peak_bytes(program)
-    if num_runs == 1 or needed <= _MEMORY_SHARE * free:
-      return program, states, tuple(arguments), num_runs
-    fitting = int(num_runs * _MEMORY_SHARE * free / needed)
-    num_runs = max(1, min(num_runs - 1, fitting))
+  program = runs.compile_runs(
+    model,
+    params,
+    settings,
+    (many, means, sequences),
+    0,
+    None,
+    shape.num_runs,
+  )
+  repeated = np.resize(np.arange(shape.num_runs), program.num_runs)
+  batches = runs.draw_batches(
+    settings,
+    jax.tree.map(lambda x: x[repeated], sequences),
+    0,
+    0,
+    program.num_steps,
+  )
+  return program, params, batches
 
 
 def measure_mask_step(
@@ -581,14 +577,18 @@ def measure_mask_step(
     rounds: of the interleaving.
     peer_steps: steps that the peer takes its own median of, each round.
   """
-  program, states, arguments, num_runs = _mask_program(shape)
+  program, params, batches = _mask_program(shape)
+  states = program.init()
 
   def once() -> list[float]:
     nonlocal states
     start = time.perf_counter()
-    states, _ = program(states, *arguments)
+    states, _ = program.advance(states, params, batches)
     jax.block_until_ready(states)
-    return [(time.perf_counter() - start) / num_runs]
+    # Runs that only fill up the last group do not count.
+    return [
+      (time.perf_counter() - start) / (shape.num_runs * program.num_steps)
+    ]
 
   once()
   samplers = {
@@ -602,12 +602,16 @@ def measure_mask_step(
   return [
     Figure(
       name="mask-steps/s over PyTorch, eager",
-      shape=f"{shape}, {num_runs} runs at once",
+      shape=f"{shape}, {shape.num_runs} runs, {program.group} side by side",
       value=medians["eager"] / medians["mask_step"] if found else None,
       mark=mark,
       note=failed.get("eager", ""),
       details=_as_details(medians)
-      | {"runs": num_runs, "peak_bytes": peak_bytes(program)},
+      | {
+        "runs": shape.num_runs,
+        "group": program.group,
+        "peak_bytes": program.peak_bytes,
+      },
     )
   ]
 
@@ -660,7 +664,9 @@ def cpu_plan() -> Plan:
     ),
     masks=(
       MaskShape(),
-      MaskShape(n_layer=4, d_model=256, num_sequences=128, length=64),
+      MaskShape(
+        n_layer=4, d_model=256, num_sequences=128, length=64, num_runs=4
+      ),
     ),
   )
 
@@ -692,7 +698,7 @@ def short_plan() -> Plan:
         num_sequences=4,
         length=8,
         vocab_size=64,
-        max_runs=2,
+        num_runs=2,
       ),
     ),
     num_entries=4096,
@@ -745,37 +751,10 @@ def measurements(
 
 
 def environment(peers: peers_lib.Peers) -> dict[str, Any]:
-  """Returns machine and versions."""
-  device = jax.local_devices()[0]
-  packages = ("jax", "jaxlib", "flax", "optax", "numpy")
-  return {
-    "machine": {
-      "processor": _processor(),
-      "cores": len(os.sched_getaffinity(0))
-      if hasattr(os, "sched_getaffinity")
-      else os.cpu_count(),
-      "free_bytes": host.free_memory(),
-      "load_average": os.getloadavg(),
-      "platform": platform.platform(),
-      "backend": jax.default_backend(),
-      "device": device.device_kind,
-    },
-    "versions": {
-      "python": platform.python_version(),
-      **{name: importlib.metadata.version(name) for name in packages},
-      "torch": peers_lib.torch_version(peers),
-    },
-  }
-
-
-def _processor() -> str:
-  try:
-    text = pathlib.Path("/proc/cpuinfo").read_text()
-  except OSError:
-    return platform.processor()
-  lines = (line for line in text.splitlines() if "model name" in line)
-  name = next(lines, "").partition(":")[2].strip()
-  return name or platform.processor()
+  """Returns machine and versions, PyTorch's with them."""
+  found = host.environment()
+  found["versions"]["torch"] = peers_lib.torch_version(peers)
+  return found
 
 
 def table(figures: Sequence[Figure]) -> str:

@@ -143,6 +143,7 @@ class Circuit:
     means: per gated site `[layers, width]` float32, values of closed nodes.
     edges: as in circuit.json.
     metrics: figures by name; losses in nats.
+    freeze_norms: whether it runs with the whole model's norms.
     details: further contents of circuit.json, by key.
   """
 
@@ -157,6 +158,7 @@ class Circuit:
   means: Mapping[str, np.ndarray]
   edges: list[dict[str, Any]]
   metrics: dict[str, Any]
+  freeze_norms: bool = False
   details: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
@@ -187,13 +189,22 @@ class Circuit:
     """The model it runs in."""
     return model_lib.Model(self.model_config, self.sparsity)
 
-  @property
-  def tap(self) -> model_lib.Tap:
-    """The tap that ablates everything outside the circuit."""
-    return taps.gate(
+  def tap(self, params: model_lib.Params, tokens: jax.Array) -> model_lib.Tap:
+    """Returns the tap that ablates everything outside the circuit.
+
+    Args:
+      params: parameters of the model it was cut from.
+      tokens: int `[B, L]`, what it is going to run on.
+    """
+    tap = taps.gate(
       jax.tree.map(jnp.asarray, dict(self.node_mask)),
       jax.tree.map(jnp.asarray, dict(self.means)),
     )
+    if not self.freeze_norms:
+      return tap
+    full: dict[str, jax.Array] = {}
+    self.model.residual(params, tokens, taps.record(full))
+    return taps.compose(taps.freeze_norms(full), tap)
 
   def apply(self, params: model_lib.Params, tokens: jax.Array) -> jax.Array:
     """Returns the circuit's logits: the model with everything else ablated.
@@ -205,7 +216,7 @@ class Circuit:
     Returns:
       float32 `[B, L, V]`, times the fitted `logit_scale`.
     """
-    logits = self.model.apply(params, tokens, self.tap)
+    logits = self.model.apply(params, tokens, self.tap(params, tokens))
     return self.logit_scale * logits
 
   def save(self, directory: files.PathLike) -> None:
@@ -228,6 +239,7 @@ class Circuit:
           "model": config_lib.to_dict(self.model_config),
           "sparsity": config_lib.to_dict(self.sparsity),
           "ablation": self.ablation,
+          "freeze_norms": self.freeze_norms,
           "target_loss": self.target_loss,
           "logit_scale": self.logit_scale,
           "sites": list(self.node_mask),

@@ -382,6 +382,9 @@ class PruneConfig:
     curve_targets: further target losses whose circuit sizes are reported.
     ablation: value of a closed node: its mean over the pretraining
       distribution, over the task's prompts, or zero.
+    freeze_norms: whether a circuit runs with every RMS norm's scale held at the
+      whole model's on the same prompt, so that no circuit can live on what
+      ablation does to the norms (FACTS 3.2).
     sites: sites whose channels are gated.
     target_loss: task loss the discretised circuit has to reach, in nats.
     selection_margin: share of the target that validation pairs have to meet;
@@ -413,6 +416,7 @@ class PruneConfig:
   edge_steps: int = 200
   curve_targets: tuple[float, ...] = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
   ablation: str = "mean_pretrain"
+  freeze_norms: bool = False
   sites: tuple[str, ...] = sites.LAYER_NODE_SITES
   target_loss: float = 0.15
   selection_margin: float = 1.0
@@ -610,6 +614,31 @@ def resolve(config: Config, vocab_size: int) -> Config:
 def to_dict(config) -> dict[str, Any]:
   """Returns nested plain dicts, fit for JSON."""
   return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def first_difference(
+  mine: Mapping[str, Any], theirs: Any
+) -> tuple[str, Any, Any] | None:
+  """Returns (field, their value, mine) of the first field that differs.
+
+  Args:
+    mine: nested dicts, as `to_dict` returns them.
+    theirs: likewise, of another run; fields it lacks are None, others than mine
+      are not looked at.
+  """
+  theirs = dict(_flat(theirs)) if isinstance(theirs, Mapping) else {}
+  for name, value in _flat(mine):
+    if theirs.get(name) != value:
+      return name, theirs.get(name), value
+  return None
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = ""):
+  for name, value in tree.items():
+    if isinstance(value, Mapping):
+      yield from _flat(value, f"{prefix}{name}.")
+    else:
+      yield prefix + name, value
 
 
 def to_config_dict(config: Config | None = None) -> ml_collections.ConfigDict:

@@ -7,13 +7,13 @@ if only these nodes are kept? `Judge` answers it.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparse_jax import calibrate, paths, prune, taps
+from sparse_jax import calibrate, paths, prune
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import model as model_lib
 
@@ -25,46 +25,65 @@ _MAX_SINGLY = 400
 _AROUND = (0.3, 0.45, 0.6, 0.75, 0.9, 1.0, 1.3, 2.0)
 
 
-def mask_losses(
+class Scores(NamedTuple):
+  """What several masks reach, each with a calibration of its own.
+
+  Attributes:
+    losses: task loss in nats, `[masks]`.
+    gaps: calibrated logit gaps, `[masks, S]`.
+    calibrations: each field `[masks]`.
+  """
+
+  losses: jax.Array
+  gaps: jax.Array
+  calibrations: calibrate.Calibration
+
+
+def score_masks(
   model: model_lib.Model,
   shifts: bool,
+  freeze_norms: bool,
   params: model_lib.Params,
   means: prune.SiteArrays,
   masks: prune.SiteArrays,
   sequences: prune.Sequences,
-) -> tuple[jax.Array, calibrate.Calibration]:
-  """Returns (losses, calibrations) of several masks, each `[masks]`.
+) -> Scores:
+  """Returns the scores of several masks.
 
   Args:
     model: the model.
     shifts: whether the calibration fits a shift.
+    freeze_norms: see `prune.circuit_tap`.
     params: its parameters.
     means: ablation values, per site `[layers, width]`.
     masks: per site `[masks, layers, width]`.
     sequences: what the calibration is fitted and the loss measured on.
   """
-  gap_of = lambda mask: prune.answer_gap(
-    model, params, sequences, taps.gate(mask, means)
-  )
-  return calibrated_losses(jax.lax.map(gap_of, masks), sequences, shifts)
+
+  def gap_of(mask):
+    tap = prune.circuit_tap(model, params, sequences, mask, means, freeze_norms)
+    return prune.answer_gap(model, params, sequences, tap)
+
+  return score_gaps(jax.lax.map(gap_of, masks), sequences, shifts)
 
 
-def calibrated_losses(
+def score_gaps(
   gaps_MxS: jax.Array, sequences: prune.Sequences, shifts: bool
-) -> tuple[jax.Array, calibrate.Calibration]:
-  """Returns (losses, calibrations) of rows of logit gaps, each `[M]`."""
+) -> Scores:
+  """Returns the scores of rows of logit gaps, each row calibrated."""
   sign_S = calibrate.answer_sign(sequences.right, sequences.wrong)
 
   def one(gap_S):
     found = calibrate.fit(gap_S, sign_S, shifts)
-    return prune.gap_loss(calibrate.calibrate(gap_S, sign_S, found)), found
+    gap_S = calibrate.calibrate(gap_S, sign_S, found)
+    return Scores(prune.gap_loss(gap_S), gap_S, found)
 
   return jax.vmap(one)(gaps_MxS)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "shifts"))
-def _jitted_mask_losses(model, shifts, *args):
-  return mask_losses(model, shifts, *args)
+@functools.partial(jax.jit, static_argnames=("model", "shifts", "freeze_norms"))
+def _jitted_score_masks(model, shifts, freeze_norms, *args):
+  return score_masks(model, shifts, freeze_norms, *args)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +96,7 @@ class Judge:
     means: ablation values, per site `[layers, width]`.
     shifts: whether calibrations fit a shift.
     sequences: what calibrations are fitted and losses measured on.
+    freeze_norms: see `prune.circuit_tap`.
   """
 
   model: model_lib.Model
@@ -84,6 +104,19 @@ class Judge:
   means: prune.SiteArrays
   shifts: bool
   sequences: prune.Sequences
+  freeze_norms: bool = False
+
+  def tap(
+    self,
+    params: model_lib.Params,
+    sequences: prune.Sequences,
+    gates: prune.SiteArrays,
+    means: prune.SiteArrays,
+  ) -> model_lib.Tap:
+    """Returns the tap of a circuit; arguments are traced ones, inside a jit."""
+    return prune.circuit_tap(
+      self.model, params, sequences, gates, means, self.freeze_norms
+    )
 
   @property
   def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -94,28 +127,33 @@ class Judge:
     self, masks: prune.SiteArrays
   ) -> tuple[np.ndarray, list[calibrate.Calibration]]:
     """Returns losses `[masks]` and calibrations of per site `[masks, …]`."""
+    found = self.scores(masks)
+    pairs = zip(*found.calibrations, strict=True)
+    return found.losses, [
+      calibrate.Calibration(float(a), float(b)) for a, b in pairs
+    ]
+
+  def scores(self, masks: prune.SiteArrays) -> Scores:
+    """Returns the scores of per site `[masks, …]`, on the host."""
     total = len(next(iter(masks.values())))
-    losses, scales, shifts = [], [], []
+    parts = []
     for start in range(0, total, _MASKS_PER_CALL):
       stop = start + _MASKS_PER_CALL
       rows = np.resize(np.arange(start, min(total, stop)), _MASKS_PER_CALL)
       part = {name: np.asarray(mask)[rows] for name, mask in masks.items()}
-      loss, found = _jitted_mask_losses(
-        self.model,
-        self.shifts,
-        self.params,
-        self.means,
-        part,
-        self.sequences,
+      parts.append(
+        _jitted_score_masks(
+          self.model,
+          self.shifts,
+          self.freeze_norms,
+          self.params,
+          self.means,
+          part,
+          self.sequences,
+        )
       )
-      losses.append(np.asarray(loss))
-      scales.append(np.asarray(found.scale))
-      shifts.append(np.asarray(found.shift))
-    flat = lambda parts: np.concatenate(parts)[:total]
-    pairs = zip(flat(scales), flat(shifts), strict=True)
-    return flat(losses), [
-      calibrate.Calibration(float(a), float(b)) for a, b in pairs
-    ]
+    flat = lambda *leaves: np.concatenate([np.asarray(x) for x in leaves])
+    return jax.tree.map(lambda *leaves: flat(*leaves)[:total], *parts)
 
   def on(self, sequences: prune.Sequences) -> "Judge":
     """Returns a judge by these sequences."""
@@ -249,8 +287,8 @@ def flat_nodes(node_mask: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def leave_one_out(
   judge: Judge, node_mask: Mapping[str, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns a circuit's nodes as flat indices, and the loss without each.
+) -> tuple[np.ndarray, Scores]:
+  """Returns a circuit's nodes as flat indices, and the scores without each.
 
   The calibration is fitted again each time.
   """
@@ -259,7 +297,7 @@ def leave_one_out(
   flat = np.concatenate([np.ravel(node_mask[n]) for n in shapes])
   without = np.repeat(flat[None], len(nodes), 0)
   without[np.arange(len(nodes)), nodes] = False
-  return nodes, judge(prune.unflatten(shapes, without))[0]
+  return nodes, judge.scores(prune.unflatten(shapes, without))
 
 
 def importance_order(
@@ -271,8 +309,8 @@ def importance_order(
   is a poorer guide among the last nodes: it saturates, and masks are trained
   for a cost per node and not for a target.
   """
-  nodes, losses = leave_one_out(judge, node_mask)
-  return nodes[np.argsort(-losses, kind="stable")]
+  nodes, without = leave_one_out(judge, node_mask)
+  return nodes[np.argsort(-without.losses, kind="stable")]
 
 
 def rank(candidate: Candidate) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sparse_jax import calibrate, discretise, metrics, prune, sites, taps
+from sparse_jax import calibrate, discretise, metrics, prune, sites
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
 from sparse_jax import model as model_lib
@@ -126,7 +126,8 @@ def find_needed(
         for p, t in tau.items()
       }
       masked = mask_edges(params, gates, means)
-      gap = prune.answer_gap(model, masked, batch, taps.gate(nodes, means))
+      tap = judge.tap(params, batch, nodes, means)
+      gap = prune.answer_gap(model, masked, batch, tap)
       cost = sum(jnp.sum(g * allowed[p]) for p, g in gates.items())
       return prune.gap_loss(gap, scale) + setting.k_coef * cost, cost
 
@@ -149,19 +150,36 @@ def find_needed(
   return _discretise(judge, candidate, kept, tau, state, target)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "shifts"))
-def edge_losses(model, shifts, params, means, nodes, gates, sequences):
-  """Returns (losses, calibrations) of several edge masks.
+def score_edges(
+  judge: discretise.Judge, nodes: prune.SiteArrays, gates: EdgeArrays
+) -> discretise.Scores:
+  """Returns the `discretise.Scores` of several edge masks.
 
-  Like `discretise.mask_losses`, with the nodes fixed and `gates` by matrix
+  Like `discretise.score_masks`, with the nodes fixed and `gates` by matrix
   `[masks, layer, in, out]`.
   """
-  tap = taps.gate(nodes, means)
+  return _score_edges(
+    judge.model,
+    judge.shifts,
+    judge.freeze_norms,
+    judge.params,
+    judge.means,
+    nodes,
+    gates,
+    judge.sequences,
+  )
+
+
+@functools.partial(jax.jit, static_argnames=("model", "shifts", "freeze_norms"))
+def _score_edges(
+  model, shifts, freeze_norms, params, means, nodes, gates, sequences
+):
+  tap = prune.circuit_tap(model, params, sequences, nodes, means, freeze_norms)
   gap_of = lambda gate: prune.answer_gap(
     model, mask_edges(params, gate, means), sequences, tap
   )
   gaps_MxS = jax.lax.map(gap_of, gates)
-  return discretise.calibrated_losses(gaps_MxS, sequences, shifts)
+  return discretise.score_gaps(gaps_MxS, sequences, shifts)
 
 
 def _discretise(judge, candidate, kept, tau, state, target):
@@ -184,16 +202,8 @@ def _discretise(judge, candidate, kept, tau, state, target):
 
   def losses_of(counts):
     gates = {p: m.astype(np.float32) for p, m in masks(counts).items()}
-    losses, _ = edge_losses(
-      judge.model,
-      judge.shifts,
-      judge.params,
-      judge.means,
-      nodes,
-      gates,
-      judge.sequences,
-    )
-    return np.asarray(losses)
+    scores = score_edges(judge, nodes, gates)
+    return np.asarray(scores.losses)
 
   count = discretise.smallest_count(
     losses_of, len(order), target, max(1, len(order) * 2 // 3)
@@ -250,7 +260,7 @@ def measure(
   @jax.jit
   def gap_function(params, means, gates, nodes, sequences):
     masked = mask_edges(params, gates, means)
-    tap = taps.gate(nodes, means)
+    tap = judge.tap(params, sequences, nodes, means)
     return prune.answer_gap(judge.model, masked, sequences, tap)
 
   gap_of = lambda sequences: gap_function(

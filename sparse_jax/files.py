@@ -16,6 +16,10 @@ from sparse_jax import errors
 PathLike = str | os.PathLike
 
 
+class InUseError(errors.InputError):
+  """Another process holds a directory."""
+
+
 @contextlib.contextmanager
 def disk_errors(path: PathLike) -> Iterator[None]:
   """Turns an OSError while writing into an InputError that names the path."""
@@ -149,7 +153,7 @@ def exclusive(directory: PathLike) -> Iterator[None]:
   """Holds a work directory for this process alone.
 
   Raises:
-    InputError: if another process holds it.
+    InUseError: if another process holds it.
   """
   directory = pathlib.Path(directory)
   with disk_errors(directory):
@@ -159,7 +163,7 @@ def exclusive(directory: PathLike) -> Iterator[None]:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as e:
-      raise errors.InputError(
+      raise InUseError(
         f"{directory} is in use by another process; wait for it or choose"
         " another --workdir"
       ) from e

@@ -14,7 +14,6 @@ from sparse_jax import (
   edge_masks,
   prune,
   sites,
-  taps,
 )
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
@@ -51,7 +50,7 @@ def measure(
   # As arguments: what a program closes over, XLA would fold at compile time.
   gap_function = jax.jit(
     lambda params, means, test, gates: prune.answer_gap(
-      model, params, test, taps.gate(gates, means)
+      model, params, test, judge.tap(params, test, gates, means)
     )
   )
   gap_of = lambda gates: gap_function(params, means, test, gates)
@@ -92,6 +91,7 @@ def measure(
     model_config=model.config,
     sparsity=model.sparsity,
     ablation=config.ablation,
+    freeze_norms=config.freeze_norms,
     target_loss=config.target_per_side,
     logit_scale=best.calibration.scale,
     node_mask=best.node_mask,

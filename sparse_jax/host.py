@@ -2,8 +2,11 @@
 
 import contextlib
 import ctypes
+import importlib.metadata
 import os
 import pathlib
+import platform
+from typing import Any
 
 import jax
 
@@ -60,3 +63,36 @@ def free_memory() -> int:
       if line.startswith("MemAvailable:"):
         return int(line.split()[1]) * 1024
   return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def environment() -> dict[str, Any]:
+  """Returns the machine and the versions of what computes on it."""
+  device = jax.local_devices()[0]
+  packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+  return {
+    "machine": {
+      "processor": _processor(),
+      "cores": len(os.sched_getaffinity(0))
+      if hasattr(os, "sched_getaffinity")
+      else os.cpu_count(),
+      "free_bytes": free_memory(),
+      "load_average": os.getloadavg(),
+      "platform": platform.platform(),
+      "backend": jax.default_backend(),
+      "device": device.device_kind,
+    },
+    "versions": {
+      "python": platform.python_version(),
+      **{name: importlib.metadata.version(name) for name in packages},
+    },
+  }
+
+
+def _processor() -> str:
+  try:
+    text = pathlib.Path("/proc/cpuinfo").read_text()
+  except OSError:
+    return platform.processor()
+  lines = (line for line in text.splitlines() if "model name" in line)
+  name = next(lines, "").partition(":")[2].strip()
+  return name or platform.processor()

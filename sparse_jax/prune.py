@@ -112,6 +112,33 @@ def answer_gap(
   return logits_Sx2[:, 0] - logits_Sx2[:, 1]
 
 
+def circuit_tap(
+  model: model_lib.Model,
+  params: model_lib.Params,
+  sequences: Sequences,
+  gates: SiteArrays,
+  means: SiteArrays,
+  freeze_norms: bool = False,
+) -> model_lib.Tap:
+  """Returns the tap that runs a circuit on these sequences.
+
+  Args:
+    model: the model.
+    params: its parameters.
+    sequences: what it is going to run on.
+    gates: per site `[layers, width]`, 1 for open nodes.
+    means: ablation values, per site `[layers, width]`.
+    freeze_norms: whether norms keep the scales that they have in the whole
+      model, which then runs first.
+  """
+  tap = taps.gate(gates, means)
+  if not freeze_norms:
+    return tap
+  full: dict[str, jax.Array] = {}
+  answer_gap(model, params, sequences, taps.record(full))
+  return taps.compose(taps.freeze_norms(full), tap)
+
+
 def gap_loss(gap_S: jax.Array, scale: jax.Array | float = 1.0) -> jax.Array:
   """Returns the task loss: mean cross-entropy of the two answers, in nats.
 
@@ -228,6 +255,7 @@ def prune_step(
   setting: Setting,
   site_costs: Mapping[str, float] | None = None,
   allowed: SiteArrays | None = None,
+  freeze_norms: bool = False,
 ) -> tuple[PruneState, dict[str, jax.Array]]:
   """One step of one run: pure; `vmap` it over states and settings.
 
@@ -245,6 +273,7 @@ def prune_step(
       where nothing is said.
     allowed: per site `[layers, width]` bool, nodes that may be open; None is
       all.
+    freeze_norms: see `circuit_tap`.
 
   Returns:
     The state after it, and scalars `task_loss` in nats and `open_gates`.
@@ -252,7 +281,8 @@ def prune_step(
 
   def objective(tau):
     gates = {k: gate(v, setting.temperature) for k, v in tau.items()}
-    gap = answer_gap(model, params, sequences, taps.gate(gates, means))
+    tap = circuit_tap(model, params, sequences, gates, means, freeze_norms)
+    gap = answer_gap(model, params, sequences, tap)
     counts = {name: jnp.sum(g) for name, g in gates.items()}
     cost = sum((site_costs or {}).get(n, 1.0) * c for n, c in counts.items())
     loss = gap_loss(gap)

@@ -144,7 +144,7 @@ def load_circuit(
   )
   gap = jax.jit(prune.answer_gap, static_argnums=(0, 3))
   full_S = gap(model, params, sequences, None)
-  pruned_S = gap(model, params, sequences, made.tap)
+  pruned_S = gap(model, params, sequences, made.tap(params, sequences.tokens))
   made.metrics.update(
     num_nodes=made.num_nodes,
     num_edges=made.num_edges,

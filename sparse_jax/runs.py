@@ -1,12 +1,13 @@
-"""Many mask trainings as one program, as many at once as memory allows.
+"""Many mask trainings as one program over shared weights.
 
-Runs may differ in task, setting and seed; they share the weights. The number a
-program holds is decided by the memory its compiled form asks for.
+Runs may differ in task, setting and seed. They go through a program in groups
+that are trained side by side; how large a group is, is decided by the memory
+that the compiled program asks for.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,9 @@ from sparse_jax import model as model_lib
 _STEPS_PER_CALL = 25
 # Of the memory that is free, so that what else goes on still fits.
 _MEMORY_SHARE = 0.5
+# On CPU, where runs side by side win little and lose as soon as their
+# temporaries leave the caches for good (docs/performance.md).
+_CPU_BYTES = 512 << 20
 
 
 def stack(trees: Sequence[Any]) -> Any:
@@ -57,33 +61,108 @@ def train_masks(
     States on the host, each leaf `[runs, …]`.
   """
   total = len(settings.k_coef)
-  at_once = total
+  group = total
   program = None
-  done: list[prune.PruneState] = []
-  finished = 0
   with metrics.progress_bar(total * config.steps, 0, description) as bar:
-    while finished < total:
-      at_once = min(at_once, total)
-      rows = np.resize(
-        np.arange(finished, min(finished + at_once, total)), at_once
-      )
-      part = jax.tree.map(lambda x, r=rows: x[r], (settings, means, sequences))
+    while True:
       try:
-        if program is None:
-          program, at_once = _fit_program(
-            model, params, config, part, allowed, seed, at_once
-          )
-          continue
-        states = _train(program, params, config, part, allowed, seed, bar)
+        program = program or compile_runs(
+          model,
+          params,
+          config,
+          (settings, means, sequences),
+          seed,
+          allowed,
+          group,
+        )
+        states = _train(program, params, config, sequences, seed, bar)
+        break
       except jax.errors.JaxRuntimeError as e:
-        if "RESOURCE_EXHAUSTED" not in str(e) or at_once == 1:
+        if "RESOURCE_EXHAUSTED" not in str(e) or group == 1:
           raise
-        at_once, program = at_once // 2, None
-        continue
-      count = min(at_once, total - finished)
-      done.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], states))
-      finished += count
-  return jax.tree.map(lambda *leaves: np.concatenate(leaves), *done)
+        group = (program.group if program else group) // 2
+        program = None
+        bar.reset()
+  return jax.tree.map(lambda x: np.asarray(x)[:total], states)
+
+
+class Program(NamedTuple):
+  """A compiled training of runs.
+
+  Attributes:
+    init: returns the first states.
+    advance: `(states, params, batches)` to states after several steps and logs.
+    group: runs that are trained side by side.
+    num_runs: all runs, a multiple of `group`; those past the real ones repeat.
+    num_steps: steps a call.
+    peak_bytes: temporaries and arguments, as the compiler plans them.
+  """
+
+  init: Callable[[], prune.PruneState]
+  advance: Callable[..., tuple[prune.PruneState, dict[str, jax.Array]]]
+  group: int
+  num_runs: int
+  num_steps: int
+  peak_bytes: int
+
+
+def compile_runs(
+  model: model_lib.Model,
+  params: model_lib.Params,
+  config: config_lib.PruneConfig,
+  parts: tuple[prune.Setting, prune.SiteArrays, prune.Sequences],
+  seed: int,
+  allowed: Mapping[str, np.ndarray] | None,
+  group: int,
+) -> Program:
+  """Returns the program of the largest groups, at most `group`, that fit.
+
+  Args:
+    model: the frozen model.
+    params: its parameters.
+    config: steps, batch size, sites and their costs.
+    parts: settings, ablation values and sequences, each leaf `[runs, …]`.
+    seed: of the batches.
+    allowed: per site `[layers, width]` bool, nodes that may be open.
+    group: runs side by side at most.
+  """
+  total = len(parts[0].k_coef)
+  limit = _MEMORY_SHARE * host.free_memory()
+  if jax.default_backend() == "cpu":
+    limit = min(limit, _CPU_BYTES)
+  if allowed is not None:
+    allowed = {name: jnp.asarray(allowed[name]) for name in config.sites}
+  num_steps = min(_STEPS_PER_CALL, config.steps)
+  while True:
+    num_groups = -(-total // group)
+    # As even as can be: the last group repeats as few runs as possible.
+    group = -(-total // num_groups)
+    rows = np.resize(np.arange(total), num_groups * group)
+    settings, means, sequences = jax.tree.map(lambda x, r=rows: x[r], parts)
+    init = functools.partial(_initial, model, config, settings, allowed)
+    batches = jax.eval_shape(
+      lambda s: draw_batches(config, s, seed, 0, num_steps), sequences
+    )
+    advance = functools.partial(_advance, model, config, allowed, group)
+    compiled = (
+      jax.jit(advance, donate_argnums=0)
+      .lower(jax.eval_shape(init), params, means, batches, settings)
+      .compile()
+    )
+    planned = compiled.memory_analysis()
+    size = planned.temp_size_in_bytes + planned.argument_size_in_bytes
+    if group == 1 or size <= limit:
+      return Program(
+        init=jax.jit(init),
+        advance=lambda states, params, batches: compiled(
+          states, params, means, batches, settings
+        ),
+        group=group,
+        num_runs=len(rows),
+        num_steps=num_steps,
+        peak_bytes=size,
+      )
+    group = max(1, min(group - 1, int(group * limit / size)))
 
 
 def _initial(model, config, settings, allowed):
@@ -100,25 +179,44 @@ def _initial(model, config, settings, allowed):
   return states._replace(tau=closed)
 
 
-def _advance(model, config, allowed, states, params, means, batches, settings):
+def _advance(
+  model, config, allowed, group, states, params, means, batches, settings
+):
   """Several steps of all runs; `batches` fields are `[steps, runs, S, …]`."""
-  step = jax.vmap(
-    functools.partial(
-      prune.prune_step,
+
+  def step(args):
+    state, mean, batch, setting = args
+    return prune.prune_step(
       model,
       config.steps,
+      state,
+      params,
+      mean,
+      batch,
+      setting,
       site_costs=config.cost_of_site(),
       allowed=allowed,
-    ),
-    in_axes=(0, None, 0, 0, 0),
-  )
-  body = lambda s, batch: step(s, params, means, batch, settings)
+      freeze_norms=config.freeze_norms,
+    )
+
+  def body(states, batch):
+    return jax.lax.map(step, (states, means, batch, settings), batch_size=group)
+
   states, logs = jax.lax.scan(body, states, batches)
   return states, jax.tree.map(lambda x: x[-1], logs)
 
 
-def _batches(config, sequences, seed, start, count):
-  """Returns the batches of steps `start` on, the same rows for every run."""
+def draw_batches(
+  config: config_lib.PruneConfig,
+  sequences: prune.Sequences,
+  seed: int,
+  start: int,
+  count: int,
+) -> prune.Sequences:
+  """Returns batches of steps `start` on, each field `[steps, runs, S, …]`.
+
+  Every run gets the same rows of its own pairs.
+  """
   num_pairs = sequences.tokens.shape[1] // 2
   size = min(config.batch_size, num_pairs)
   rows = np.stack(
@@ -132,61 +230,21 @@ def _batches(config, sequences, seed, start, count):
   return prune.Sequences(*map(take, sequences))
 
 
-def _compiled(model, params, config, part, allowed, seed):
-  settings, means, sequences = part
-  allowed = (
-    None
-    if allowed is None
-    else {name: jnp.asarray(allowed[name]) for name in config.sites}
-  )
-  init = functools.partial(_initial, model, config, allowed=allowed)
-  states = jax.eval_shape(init, settings)
-  count = min(_STEPS_PER_CALL, config.steps)
-  batches = jax.eval_shape(
-    lambda s: _batches(config, s, seed, 0, count), sequences
-  )
-  advance = functools.partial(_advance, model, config, allowed)
-  jitted = jax.jit(advance, donate_argnums=0)
-  return jitted.lower(states, params, means, batches, settings).compile()
-
-
-def _fit_program(model, params, config, part, allowed, seed, at_once):
-  """Returns the program of as many runs as fit, and how many they are."""
-  free = host.free_memory()
-  while True:
-    cut = jax.tree.map(lambda x, n=at_once: x[:n], part)
-    program = _compiled(model, params, config, cut, allowed, seed)
-    needed = program.memory_analysis()
-    size = needed.temp_size_in_bytes + needed.argument_size_in_bytes
-    if at_once == 1 or size <= _MEMORY_SHARE * free:
-      init = jax.jit(functools.partial(_initial, model, config))
-      return (init, program), at_once
-    at_once = max(
-      1, min(at_once - 1, int(at_once * _MEMORY_SHARE * free / size))
-    )
-
-
-def _train(program, params, config, part, allowed, seed, bar):
-  init, advance = program
-  settings, means, sequences = part
-  allowed = (
-    None
-    if allowed is None
-    else {name: jnp.asarray(allowed[name]) for name in config.sites}
-  )
-  states = init(settings, allowed)
-  runs = len(settings.k_coef)
-  count = min(_STEPS_PER_CALL, config.steps)
-  for start in range(0, config.steps, count):
+def _train(program, params, config, sequences, seed, bar):
+  total = sequences.tokens.shape[0]
+  rows = np.resize(np.arange(total), program.num_runs)
+  sequences = jax.tree.map(lambda x: x[rows], sequences)
+  states = program.init()
+  for start in range(0, config.steps, program.num_steps):
     # The last call is as long as the others; steps past the end change nothing.
-    batches = _batches(config, sequences, seed, start, count)
-    states, logs = advance(states, params, means, batches, settings)
+    batches = draw_batches(config, sequences, seed, start, program.num_steps)
+    states, logs = program.advance(states, params, batches)
     bar.set_postfix(
       loss=f"{float(jnp.min(logs['task_loss'])):.3f}",
       nodes=f"{int(jnp.min(logs['open_gates']))}",
       refresh=False,
     )
-    bar.update(runs * min(count, config.steps - start))
+    bar.update(total * min(program.num_steps, config.steps - start))
   return states
 
 

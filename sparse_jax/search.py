@@ -372,6 +372,7 @@ def find_circuits(
   Raises:
     InputError: if the study was made for another model or other settings.
   """
+  check_norms(model, config)
   if storage is None and workdir is not None:
     storage = pathlib.Path(workdir) / "search.journal"
   opened = open_storage(storage)
@@ -393,6 +394,21 @@ def find_circuits(
     if on_circuit:
       on_circuit(circuit)
   return found
+
+
+def check_norms(model: model_lib.Model, config: config_lib.PruneConfig) -> None:
+  """Checks that the model's norms can be frozen if the config says so.
+
+  Raises:
+    InputError: if they cannot.
+  """
+  can = model.config.norm == "rms" and not model.config.concatenates_positions
+  if config.freeze_norms and not can:
+    raise errors.bad_value(
+      "prune.freeze_norms",
+      True,
+      "false for models without RMS norms or with concatenated positions",
+    )
 
 
 def find_circuit(
@@ -420,7 +436,12 @@ def _judge(model, params, problem, config, num_pairs=None):
   if num_pairs is not None:
     sequences = first_pairs(sequences, num_pairs)
   return discretise.Judge(
-    model, params, problem.means, config.shift_answers, sequences
+    model,
+    params,
+    problem.means,
+    config.shift_answers,
+    sequences,
+    config.freeze_norms,
   )
 
 

@@ -137,3 +137,47 @@ def run_with_sites(
   acts: dict[str, jax.Array] = {}
   logits = model.apply(params, tokens, record(acts, sites))
   return logits, acts
+
+
+def attention_patterns(
+  model: model_lib.Model,
+  params: model_lib.Params,
+  acts: Mapping[str, jax.Array],
+) -> jax.Array:
+  """Returns where every head looks, `[layers, B, L, heads, L]`.
+
+  A row over the last axis sums to 1, less what the sink takes.
+
+  Args:
+    model: the model.
+    params: its parameters.
+    acts: `record`ed `attn.q` and `attn.k` of every layer, all positions.
+  """
+  config = model.config
+  sinks = params["layers"]["attn"].get("sink")
+  heads = lambda x: x.reshape(*x.shape[:-1], config.n_head, config.d_head)
+  batch, length = acts[site_lib.site_id("attn.q", 0)].shape[:2]
+  # Values that name their own position make attention return its pattern.
+  own = jnp.broadcast_to(
+    jnp.eye(length)[:, None], (batch, length, config.n_head, length)
+  )
+  return jnp.stack(
+    [
+      model_lib.attend(
+        heads(acts[site_lib.site_id("attn.q", layer)]),
+        heads(acts[site_lib.site_id("attn.k", layer)]),
+        own,
+        None if sinks is None else sinks[layer],
+      )
+      for layer in range(config.n_layer)
+    ]
+  )
+
+
+def attention_sites(n_layer: int) -> list[str]:
+  """Returns the names of what `attention_patterns` reads."""
+  return [
+    site_lib.site_id(name, layer)
+    for layer in range(n_layer)
+    for name in ("attn.q", "attn.k")
+  ]

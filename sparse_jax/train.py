@@ -120,6 +120,10 @@ class Trained:
   model_directory: pathlib.Path
 
 
+class DivergedError(errors.InputError):
+  """The loss became NaN or infinite."""
+
+
 class Interrupted(Exception):
   """The run was asked to stop, and left a checkpoint."""
 
@@ -137,8 +141,8 @@ def run(config: config_lib.Config, workdir: files.PathLike) -> Trained:
 
   Raises:
     InputError: if the work directory belongs to another configuration or to a
-      running process, the data is too small, or the loss becomes NaN or
-      infinite.
+      running process, or the data is too small.
+    DivergedError: if the loss becomes NaN or infinite.
     Interrupted: after SIGINT or SIGTERM, once a checkpoint is written.
   """
   workdir = pathlib.Path(workdir)
@@ -287,7 +291,7 @@ def _loop(
       if not math.isfinite(value):
         kept = checkpoints.latest_step()
         good = f"step {kept}" if kept else "none yet"
-        raise errors.InputError(
+        raise DivergedError(
           f"training stopped at step {step}: {name}={value}; last good"
           f" checkpoint in {workdir / 'checkpoints'}: {good}; need a lower"
           f" train.learning_rate than {train.learning_rate}, or other data"
@@ -412,21 +416,13 @@ def _claim(config: config_lib.Config, workdir: pathlib.Path) -> None:
   found = files.read_json(path, "a run's config")
   if not isinstance(found, dict):
     raise errors.InputError(f"{path} holds no fields; need a run's config")
-  for name, value in _flat(mine):
-    theirs = dict(_flat(found)).get(name)
-    if theirs != value:
-      raise errors.InputError(
-        f"{workdir} belongs to a run with {name}={theirs!r}, this config has"
-        f" {value!r}; need the same config or another --workdir"
-      )
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = ""):
-  for name, value in tree.items():
-    if isinstance(value, Mapping):
-      yield from _flat(value, f"{prefix}{name}.")
-    else:
-      yield prefix + name, value
+  differs = config_lib.first_difference(mine, found)
+  if differs:
+    name, theirs, ours = differs
+    raise errors.InputError(
+      f"{workdir} belongs to a run with {name}={theirs!r}, this config has"
+      f" {ours!r}; need the same config or another --workdir"
+    )
 
 
 def data_directory(

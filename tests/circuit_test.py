@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from sparse_jax import checkpoint, circuit, sites
+from sparse_jax import checkpoint, circuit, prune, sites
 
 
 def new_directory(test) -> pathlib.Path:
@@ -67,6 +67,31 @@ def brute_force_edges(params, mask, config):
 
 
 class CircuitTest(parameterized.TestCase):
+  def test_frozen_norms_are_the_whole_models_and_are_kept_in_the_file(self):
+    made, model, params, tokens = make_circuit()
+    frozen = dataclasses.replace(made, freeze_norms=True)
+    sequences = prune.Sequences(
+      tokens,
+      np.full(len(tokens), tokens.shape[1] - 1),
+      np.arange(len(tokens)),
+      np.arange(len(tokens)) + 20,
+    )
+    tap = prune.circuit_tap(
+      model, params, sequences, made.node_mask, made.means, freeze_norms=True
+    )
+    want = prune.answer_gap(model, params, sequences, tap)
+    directory = new_directory(self) / "c"
+    frozen.save(directory)
+    loaded = circuit.Circuit.load(directory)
+    rows = np.arange(len(tokens))
+    gap = lambda logits: (
+      logits[rows, -1, sequences.right] - logits[rows, -1, sequences.wrong]
+    )
+    got = gap(loaded.apply(params, tokens)) / made.logit_scale
+    np.testing.assert_allclose(got, want, atol=1e-4)
+    free = gap(made.apply(params, tokens)) / made.logit_scale
+    self.assertGreater(np.abs(free - want).max(), 1e-2)
+
   @parameterized.parameters(
     {}, {"positions": "concatenated", "d_position": 6}, {"tied": True}
   )

@@ -10,7 +10,8 @@ import config_test
 from absl.testing import absltest, parameterized
 
 from experiments import cli
-from sparse_jax import errors
+from sparse_jax import config as config_lib
+from sparse_jax import errors, frontier
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -120,7 +121,10 @@ class LoadConfigTest(TemporaryTest):
 
   def test_own_configs(self):
     for path in (ROOT / "experiments" / "configs").glob("[!_]*.py"):
-      cli.load_config(str(path))
+      kind = config_lib.Config
+      if path.name.startswith("frontier"):
+        kind = frontier.FrontierConfig
+      cli.load_config(str(path), kind=kind)
 
 
 class CommandTest(TemporaryTest):

@@ -142,7 +142,8 @@ class JudgeTest(absltest.TestCase):
     means = helpers.random_means(model)
     judge = make_judge(model, params, means)
     mask = helpers.random_masks(model, 0.04, 5)
-    nodes, losses = discretise.leave_one_out(judge, mask)
+    nodes, without_each = discretise.leave_one_out(judge, mask)
+    losses = without_each.losses
     self.assertLen(nodes, sum(m.sum() for m in mask.values()))
     flat = np.concatenate([np.ravel(m) for m in mask.values()])
     for node, loss in list(zip(nodes, losses, strict=True))[:3]:
@@ -151,6 +152,9 @@ class JudgeTest(absltest.TestCase):
       shapes = {name: m.shape for name, m in mask.items()}
       want, _ = judge(prune.unflatten(shapes, without[None]))
       np.testing.assert_allclose(loss, want[0], rtol=1e-4)
+    np.testing.assert_allclose(
+      np.logaddexp(0, -without_each.gaps).mean(1), losses, rtol=1e-4
+    )
     order = discretise.importance_order(judge, mask)
     worth = dict(zip(nodes, losses, strict=True))
     np.testing.assert_array_equal(

@@ -81,8 +81,9 @@ class PruneCommandTest(absltest.TestCase):
     gated = self.run_on("model")
     self.assertEqual(gated.returncode, 1, gated.stderr)
     self.assertIn("not pruned, not learned: accuracy", gated.stdout)
-    for _ in range(2):
-      done = self.run_on("model", "--below_gate")
+    for more in ((), ("--notrust",)):
+      done = self.run_on("model", "--below_gate", *more)
+      self.assertEqual(bool(more), "verdict: " not in done.stdout)
       self.assertEqual(done.returncode, 0, done.stderr)
       self.assertIn("below the gate", done.stdout)
     out = self.root / "circuits"

@@ -125,7 +125,11 @@ class QuickstartTest(absltest.TestCase):
     self.assertEqual(circuit.metrics["num_nodes"], circuit.num_nodes)
     fingerprint = sj.checkpoint.fingerprint(model, params)
     self.assertEqual(circuit.model_fingerprint, fingerprint)
-    gap = jax.jit(lambda q: prune.answer_gap(model, params, q, circuit.tap))
+    gap = jax.jit(
+      lambda q: prune.answer_gap(
+        model, params, q, circuit.tap(params, q.tokens)
+      )
+    )
     loss = prune.gap_loss(
       gap(search.task_sequences(pairs)), circuit.logit_scale
     )

@@ -105,6 +105,66 @@ def dense(num_nodes, num_edges):
   )
 
 
+def trust_metrics():
+  """Evidence as circuit.json holds it: all claims hold but one."""
+  estimate = lambda v: {"value": v, "low": v - 0.1, "high": v + 0.1}
+  score = lambda loss, accuracy: {
+    "loss": estimate(loss),
+    "accuracy": estimate(accuracy),
+  }
+  control = lambda nodes, meets: {
+    "num_nodes": nodes,
+    "meets_target": meets,
+    "test_accuracy": 0.9,
+    "curve": [
+      {"num_nodes": 1, "validation_loss": 0.7},
+      {"num_nodes": nodes, "validation_loss": 0.1},
+    ],
+  }
+  return {
+    "ablation": "zero",
+    "target_loss": 0.15,
+    "sufficiency_and_necessity": {
+      "full_model": score(0.05, 0.99),
+      "zero": {
+        "circuit": score(0.1, 0.97),
+        "without_circuit": score(0.9, 0.5),
+        "without_random_circuit": score(0.06, 0.98),
+      },
+    },
+    "agreement": {
+      "test": {
+        "num_prompts": 8,
+        "kl": estimate(0.1),
+        "agreement": estimate(0.95),
+      }
+    },
+    "interchange": {"curve": [score(0.1, 0.97), score(0.12, 0.97)]},
+    "partial_ablation": {"adversarial": score(2.0, 0.4)},
+    "controls": {
+      "same": control(10, True),
+      "nonsense": control(40, True),
+      "reinitialised": control(90, False) | {"curve": []},
+      "backup": control(20, True) | {"curve": []},
+      "jaccard_over_seeds": 0.4,
+      "gap_in_nodes": {"nonsense": 30, "reinitialised": None},
+    },
+    "importance": {
+      "nodes": [
+        {"site": "0.attn.v", "index": 3, "loss_without": estimate(0.4)},
+        {"site": "0.attn.v", "index": 1, "loss_without": estimate(0.9)},
+      ],
+      "edges": [
+        {
+          "from": {"site": "0.attn.v", "index": 3},
+          "to": {"site": "0.attn.resid_delta", "index": 1},
+          "loss_without": estimate(0.8),
+        }
+      ],
+    },
+  }
+
+
 class Page(html.parser.HTMLParser):
   """What a browser would find: elements with attributes, and text."""
 
@@ -213,10 +273,32 @@ class ContentTest(parameterized.TestCase):
       self.assertNotIn(word, [w.strip("().,").lower() for w in text.split()])
 
   def test_shows_every_further_figure_nested_ones_too(self):
-    metrics = {"extra": 0.25, "trust": {"random": {"loss": 1.5}, "ok": True}}
+    metrics = {"extra": 0.25, "group": {"random": {"loss": 1.5}, "ok": True}}
     text = " ".join(Page(report.render([small(metrics=metrics)])).text)
-    for shown in ("extra", "0.250", "trust.random.loss", "1.50", "trust.ok"):
+    for shown in ("extra", "0.250", "group.random.loss", "1.50", "group.ok"):
       self.assertIn(shown, text)
+
+  def test_evidence_is_claims_curves_and_worth(self):
+    page = Page(report.render([small(metrics={"trust": trust_metrics()})]))
+    text = " ".join(page.text)
+    self.assertIn("Not established: robust to what is outside it.", text)
+    self.assertIn("accuracy without it 0.500 [0.400, 0.600]", text)
+    lines = [a for a, _ in page.find("path", "line")]
+    self.assertLen([a for a in lines if "d" in a and "M1 7" not in a["d"]], 2)
+    self.assertIn("nonsense labels: 30 more.", text)
+    self.assertIn("0.attn.v:3 → 0.attn.resid_delta:1", text)
+    # The worst comes first, whatever the file's order.
+    self.assertLess(text.index("0.900"), text.index("0.300–0.500"))
+    self.assertNotIn("trust.ablation", text)
+
+  @parameterized.parameters(
+    ({},), ({"ablation": "zero"},), ({"controls": 3, "importance": [1]},)
+  )
+  def test_evidence_that_cannot_be_read_is_said_to_be(self, trust):
+    text = report.render([small(metrics={"trust": trust})])
+    self.assertIn("evidence is not what the trust checks write", text)
+    broken = trust_metrics() | trust
+    report.render([small(metrics={"trust": broken})])
 
   def test_empty_circuit_and_no_circuits(self):
     empty = small(nodes=[], edges=[], metrics={})

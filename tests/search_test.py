@@ -11,7 +11,14 @@ import numpy as np
 import optuna
 from absl.testing import absltest
 
-from sparse_jax import checkpoint, discretise, errors, host, runs, search
+from sparse_jax import (
+  checkpoint,
+  discretise,
+  errors,
+  host,
+  runs,
+  search,
+)
 from sparse_jax import config as config_lib
 from sparse_jax import model as model_lib
 from sparse_jax import tasks as tasks_lib
@@ -229,12 +236,22 @@ class FindCircuitsTest(absltest.TestCase):
     with self.assertRaisesRegex(errors.InputError, "search.journal|study"):
       self.find(self.workdir)
 
-  def test_only_allowed_nodes_are_kept(self):
+  def test_only_allowed_nodes_are_kept_and_frozen_norms_are_saved(self):
     allowed = helpers.random_masks(self.model, 0.5)
-    config = dataclasses.replace(_CONFIG, num_runs=1, num_seeds=0)
+    config = dataclasses.replace(
+      _CONFIG, num_runs=1, num_seeds=0, freeze_norms=True
+    )
     circuit = self.find(None, config, allowed=allowed)
     for name, mask in circuit.node_mask.items():
       self.assertFalse(np.any(mask & ~allowed[name]))
+    self.assertTrue(circuit.freeze_norms)
+
+  def test_norms_that_cannot_be_frozen_are_refused(self):
+    config = dataclasses.replace(self.model.config, norm="layer")
+    model = model_lib.Model(config, self.model.sparsity)
+    frozen = dataclasses.replace(_CONFIG, freeze_norms=True)
+    with self.assertRaisesRegex(errors.InputError, "freeze_norms=True.*RMS"):
+      search.check_norms(model, frozen)
 
 
 if __name__ == "__main__":

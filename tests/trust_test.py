@@ -23,7 +23,15 @@ from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
 from sparse_jax import model as model_lib
 from sparse_jax.data import tokenizer as tokenizer_lib
-from sparse_jax.trust import claims, controls, evidence
+from sparse_jax.trust import (
+  attention,
+  claims,
+  controls,
+  evidence,
+  importance,
+  interchange,
+  robustness,
+)
 
 _SITES = sites.LAYER_NODE_SITES
 _TEXT = "\n".join(
@@ -120,10 +128,10 @@ def evidence_of(subject):
     "target_loss": subject.circuit.target_loss,
     "sufficiency_and_necessity": evidence.sufficiency_and_necessity(subject),
     "agreement": evidence.agreement(subject, {"test": subject.test}),
-    "interchange": evidence.interchange(subject),
-    "partial_ablation": evidence.partial_ablation(subject),
-    "frozen_norms": evidence.frozen_norms(subject),
-    "attention": evidence.attention(subject),
+    "interchange": interchange.interchange(subject),
+    "partial_ablation": robustness.partial_ablation(subject),
+    "frozen_norms": robustness.frozen_norms(subject),
+    "attention": attention.attention(subject),
   }
 
 
@@ -191,11 +199,14 @@ class PlantedTest(absltest.TestCase):
     self.assertIn("necessary (need", failed)
 
   def test_importance_is_all_in_the_true_nodes_and_edges(self):
-    found = evidence.importance(self.subject, self.subject.test)
+    found = importance.importance(self.subject, self.subject.test)
     self.assertLen(found["nodes"], 3)
     for part in ("nodes", "edges"):
       for row in found[part]:
-        self.assertGreater(row["loss_without"], 0.5)
+        loss = row["loss_without"]
+        self.assertGreater(loss["value"], 0.5)
+        self.assertLessEqual(loss["low"], loss["value"])
+        self.assertGreaterEqual(loss["high"], loss["value"])
     self.assertLen(found["edges"], 2)
 
   def test_random_circuits_keep_the_sizes(self):
@@ -237,23 +248,39 @@ class IdentityTest(absltest.TestCase):
       model, params, circuit, {"mean_pretrain": means}, sequences, 3
     )
 
+  def test_a_longer_search_for_the_worst_ablation_is_never_milder(self):
+    subject = self.subject(0.5)
+    first, third = (robustness.adversary(subject, n) for n in (1, 3))
+    full = evidence.score(subject.full_gap(), subject.seed)["loss"]["value"]
+    self.assertGreater(first["loss"]["value"], full)
+    self.assertGreaterEqual(third["loss"]["value"], first["loss"]["value"])
+    outside = sum(int(np.sum(g == 0)) for g in subject.gates.values())
+    self.assertBetween(third["num_ablated"], 1, outside)
+
+  def test_nothing_outside_is_nothing_to_ablate(self):
+    subject = self.subject(1)
+    found = robustness.adversary(subject)
+    full = evidence.score(subject.full_gap(), subject.seed)
+    self.assertEqual(found["num_ablated"], 0)
+    self.assertEqual(found["loss"], full["loss"])
+
   def test_the_whole_model_agrees_with_itself(self):
     subject = self.subject(1)
     found = evidence.agreement(subject, {"test": subject.test})["test"]
     self.assertAlmostEqual(found["kl"]["value"], 0, places=6)
     self.assertEqual(found["agreement"]["value"], 1)
-    for found in evidence.attention(subject).values():
+    for found in attention.attention(subject).values():
       self.assertAlmostEqual(found["value"], 0, places=5)
-    frozen = evidence.frozen_norms(subject)
+    frozen = robustness.frozen_norms(subject)
     full = evidence.score(subject.full_gap(), 3)
     self.assertLessEqual(frozen["loss"]["value"], full["loss"]["value"] + 1e-4)
 
   def test_all_values_swapped_in_are_the_models_where_all_is_kept(self):
     subject = self.subject(0.6)
-    curve = evidence.interchange(subject)["curve"]
+    curve = interchange.interchange(subject)["curve"]
     circuit = evidence.score(subject.gap(subject.gates), 3)["loss"]["value"]
     self.assertAlmostEqual(curve[0]["loss"]["value"], circuit, places=5)
-    partial = evidence.partial_ablation(subject)
+    partial = robustness.partial_ablation(subject)
     full = evidence.score(subject.full_gap(), 3)["loss"]["value"]
     for name in ("random", "relaxed"):
       ends = partial[name][0], partial[name][-1]
@@ -447,7 +474,7 @@ class ScoreTest(absltest.TestCase):
     full, positions = rng.normal(size=(4, 5, 3)), np.array([1, 4, 2, 0])
     seen = full + 0.1
     gates = {"attn.q": np.array([[1.0, 0.0, 1.0]])}
-    run = lambda f, s: evidence._unexplained(
+    run = lambda f, s: interchange._unexplained(
       {"0.attn.q": (f, s)}, gates, positions, 0
     )["0.attn.q"]["value"]
     used = np.arange(5)[None] <= positions[:, None]

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: the training curve and the losses as bars."""
+"""Charts as inline SVG: training, losses as bars, losses against size."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -172,6 +172,76 @@ def _describe(train, evals, density) -> str:
       start, end = (markup.number(points[i][1]) for i in (0, -1))
       parts.append(f"{name} from {start} to {end}.")
   return " ".join(parts)
+
+
+def size_curves(
+  curves: Sequence[tuple[str, Sequence[tuple[float, float]]]],
+  target: float | None,
+  prefix: str,
+) -> markup.Markup:
+  """Draws task loss against the number of nodes, on a logarithmic axis.
+
+  Args:
+    curves: (class, points (nodes > 0, loss in nats)) each.
+    target: loss drawn across, or None.
+    prefix: starts every id.
+  """
+  width, height = 760, 330
+  left, right, top, bottom = 58, 740, 16, 282
+  points = [p for _, part in curves for p in part]
+  last = math.log10(max(n for n, _ in points)) or 1.0
+  # Losses far above guessing say nothing more.
+  high = min(max(v for _, v in points), 2.0) * 1.05 or 1.0
+
+  def x(nodes):
+    return left + (right - left) * math.log10(max(nodes, 1.0)) / last
+
+  def y(loss):
+    return bottom - (bottom - top) * min(max(loss, 0.0), high) / high
+
+  drawn = []
+  for value in ticks(0, high):
+    drawn.append(
+      _el("path", d=f"M{left} {y(value):.1f}H{right}", class_="grid")
+    )
+    drawn.append(_text(left - 8, y(value) + 4, f"{value:g}", text_anchor="end"))
+  for power in range(math.floor(last) + 1):
+    for step in (1, 2, 5):
+      value = step * 10.0**power
+      if math.log10(value) > last:
+        continue
+      drawn.append(_el("path", d=f"M{x(value):.1f} {bottom}v5", class_="axis"))
+      drawn.append(
+        _text(x(value), bottom + 19, _step(value), text_anchor="middle")
+      )
+  drawn.append(_el("path", d=f"M{left} {top}V{bottom}H{right}", class_="axis"))
+  middle = (left + right) / 2
+  drawn.append(_text(middle, height - 8, "nodes kept", text_anchor="middle"))
+  drawn.append(_turned(16, (top + bottom) / 2, "task loss (nats)"))
+  if markup.is_number(target):
+    drawn.append(
+      _el("path", d=f"M{left} {y(target):.1f}H{right}", class_="mark m0")
+    )
+    drawn.append(_text(right, y(target) - 4, "target", text_anchor="end"))
+  for class_, part in curves:
+    drawn.append(_el("path", d=_path(part, x, y), class_=f"line {class_}"))
+  name = f"{prefix}-sizes"
+  summary = "; ".join(
+    f"{class_}: from {markup.number(part[0][1])} at"
+    f" {markup.number(part[0][0])} to {markup.number(part[-1][1])} at"
+    f" {markup.number(part[-1][0])} nodes"
+    for class_, part in curves
+  )
+  return _el(
+    "svg",
+    _el("title", "Task loss against nodes kept", id=name),
+    _el("desc", summary, id=f"{name}-desc"),
+    drawn,
+    class_="chart wide",
+    role="img",
+    aria_labelledby=f"{name} {name}-desc",
+    viewBox=f"0 0 {width} {height}",
+  )
 
 
 def loss_bars(

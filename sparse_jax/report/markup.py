@@ -13,7 +13,7 @@ import unicodedata
 
 # What a missing, NaN or infinite figure looks like.
 MISSING = "–"
-_VOID = frozenset({"br", "col", "link", "meta"})
+_VOID = frozenset({"br", "col", "img", "link", "meta"})
 _WHITESPACE = {" ": "·", "\n": "⏎", "\t": "→", "\r": "␍"}
 _LONGEST_TOKEN = 200
 

@@ -54,6 +54,21 @@ def render(
 ) -> str:
   """Returns the page as HTML; arguments as for `write_page`."""
   rows = list(training or ())
+  return document(
+    title,
+    _overview(circuits),
+    [section.circuit_section(c, f"c{i}") for i, c in enumerate(circuits)],
+    _training(rows) if rows else None,
+  )
+
+
+def document(title: str, *children) -> str:
+  """Returns a whole page as HTML: heading, children, style and policy.
+
+  Args:
+    title: heading of the page.
+    *children: as `markup.el` takes them.
+  """
   css, script = (_asset(name) for name in ("page.css", "page.js"))
   policy = (
     f"default-src 'none'; style-src '{_hash(css)}';"
@@ -78,9 +93,7 @@ def render(
   main = _el(
     "main",
     _el("h1", title),
-    _overview(circuits),
-    [section.circuit_section(c, f"c{i}") for i, c in enumerate(circuits)],
-    _training(rows) if rows else None,
+    *children,
   )
   body = _el("body", main, _el("script", script))
   return "<!DOCTYPE html>\n" + _el("html", head, "\n", body, lang="en") + "\n"

@@ -6,7 +6,15 @@ import numbers
 from collections.abc import Mapping
 from typing import Any
 
-from sparse_jax.report import charts, draw, layout, markup, parts, view
+from sparse_jax.report import (
+  charts,
+  draw,
+  evidence,
+  layout,
+  markup,
+  parts,
+  view,
+)
 
 MAX_ROWS = 2000
 MAX_EXAMPLES = 24
@@ -29,7 +37,7 @@ _ABLATIONS = {
 }
 # Shown in places of their own; every other figure is listed as it comes.
 _PLACED = frozenset(
-  {"num_nodes", "num_edges", "target_loss"}
+  {"num_nodes", "num_edges", "target_loss", "trust"}
   | {f"{p}test_{k}" for _, p, _ in parts.MODELS for k in ("loss", "accuracy")}
 )
 _FIGURES = {
@@ -78,6 +86,7 @@ def circuit_section(circuit: view.CircuitView, prefix: str) -> markup.Markup:
     _disagreement(circuit),
     _figure(circuit, prefix),
     _measured(circuit, prefix),
+    evidence.evidence_section(circuit, prefix),
     _examples(circuit),
     _tables(circuit),
     id=prefix,

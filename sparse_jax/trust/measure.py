@@ -13,7 +13,15 @@ from sparse_jax import config as config_lib
 from sparse_jax import model as model_lib
 from sparse_jax import tasks as tasks_lib
 from sparse_jax.data import sources
-from sparse_jax.trust import claims, controls, evidence
+from sparse_jax.trust import (
+  attention,
+  claims,
+  controls,
+  evidence,
+  importance,
+  interchange,
+  robustness,
+)
 
 # Recomputed values may differ by rounding on another machine.
 _TOLERANCE = 5e-3
@@ -182,11 +190,11 @@ def measure(
   steps = {
     "sufficiency_and_necessity": evidence.sufficiency_and_necessity,
     "agreement": lambda s: evidence.agreement(s, prompts, groups),
-    "interchange": evidence.interchange,
-    "partial_ablation": evidence.partial_ablation,
-    "frozen_norms": evidence.frozen_norms,
-    "attention": evidence.attention,
-    "importance": lambda s: evidence.importance(s, few),
+    "interchange": interchange.interchange,
+    "partial_ablation": robustness.partial_ablation,
+    "frozen_norms": robustness.frozen_norms,
+    "attention": attention.attention,
+    "importance": lambda s: importance.importance(s, few),
   }
   found: dict[str, Any] = {
     "ablation": circuit.ablation,

@@ -1,0 +1,37 @@
+"""The frontier, small: whether all of it works, with a real picture.
+
+  python -m experiments.frontier --workdir=runs/frontier_tiny \
+    --config=experiments/configs/frontier_tiny.py
+
+Four models, under 15 minutes on two CPU cores. The quote is the first task that
+so small models learn.
+"""
+
+import ml_collections
+
+from sparse_jax import frontier
+from sparse_jax.frontier import grid
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """Returns the grid."""
+  c = grid.to_config_dict(frontier.FrontierConfig())
+  c.run.data.max_megabytes = 30.0
+  c.run.data.context_length = 64
+  c.run.train.batch_size = 32
+  c.run.prune.steps = 150
+  c.run.prune.batch_size = 16
+  c.run.prune.k_coefs = (1e-3, 2e-3, 4e-3, 8e-3)
+  c.run.prune.num_runs = 4
+  c.run.prune.num_seeds = 0
+  c.run.prune.edge_steps = 100
+  c.run.prune.selection_margin = 0.95
+  c.dense_widths = (16, 32, 64)
+  c.sparse_widths = (64,)
+  c.densities = (1 / 8,)
+  c.dense_steps = 1200
+  c.sparse_steps = 2000
+  c.seeds = (0,)
+  c.tasks = ("single_double_quote", "else_elif", "while_return_true")
+  c.trust = False
+  return c

@@ -1,0 +1,135 @@
+"""Trains a grid of dense and sparse models, prunes it, compares circuit sizes.
+
+  python -m experiments.frontier --workdir=runs/frontier
+
+The same command resumes and skips what is finished, and may be started on
+several machines that share the workdir. Writes frontier.json, .csv, .png, .svg
+and .html, and results.md.
+"""
+
+import pathlib
+import sys
+
+import jax
+from absl import flags
+
+from experiments import cli
+from sparse_jax import errors, frontier, host
+from sparse_jax.frontier import workers
+
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Directory of the grid; the same one resumes."
+)
+_CONFIG = flags.DEFINE_string(
+  "config",
+  str(pathlib.Path(__file__).parent / "configs" / "frontier_tiny.py"),
+  "Python file with get_config().",
+)
+_DOCS = flags.DEFINE_string(
+  "docs", None, "Directory that also gets results.md and the pictures."
+)
+_WORKERS = flags.DEFINE_integer(
+  "workers",
+  0,
+  "Processes that share the cores; 0 is one a core, and 1 on accelerators.",
+  lower_bound=0,
+)
+_REPORT = flags.DEFINE_bool(
+  "report", False, "Whether only to write down what is finished."
+)
+_CELLS_ONLY = flags.DEFINE_bool(
+  "cells_only", False, "Whether to write nothing down: a worker among several."
+)
+
+
+def command(overrides: list[str]) -> str:
+  """Returns what a reader types to make the results again."""
+  root = pathlib.Path(__file__).parent.parent
+  config = pathlib.Path(_CONFIG.value).absolute()
+  if config.is_relative_to(root):
+    config = config.relative_to(root)
+  workdir = pathlib.Path(_WORKDIR.value)
+  if workdir.is_absolute():
+    workdir = pathlib.Path("runs") / workdir.name
+  parts = [
+    "python -m experiments.frontier",
+    f"--config={config}",
+    f"--workdir={workdir}",
+    *overrides,
+  ]
+  return " ".join(parts)
+
+
+def run_cells(config: frontier.FrontierConfig, workdir: pathlib.Path) -> None:
+  """Runs what is not finished, in this process or in several."""
+  on_cpu = jax.default_backend() == "cpu"
+  count = _WORKERS.value or (workers.default_count() if on_cpu else 1)
+  todo, _ = frontier.make_cells(config)
+  missing = len(todo) - len(frontier.finished(config, workdir.absolute()))
+  count = min(count, missing)
+  if count <= 1:
+    say = lambda text: print(text, flush=True)
+    frontier.run(config, workdir, say)
+    return
+  frontier.prepare_data(config, workdir)
+  print(
+    f"{frontier.remaining_text(config, workdir, count)}; {count} processes,"
+    f" {workdir / 'logs'} holds what they print",
+    flush=True,
+  )
+  workers.run_workers(
+    [
+      sys.executable,
+      "-m",
+      "experiments.frontier",
+      *sys.argv[1:],
+      "--workers=1",
+      "--cells_only",
+    ],
+    count,
+    workdir / "logs",
+    len(todo),
+    lambda: len(frontier.finished(config, workdir.absolute())),
+  )
+
+
+def main(overrides: list[str]) -> int | None:
+  """Runs the grid as the flags say."""
+  if not _WORKDIR.value:
+    raise errors.InputError("--workdir is missing; need a directory")
+  config = cli.load_config(_CONFIG.value, overrides, frontier.FrontierConfig)
+  workdir = pathlib.Path(_WORKDIR.value)
+  if not _REPORT.value:
+    run_cells(config, workdir)
+  if _CELLS_ONLY.value:
+    return None
+  results = frontier.finished(config, workdir.absolute())
+  if not results:
+    print("no cell is finished yet")
+    return 1
+  comparison = frontier.compare_cells(results)
+  best = comparison["best"]["num_edges"]
+  if best:
+    of_best = next(r for r in results if r["model"] == best["model"])
+    measure = config.trust and not _REPORT.value
+    comparison |= {
+      "verdicts_of": of_best["name"],
+      "verdicts": frontier.verdicts(
+        config, of_best, workdir, best["tasks"], measure
+      ),
+    }
+  frontier.write(
+    workdir,
+    results,
+    comparison,
+    command(overrides),
+    host.environment(),
+    _DOCS.value,
+  )
+  print(f"\n{frontier.headline(comparison)}\n")
+  print(f"page: {workdir / 'frontier.html'}, text: {workdir / 'results.md'}")
+  return None
+
+
+if __name__ == "__main__":
+  cli.run(main, __doc__)

@@ -1,0 +1,302 @@
+"""Sizes at matched loss: geometric means, a ratio, and its interval.
+
+Pure functions of finished cells (`cells.Result`). A model is a set of cells
+that differ by seed alone; it passes a task if every one of them has learned it
+and has a circuit that meets the target.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+MEASURES = ("num_edges", "num_needed_edges", "num_nodes")
+_RESAMPLES = 4000
+_TAILS = (0.05, 0.95)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """Cells that differ by seed alone.
+
+  Attributes:
+    name: `grid.Cell.model`.
+    width: `d_model`.
+    density: final share of nonzero block weights; 1 is dense.
+    variant: what else differs, or "".
+    eval_losses: held-out loss in nats a token, by seed.
+    figures: by seed, what is known of every task.
+    cells: names of the cells, by seed.
+  """
+
+  name: str
+  width: int
+  density: float
+  variant: str
+  eval_losses: tuple[float, ...]
+  figures: tuple[Mapping[str, Mapping[str, Any]], ...]
+  cells: tuple[str, ...]
+
+  @property
+  def is_dense(self) -> bool:
+    """Whether it is the baseline."""
+    return self.density == 1
+
+  @property
+  def loss(self) -> float:
+    """Mean held-out loss over seeds, in nats a token."""
+    return float(np.mean(self.eval_losses))
+
+  def passes(self, task: str) -> bool:
+    """Whether all seeds have a circuit of the task that meets the target."""
+    return all(
+      seed.get(task, {}).get("learned") and seed[task].get("meets_target")
+      for seed in self.figures
+    )
+
+  @property
+  def passed(self) -> frozenset[str]:
+    """The tasks it passes."""
+    return frozenset(t for t in self.figures[0] if self.passes(t))
+
+  def log_sizes(self, measure: str, tasks: Sequence[str]) -> np.ndarray:
+    """Returns the logarithms of circuit sizes, `[seeds, tasks]`.
+
+    NaN where a circuit has no such figure; a size of 0 counts as 1.
+    """
+    return np.array(
+      [
+        [_log(seed[task].get(measure)) for task in tasks]
+        for seed in self.figures
+      ],
+      float,
+    ).reshape(len(self.figures), len(tasks))
+
+
+def _log(size) -> float:
+  return float("nan") if size is None else float(np.log(max(size, 1)))
+
+
+def models_of(results: Iterable[Mapping[str, Any]]) -> list[Model]:
+  """Returns the models that finished cells make, in their order."""
+  groups: dict[str, list[Mapping[str, Any]]] = {}
+  for result in results:
+    groups.setdefault(result["model"], []).append(result)
+  return [
+    Model(
+      name=name,
+      width=group[0]["width"],
+      density=group[0]["density"],
+      variant=group[0]["variant"],
+      eval_losses=tuple(r["eval_loss"] for r in group),
+      figures=tuple(r["tasks"] for r in group),
+      cells=tuple(r["name"] for r in group),
+    )
+    for name, group in groups.items()
+  ]
+
+
+def common_tasks(models: Sequence[Model]) -> tuple[str, ...]:
+  """Returns the tasks that geometric means in one picture are taken over.
+
+  Means over different tasks cannot be compared. Of all sets of tasks that two
+  models have in common, the one with the most (model, task) pairs, each model
+  passing all of the set; then the one of more tasks.
+  """
+  passed = [m.passed for m in models]
+  candidates = {a & b for a in passed for b in passed} - {frozenset()}
+  if not candidates:
+    return ()
+  score = lambda s: (len(s) * sum(s <= p for p in passed), len(s), sorted(s))
+  return tuple(sorted(max(candidates, key=score)))
+
+
+def mean_size(
+  model: Model, measure: str, tasks: Sequence[str], seed: int = 0
+) -> dict[str, float] | None:
+  """Returns a model's geometric mean size over tasks, with its 90% interval.
+
+  The bootstrap resamples seeds and tasks. None where a size is unknown or no
+  task is given.
+  """
+  logs_SxT = model.log_sizes(measure, tasks)
+  if not logs_SxT.size or np.isnan(logs_SxT).any():
+    return None
+  rng = np.random.default_rng(seed)
+  drawn = [_resampled(logs_SxT, rng) for _ in range(_RESAMPLES // 4)]
+  return _interval(logs_SxT.mean(), drawn)
+
+
+def _resampled(logs_SxT, rng):
+  seeds, tasks = (rng.integers(0, n, n) for n in logs_SxT.shape)
+  return logs_SxT[seeds][:, tasks].mean()
+
+
+def _interval(value, drawn) -> dict[str, float]:
+  low, high = np.exp(np.quantile(drawn, _TAILS))
+  return {
+    "value": float(np.exp(value)),
+    "low": float(low),
+    "high": float(high),
+  }
+
+
+def bracket(dense: Sequence[Model], loss: float) -> tuple[Model, Model] | None:
+  """Returns the neighbouring dense models whose losses enclose `loss`.
+
+  The one of higher loss first; None outside the dense range: nothing is
+  extrapolated.
+  """
+  ordered = sorted(dense, key=lambda m: -m.loss)
+  for worse, better in itertools.pairwise(ordered):
+    if better.loss <= loss <= worse.loss:
+      return worse, better
+  return None
+
+
+def interpolation_weight(loss: float, worse: float, better: float) -> float:
+  """Returns the better model's weight at `loss`, on a logarithmic axis.
+
+  0 at the worse model's loss, 1 at the better one's, and not beyond.
+  """
+  if worse == better:
+    return 0.5
+  share = (np.log(worse) - np.log(loss)) / (np.log(worse) - np.log(better))
+  return float(np.clip(share, 0.0, 1.0))
+
+
+def ratio_at_matched_loss(
+  dense: Sequence[Model], sparse: Model, measure: str, seed: int = 0
+) -> dict[str, Any]:
+  """Returns how many times larger dense circuits are at a sparse model's loss.
+
+  Dense sizes are interpolated between two neighbouring dense models, linearly
+  in log size over log loss, task by task; the ratio is the geometric mean over
+  the tasks that all three pass. The bootstrap resamples the seeds of each model
+  and the tasks, and interpolates anew.
+
+  Args:
+    dense: the dense models.
+    sparse: the sparse one.
+    measure: one of `MEASURES`.
+    seed: of the bootstrap.
+
+  Returns:
+    `ratio` (`value`, `low`, `high`) or None, and then `why`; the `loss` it is
+    matched at, the dense models `between` which was interpolated, the `tasks`,
+    and `left_out`: by task, the models that do not pass it.
+  """
+  result: dict[str, Any] = {
+    "model": sparse.name,
+    "measure": measure,
+    "loss": sparse.loss,
+    "ratio": None,
+    "tasks": [],
+    "left_out": {},
+  }
+  enclosing = bracket(dense, sparse.loss)
+  if enclosing is None:
+    losses = sorted(m.loss for m in dense)
+    span = f"{losses[0]:.3f} to {losses[-1]:.3f}" if losses else "none"
+    return result | {
+      "why": f"loss {sparse.loss:.3f} outside the dense models' ({span})"
+    }
+  three = (*enclosing, sparse)
+  result["between"] = [m.name for m in enclosing]
+  names = sorted(set().union(*(m.figures[0] for m in three)))
+  tasks = [t for t in names if all(m.passes(t) for m in three)]
+  result["left_out"] = {
+    t: [m.name for m in three if not m.passes(t)]
+    for t in names
+    if t not in tasks and any(m.passes(t) for m in three)
+  }
+  logs = [m.log_sizes(measure, tasks) for m in three]
+  known = ~np.isnan(np.concatenate(logs)).any(0)
+  tasks = [t for t, k in zip(tasks, known, strict=True) if k]
+  logs = [x[:, known] for x in logs]
+  if not tasks:
+    return result | {"why": "no task that all three models pass"}
+  losses = [np.array(m.eval_losses) for m in three]
+
+  def log_ratio(seeds, chosen):
+    worse, better, at = (
+      x[s].mean() for x, s in zip(losses, seeds, strict=True)
+    )
+    weight = interpolation_weight(at, worse, better)
+    of_worse, of_better, of_sparse = (
+      x[s][:, chosen].mean() for x, s in zip(logs, seeds, strict=True)
+    )
+    return (1 - weight) * of_worse + weight * of_better - of_sparse
+
+  rng = np.random.default_rng(seed)
+  draw = lambda n: rng.integers(0, n, n)
+  drawn = [
+    log_ratio([draw(len(x)) for x in losses], draw(len(tasks)))
+    for _ in range(_RESAMPLES)
+  ]
+  whole = log_ratio([np.arange(len(x)) for x in losses], np.arange(len(tasks)))
+  return result | {"tasks": tasks, "ratio": _interval(whole, drawn)}
+
+
+def best(
+  ratios: Sequence[Mapping[str, Any]], measure: str
+) -> Mapping[str, Any] | None:
+  """Returns the largest of the ratios of one measure, None if there is none.
+
+  Those over less than half as many tasks as another are left aside: one lucky
+  task is no headline.
+  """
+  found = [r for r in ratios if r["measure"] == measure and r["ratio"]]
+  most = max((len(r["tasks"]) for r in found), default=0)
+  found = [r for r in found if 2 * len(r["tasks"]) >= most]
+  return max(found, key=lambda r: r["ratio"]["value"], default=None)
+
+
+def compare_cells(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """Returns what frontier.json holds of finished cells.
+
+  `models`: each with its loss and its mean sizes over `common_tasks`; `ratios`:
+  every sparse model's, by measure; `best`: the largest, by measure. The choice
+  of the largest is not corrected for.
+  """
+  models = models_of(results)
+  dense = [m for m in models if m.is_dense]
+  sparse = [m for m in models if not m.is_dense and not m.variant]
+  common = common_tasks([*dense, *sparse])
+  ratios = [
+    ratio_at_matched_loss(dense, m, measure)
+    for measure in MEASURES
+    for m in models
+    if not m.is_dense
+  ]
+  plain = {m.name for m in sparse}
+  described = [
+    {
+      "name": m.name,
+      "width": m.width,
+      "density": m.density,
+      "variant": m.variant,
+      "cells": list(m.cells),
+      "eval_loss": m.loss,
+      "eval_losses": list(m.eval_losses),
+      "passed": sorted(m.passed),
+      "sizes": {
+        measure: mean_size(m, measure, common)
+        if set(common) <= m.passed
+        else None
+        for measure in MEASURES
+      },
+    }
+    for m in models
+  ]
+  return {
+    "common_tasks": list(common),
+    "models": described,
+    "ratios": ratios,
+    "best": {
+      measure: best([r for r in ratios if r["model"] in plain], measure)
+      for measure in MEASURES
+    },
+  }

@@ -1,0 +1,192 @@
+"""Which models are compared: width x density x seed, and variants of one."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from sparse_jax import config as config_lib
+from sparse_jax import errors
+
+# The follow-up ablations of the paper: what differs from the sparse model of
+# `variant_width` and `variant_density`. A new one is one line.
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+  "activation_1": {"sparsity.activation_fraction": 1.0},
+  "activation_1_2": {"sparsity.activation_fraction": 0.5},
+  "activation_1_8": {"sparsity.activation_fraction": 0.125},
+  "no_sink": {"model.sink": False},
+  "no_bigram": {"model.bigram": "none"},
+  "none_protected": {"sparsity.min_alive": 0},
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrontierConfig:
+  """A grid of models that share data, tasks and the search for circuits.
+
+  Attributes:
+    run: what all cells share: data, shape, optimizer, pruning. A cell sets its
+      width, density, steps and seed.
+    dense_widths: `d_model` of the dense models: density 1, no AbsTopK.
+    sparse_widths: `d_model` of the sparse models.
+    densities: final share of nonzero block weights, for every sparse width that
+      allows it: `sparsity.min_alive` sets a least density.
+    dense_steps: optimizer steps of a dense model.
+    sparse_steps: those of a sparse one, which needs more tokens.
+    seeds: of initialisation, data order and pruning.
+    tasks: names, or "all"; a model is pruned on those it has learned.
+    variants: names in `VARIANTS`, each trained with the first seed.
+    variant_width: `d_model` of the variants.
+    variant_density: their density.
+    trust: whether the circuits of the best sparse model get their evidence.
+  """
+
+  run: config_lib.Config = dataclasses.field(default_factory=config_lib.Config)
+  dense_widths: tuple[int, ...] = (16, 32, 64, 128)
+  sparse_widths: tuple[int, ...] = (128, 256)
+  densities: tuple[float, ...] = (1 / 8, 1 / 16, 1 / 32, 1 / 64)
+  dense_steps: int = 2000
+  sparse_steps: int = 3000
+  seeds: tuple[int, ...] = (0, 1)
+  tasks: tuple[str, ...] = ("all",)
+  variants: tuple[str, ...] = ()
+  variant_width: int = 128
+  variant_density: float = 1 / 8
+  trust: bool = True
+
+  def __post_init__(self):
+    for name in ("dense_widths", "sparse_widths", "densities", "seeds"):
+      values = getattr(self, name)
+      if not values or len(set(values)) != len(values):
+        raise errors.bad_value(name, values, "one or more values, each once")
+    for name in ("dense_steps", "sparse_steps"):
+      if getattr(self, name) < 1:
+        raise errors.bad_value(name, getattr(self, name), "at least 1")
+    for density in (*self.densities, self.variant_density):
+      if not 0 < density < 1:
+        raise errors.bad_value(
+          "densities", density, "numbers above 0 and below 1, which is dense"
+        )
+    for name in self.variants:
+      if name not in VARIANTS:
+        raise errors.unknown_name("variant", name, VARIANTS)
+    if len(set(self.variants)) != len(self.variants):
+      raise errors.bad_value("variants", self.variants, "each name once")
+    make_cells(self)  # Every cell's own settings are checked at once.
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """One model of the grid.
+
+  Attributes:
+    width: `d_model`.
+    density: final share of nonzero block weights; 1 is a dense model.
+    seed: of everything random in it.
+    variant: a name in `VARIANTS`, or "".
+  """
+
+  width: int
+  density: float
+  seed: int
+  variant: str = ""
+
+  @property
+  def is_dense(self) -> bool:
+    """Whether it is one of the dense models."""
+    return self.density == 1
+
+  @property
+  def model(self) -> str:
+    """Its name without the seed: cells of one model differ by seed alone."""
+    if self.is_dense:
+      return f"dense_d{self.width}"
+    variant = f"_{self.variant}" if self.variant else ""
+    return f"sparse_d{self.width}_p{self.density:.4g}{variant}"
+
+  @property
+  def name(self) -> str:
+    """Its name, and that of its directory."""
+    return f"{self.model}_s{self.seed}"
+
+
+def make_cells(config: FrontierConfig) -> tuple[list[Cell], dict[str, str]]:
+  """Returns the cells, first seed first, and by name why others are left out.
+
+  Raises:
+    InputError: if a width, or a variant, does not fit the shared settings.
+  """
+  wanted = []
+  for seed in config.seeds:
+    wanted += [Cell(width, 1.0, seed) for width in config.dense_widths]
+    wanted += [
+      Cell(width, density, seed)
+      for width in config.sparse_widths
+      for density in config.densities
+    ]
+  wanted += [
+    Cell(config.variant_width, config.variant_density, config.seeds[0], name)
+    for name in config.variants
+  ]
+  kept, left_out = [], {}
+  for cell in wanted:
+    try:
+      run_config(config, cell)
+    except errors.InputError as e:
+      if cell.is_dense or cell.variant or "sparsity.density" not in str(e):
+        raise
+      left_out[cell.name] = str(e)
+    else:
+      kept.append(cell)
+  return kept, left_out
+
+
+def run_config(
+  config: FrontierConfig, cell: Cell, data: pathlib.Path | None = None
+) -> config_lib.Config:
+  """Returns the run that a cell is.
+
+  Args:
+    config: the grid.
+    cell: one of its cells.
+    data: where the tokens that all cells share are kept.
+
+  Raises:
+    InputError: naming the field that a cell of this kind cannot have.
+  """
+  values = config_lib.to_config_dict(config.run)
+  values.seed = cell.seed
+  values.model.d_model = cell.width
+  values.model.d_mlp = 0
+  values.sparsity.density = cell.density
+  values.train.steps = config.sparse_steps
+  if cell.is_dense:
+    values.sparsity.activation_fraction = 1.0
+    values.train.steps = config.dense_steps
+  if data is not None:
+    values.data.directory = str(data)
+  # A dotted name reaches into the groups.
+  values.update_from_flattened_dict(
+    VARIANTS[cell.variant] if cell.variant else {}
+  )
+  return config_lib.from_config_dict(values.to_dict())
+
+
+def to_config_dict(config: FrontierConfig) -> ml_collections.ConfigDict:
+  """Returns a grid as a mutable ConfigDict."""
+  return ml_collections.ConfigDict(dataclasses.asdict(config))
+
+
+def cost(config: config_lib.Config, vocab_size: int) -> float:
+  """Returns a cell's work, up to a factor, for estimates of the time it takes.
+
+  Products, activations and the softmax over the vocabulary; their weights are
+  read off the growth of the step (docs/performance.md), where the products of
+  small models are the least of it.
+  """
+  d, n = config.model.d_model, config.model.n_layer
+  token = 12 * n * d * d + 8_000 * n * d + vocab_size * (d + 300)
+  tokens = config.train.batch_size * config.data.context_length
+  return float(config.train.steps * tokens * token)

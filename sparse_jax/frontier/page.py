@@ -1,0 +1,100 @@
+"""frontier.html: the pictures, and a way from each point to its circuits."""
+
+import base64
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sparse_jax import files
+from sparse_jax.frontier import cells, compare, figures
+from sparse_jax.report import markup, page, parts
+
+_el = markup.el
+
+
+def write(
+  workdir: pathlib.Path,
+  results: Sequence[cells.Result],
+  comparison: Mapping[str, Any],
+) -> None:
+  """Writes frontier.html into a grid's directory.
+
+  Self-contained but for the links to the cells' own pages, which are relative.
+
+  Raises:
+    InputError: if a picture is missing or the disk refuses.
+  """
+  text = page.document(
+    "Sparse and dense circuits at the same loss",
+    _picture(workdir / "frontier.png", "Circuit size against held-out loss"),
+    _ratio_table(comparison),
+    _cell_table(results, comparison["common_tasks"]),
+    _el(
+      "section",
+      _el("h2", "Follow-up figures"),
+      _picture(workdir / "followup.png", "Density, and one change at a time"),
+    ),
+  )
+  files.write_bytes(workdir / "frontier.html", text.encode())
+
+
+def _picture(path: pathlib.Path, text: str) -> markup.Markup:
+  with files.disk_errors(path):
+    data = base64.b64encode(path.read_bytes()).decode("ascii")
+  source = f"data:image/png;base64,{data}"
+  return _el("figure", _el("img", src=source, alt=text, width="100%"))
+
+
+def _ratio_table(comparison: Mapping[str, Any]) -> markup.Markup:
+  rows: dict[str, list[Any]] = {}
+  for ratio in comparison["ratios"]:
+    cells_of_row = rows.setdefault(
+      ratio["model"], [ratio["model"], markup.number(ratio["loss"], 4)]
+    )
+    found = ratio["ratio"]
+    cells_of_row.append(
+      f"{found['value']:.1f} [{found['low']:.1f}, {found['high']:.1f}]"
+      if found
+      else ratio["why"]
+    )
+  header = [("model", ""), ("loss", "num")]
+  header += [(figures.NAMES[m], "num") for m in compare.MEASURES]
+  return _el(
+    "section",
+    _el("h2", "How many times larger dense circuits are at the same loss"),
+    parts.table(
+      "Ratio with its 90% interval over seeds and tasks",
+      header,
+      rows.values(),
+    ),
+  )
+
+
+def _cell_table(
+  results: Sequence[cells.Result], common: Sequence[str]
+) -> markup.Markup:
+  rows = []
+  for result in results:
+    found = result["tasks"]
+    passed = [n for n, f in found.items() if f.get("meets_target")]
+    name = result["name"]
+    link = name
+    if any(f["learned"] for f in found.values()):
+      link = _el("a", name, href=f"cells/{name}/report.html")
+    rows.append(
+      (
+        link,
+        markup.number(result["eval_loss"], 4),
+        ", ".join(passed) or markup.MISSING,
+        *(
+          markup.count(found.get(task, {}).get("num_edges")) for task in common
+        ),
+      )
+    )
+  header = [("cell", ""), ("loss", "num"), ("tasks passed", "")]
+  header += [(f"edges, {task}", "num") for task in common]
+  return _el(
+    "section",
+    _el("h2", "Every point, and its circuits"),
+    parts.table(parts.plural(len(rows), "finished cell"), header, rows),
+  )

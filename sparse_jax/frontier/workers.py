@@ -1,0 +1,100 @@
+"""Several processes on one grid, a share of the cores each.
+
+Small models do not fill two cores: two processes of one core each made 1.39
+times the steps of one process with both (quickstart's shape, docs/performance).
+"""
+
+import os
+import pathlib
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+
+from sparse_jax import errors, metrics
+
+_POLL_SECONDS = 2.0
+_PATIENCE_SECONDS = 60.0
+
+
+def shares(cores: Sequence[int], count: int) -> list[set[int]]:
+  """Returns `count` disjoint sets of cores, as even as can be."""
+  return [set(cores[i::count]) for i in range(count)]
+
+
+def run_workers(
+  command: Sequence[str],
+  count: int,
+  logs: pathlib.Path,
+  total: int,
+  num_finished: Callable[[], int],
+) -> None:
+  """Runs `count` processes until they end; shows how many cells are finished.
+
+  Ctrl-C stops them, and waits until they have left their checkpoints.
+
+  Args:
+    command: what each of them runs.
+    count: of processes.
+    logs: directory of what they print, `worker-N.log`.
+    total: cells of the grid.
+    num_finished: returns how many of them are finished.
+
+  Raises:
+    InputError: if one of them failed, naming its log.
+  """
+  logs.mkdir(parents=True, exist_ok=True)
+  processes = []
+  for number, cores in enumerate(shares(sorted(_cores()), count)):
+    path = logs / f"worker-{number}.log"
+    with open(path, "ab") as log:
+      process = subprocess.Popen(
+        command,
+        stdout=log,
+        stderr=log,
+        # A Ctrl-C is the parent's to pass on, once.
+        start_new_session=True,
+      )
+    # Before it has loaded what starts threads: they inherit it.
+    if hasattr(os, "sched_setaffinity") and cores:
+      os.sched_setaffinity(process.pid, cores)
+    processes.append((process, path))
+  bar = metrics.progress_bar(total, num_finished(), "cells")
+  try:
+    while any(process.poll() is None for process, _ in processes):
+      time.sleep(_POLL_SECONDS)
+      bar.update(num_finished() - bar.n)
+  finally:
+    bar.close()
+    _stop([process for process, _ in processes])
+  for process, path in processes:
+    if process.returncode:
+      lines = path.read_text(errors="replace").strip().splitlines()
+      raise errors.InputError(
+        f"a worker ended with status {process.returncode}:"
+        f" {lines[-1][:300] if lines else 'it printed nothing'}; {path} holds"
+        " what it printed"
+      )
+
+
+def _cores() -> set[int]:
+  if hasattr(os, "sched_getaffinity"):
+    return os.sched_getaffinity(0)
+  return set(range(os.cpu_count() or 1))
+
+
+def _stop(processes: Sequence[subprocess.Popen]) -> None:
+  running = [p for p in processes if p.poll() is None]
+  for process in running:
+    process.send_signal(signal.SIGINT)
+  for process in running:
+    try:
+      process.wait(_PATIENCE_SECONDS)
+    except subprocess.TimeoutExpired:
+      process.kill()
+      process.wait()
+
+
+def default_count() -> int:
+  """Returns one process a core, which accelerators need not."""
+  return len(_cores())

@@ -1,0 +1,196 @@
+"""Which circuit decides a prompt: by identities, by hand, and as a command."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest
+
+from sparse_jax import checkpoint, errors, explain, prune, taps
+from sparse_jax import circuit as circuit_lib
+from sparse_jax import config as config_lib
+from sparse_jax import model as model_lib
+from sparse_jax.data import tokenizer as tokenizer_lib
+
+_TEXT = "\n".join(
+  f"x = ['{w}', \"{w}\", ({w}, 1)]\ndef {w}():\n  return {w}"
+  for w in ("alpha", "beta", "gamma", "delta")
+)
+
+
+def influence(**fields):
+  return explain.Influence(
+    **{
+      "task": "t",
+      "answers": ("a", "b"),
+      "mass": 0.5,
+      "full_gap": 2.0,
+      "circuit_gap": 1.0,
+      "without_gap": 0.5,
+      "has_top": True,
+      **fields,
+    }
+  )
+
+
+class DecidingTest(absltest.TestCase):
+  def test_by_hand(self):
+    self.assertEqual(influence().effect, 1.5)
+    self.assertTrue(influence().decides)
+    for fields in (
+      {"has_top": False},
+      {"circuit_gap": -0.1},
+      {"without_gap": 2.5},
+    ):
+      self.assertFalse(influence(**fields).decides, fields)
+    strong = influence(task="u", without_gap=-1.0)
+    other = influence(task="v", has_top=False, without_gap=-9.0)
+    self.assertIs(explain.deciding([influence(), strong, other]), strong)
+    self.assertIsNone(explain.deciding([other]))
+
+
+class ExplainTest(absltest.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.tokenizer = tokenizer_lib.Tokenizer.train([_TEXT] * 4, 300)
+    config = config_lib.ModelConfig(
+      n_layer=2,
+      d_model=16,
+      d_head=4,
+      d_mlp=16,
+      vocab_size=cls.tokenizer.vocab_size,
+    )
+    cls.model = model_lib.Model(config, config_lib.SparsityConfig(min_alive=0))
+    cls.params = jax.jit(cls.model.init)(jax.random.key(0))
+    mask = helpers.random_masks(cls.model, 0.15)
+    example = {"answer": "'", "counter_answer": '"'}
+    cls.circuit = circuit_lib.Circuit(
+      task="quotes",
+      model_fingerprint=checkpoint.fingerprint(cls.model, cls.params),
+      model_config=config,
+      sparsity=cls.model.sparsity,
+      ablation="mean_pretrain",
+      target_loss=0.15,
+      logit_scale=2.0,
+      node_mask=mask,
+      means=helpers.random_means(cls.model),
+      edges=circuit_lib.find_edges(cls.params, mask),
+      metrics={},
+      details={"examples": [example, example]},
+    )
+    cls.circuit.metrics.update(
+      num_nodes=cls.circuit.num_nodes, num_edges=cls.circuit.num_edges
+    )
+    cls.tokens = cls.tokenizer.encode("x = ['alpha")
+
+  def test_gaps_are_those_of_whole_forward_passes(self):
+    found, sequence = explain.influence(
+      self.model, self.params, self.circuit, self.tokenizer, self.tokens
+    )
+    ids = int(sequence.right[0]), int(sequence.wrong[0])
+    self.assertCountEqual(found.answers, ("'", '"'))
+    batch = jnp.asarray(self.tokens)[None]
+    gap = lambda logits: float(logits[0, -1, ids[0]] - logits[0, -1, ids[1]])
+    full = self.model.apply(self.params, batch)
+    self.assertAlmostEqual(found.full_gap, gap(full), places=4)
+    self.assertGreater(found.full_gap, 0)  # The likelier answer comes first.
+    self.assertAlmostEqual(
+      found.circuit_gap, gap(self.circuit.apply(self.params, batch)), places=4
+    )
+    rest = dataclasses.replace(
+      self.circuit,
+      logit_scale=1.0,
+      node_mask={n: ~m for n, m in self.circuit.node_mask.items()},
+    )
+    self.assertAlmostEqual(
+      found.without_gap, gap(rest.apply(self.params, batch)), places=4
+    )
+    mass = np.asarray(jax.nn.softmax(full[0, -1]))[list(ids)].sum()
+    self.assertAlmostEqual(found.mass, mass, places=5)
+
+  def test_a_nodes_worth_is_the_gap_lost_without_it(self):
+    _, sequence = explain.influence(
+      self.model, self.params, self.circuit, self.tokenizer, self.tokens
+    )
+    parts = explain.parts(
+      self.model, self.params, self.circuit, self.tokenizer, sequence
+    )
+    self.assertLen(parts, self.circuit.num_nodes)
+    sizes = [abs(p.worth) for p in parts]
+    self.assertEqual(sizes, sorted(sizes, reverse=True))
+    first = parts[0]
+    site, _, index = first.node.rpartition(":")
+    layer, _, name = site.partition(".")
+    mask = {n: m.copy() for n, m in self.circuit.node_mask.items()}
+    self.assertTrue(mask[name][int(layer), int(index)])
+    gap = lambda gates: prune.answer_gap(
+      self.model,
+      self.params,
+      sequence,
+      taps.gate(jax.tree.map(jnp.asarray, gates), self.circuit.means),
+    )[0]
+    whole = gap(mask)
+    mask[name][int(layer), int(index)] = False
+    np.testing.assert_allclose(
+      first.worth, 2.0 * (whole - gap(mask)), atol=1e-4
+    )
+
+  def test_attention_is_a_distribution_less_the_sink(self):
+    looks = explain.attention_of(
+      self.model, self.params, self.circuit, jnp.asarray(self.tokens)[None]
+    )
+    self.assertNotEmpty(looks)
+    for pattern in looks.values():
+      self.assertLen(pattern, len(self.tokens))
+      self.assertTrue(np.all(pattern >= 0))
+      self.assertLess(pattern.sum(), 1)
+
+  def test_a_circuit_without_examples_is_refused(self):
+    bare = dataclasses.replace(self.circuit, details={})
+    with self.assertRaisesRegex(errors.InputError, "quotes has no examples"):
+      explain.answer_pairs(bare)
+    broken = dataclasses.replace(self.circuit, details={"examples": [{}]})
+    with self.assertRaisesRegex(errors.InputError, "answer"):
+      explain.answer_pairs(broken)
+
+  def test_command(self):
+    root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    checkpoint.save_model(
+      root / "model", self.model, self.params, self.tokenizer
+    )
+    self.circuit.save(root / "circuits" / "quotes")
+
+    def run(*args):
+      return subprocess.run(
+        [sys.executable, "-m", "experiments.explain", *args],
+        capture_output=True,
+        text=True,
+        check=False,
+      )
+
+    flags = (
+      f"--model={root / 'model'}",
+      f"--circuits={root / 'circuits'}",
+      "--prompt=x = ['alpha",
+    )
+    done = run(*flags, f"--out={root / 'out.json'}")
+    self.assertEqual(done.returncode, 0, done.stderr)
+    self.assertRegex(done.stdout, r"the model goes on with '")
+    self.assertRegex(done.stdout, r"quotes +.* over ")
+    (row,) = json.loads((root / "out.json").read_text())["circuits"]
+    self.assertEqual(row["task"], "quotes")
+    done = run(flags[0], "--circuits=/nowhere", flags[2])
+    self.assertEqual(done.returncode, 2)
+    self.assertRegex(done.stderr, r"^error: --circuits=/nowhere: no .*\n$")
+
+
+if __name__ == "__main__":
+  absltest.main()

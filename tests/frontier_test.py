@@ -1,0 +1,415 @@
+"""The frontier: grid, matched-loss ratios by hand, and one small whole run."""
+
+import csv
+import email
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import hypothesis
+from absl.testing import absltest, parameterized
+from hypothesis import strategies as st
+
+from sparse_jax import config as config_lib
+from sparse_jax import errors, files, frontier, host
+from sparse_jax.frontier import cells, compare, grid, results, workers
+
+_ROOT = pathlib.Path(__file__).parent.parent
+
+
+def small(**fields):
+  run = config_lib.Config(
+    data=config_lib.DataConfig(vocab_size=600, context_length=16),
+    model=config_lib.ModelConfig(d_head=8),
+  )
+  return grid.FrontierConfig(
+    run=run,
+    **{
+      "dense_widths": (16, 32),
+      "sparse_widths": (32,),
+      "densities": (0.5, 0.25),
+      "variant_width": 32,
+      "variant_density": 0.25,
+      "seeds": (0, 1),
+      **fields,
+    },
+  )
+
+
+class GridTest(parameterized.TestCase):
+  def test_cells_by_hand(self):
+    config = small(variants=("no_sink",))
+    kept, left_out = grid.make_cells(config)
+    self.assertEmpty(left_out)
+    self.assertEqual(
+      [c.name for c in kept],
+      [
+        "dense_d16_s0",
+        "dense_d32_s0",
+        "sparse_d32_p0.5_s0",
+        "sparse_d32_p0.25_s0",
+        "dense_d16_s1",
+        "dense_d32_s1",
+        "sparse_d32_p0.5_s1",
+        "sparse_d32_p0.25_s1",
+        "sparse_d32_p0.25_no_sink_s0",
+      ],
+    )
+
+  def test_a_density_below_what_is_protected_is_left_out_and_said(self):
+    kept, left_out = grid.make_cells(small(densities=(0.5, 1 / 64), seeds=(0,)))
+    self.assertEqual(list(left_out), ["sparse_d32_p0.01562_s0"])
+    self.assertIn("sparsity.min_alive", *left_out.values())
+    self.assertLen(kept, 3)
+
+  @parameterized.parameters(*grid.VARIANTS)
+  def test_a_variant_is_valid_and_changes_what_it_says_alone(self, name):
+    config = small(variants=(name,), variant_width=128, variant_density=0.25)
+    variant = grid.make_cells(config)[0][-1]
+    base = grid.Cell(128, 0.25, 0)
+    flat = lambda c: dict(
+      config_lib._flat(config_lib.to_dict(grid.run_config(config, c)))
+    )
+    a, b = flat(base), flat(variant)
+    changed = {key for key in a if a[key] != b[key]}
+    self.assertEqual(changed, set(grid.VARIANTS[name]))
+
+  def test_dense_is_dense(self):
+    run = grid.run_config(small(dense_steps=7), grid.Cell(16, 1.0, 3))
+    self.assertEqual(run.sparsity.density, 1)
+    self.assertEqual(run.sparsity.activation_fraction, 1)
+    self.assertEqual((run.model.d_model, run.train.steps, run.seed), (16, 7, 3))
+
+  @parameterized.parameters(
+    ({"variants": ("no_skin",)}, "no_skin.*no_sink"),
+    ({"densities": (1.0,)}, "densities=1.0.*below 1"),
+    ({"seeds": ()}, r"seeds=\(\).*one or more"),
+    ({"dense_widths": (16, 16)}, "dense_widths.*each once"),
+    ({"dense_steps": 0}, "dense_steps=0.*at least 1"),
+    ({"dense_widths": (12,)}, "d_model"),
+  )
+  def test_bad_fields(self, fields, message):
+    with self.assertRaisesRegex(errors.InputError, message):
+      small(**fields)
+
+
+class EstimateTest(parameterized.TestCase):
+  def test_the_rest_takes_as_long_as_what_is_done_did(self):
+    root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    config = small(seeds=(0,), densities=(0.5,))
+    self.assertEqual(cells.remaining_text(config, root), "3 of 3 cells remain")
+    todo, _ = grid.make_cells(config)
+    costs = [grid.cost(grid.run_config(config, c), 600) for c in todo]
+    directory = cells.directory_of(root.absolute(), todo[0])
+    settings = cells._settings(config, todo[0], root.absolute())
+    files.write_json(
+      directory / cells.FILE,
+      {"name": todo[0].name, "seconds": 3600.0, "settings": settings},
+    )
+    hours = (costs[1] + costs[2]) / costs[0] / 2
+    self.assertEqual(
+      cells.remaining_text(config, root, processes=2),
+      f"2 of 3 cells remain, about {cells.duration(3600 * hours)}",
+    )
+
+  @parameterized.parameters((3.2, "4 s"), (600, "10 min"), (9000, "2.5 h"))
+  def test_duration(self, seconds, want):
+    self.assertEqual(cells.duration(seconds), want)
+
+
+def model(name, loss, edges, width=8, density=1.0, variant="", **missing):
+  """A model of one seed per loss; `edges` by task."""
+  losses = loss if isinstance(loss, tuple) else (loss,)
+  figures = {
+    task: {
+      "learned": missing.get(task) != "not learned",
+      "meets_target": missing.get(task) != "misses",
+      "num_edges": size,
+      "num_nodes": size,
+      "num_needed_edges": size,
+    }
+    for task, size in edges.items()
+  }
+  return compare.Model(
+    name=name,
+    width=width,
+    density=density,
+    variant=variant,
+    eval_losses=losses,
+    figures=(figures,) * len(losses),
+    cells=tuple(f"{name}_s{i}" for i in range(len(losses))),
+  )
+
+
+_MIDDLE = math.sqrt(12)  # Halfway from 4 to 3 on a logarithmic axis.
+
+
+class CompareTest(parameterized.TestCase):
+  def ratio(self, dense, sparse):
+    return compare.ratio_at_matched_loss(dense, sparse, "num_edges")
+
+  @parameterized.parameters(
+    (_MIDDLE, 200 / 20), (4.0, 100 / 20), (3.0, 400 / 20)
+  )
+  def test_ratio_by_hand(self, loss, want):
+    dense = [model("a", 4.0, {"t": 100}), model("b", 3.0, {"t": 400})]
+    found = self.ratio(dense, model("s", loss, {"t": 20}, density=0.1))
+    self.assertAlmostEqual(found["ratio"]["value"], want, places=6)
+    # One seed and one task: nothing to resample.
+    self.assertAlmostEqual(found["ratio"]["low"], want, places=6)
+    self.assertAlmostEqual(found["ratio"]["high"], want, places=6)
+
+  def test_geometric_mean_over_tasks_by_hand(self):
+    dense = [
+      model("a", 4.0, {"t": 100, "u": 80}),
+      model("b", 3.0, {"t": 400, "u": 80}),
+    ]
+    sparse = model("s", _MIDDLE, {"t": 20, "u": 2}, density=0.1)
+    found = self.ratio(dense, sparse)
+    self.assertAlmostEqual(found["ratio"]["value"], 20.0, places=6)  # √(10·40)
+    self.assertAlmostEqual(found["ratio"]["low"], 10.0, places=6)
+    self.assertAlmostEqual(found["ratio"]["high"], 40.0, places=6)
+
+  def test_neighbours_are_used_and_nothing_is_extrapolated(self):
+    dense = [
+      model("c", 2.0, {"t": 9999}),
+      model("a", 4.0, {"t": 100}),
+      model("b", 3.0, {"t": 400}),
+    ]
+    found = self.ratio(dense, model("s", 3.5, {"t": 10}, density=0.1))
+    self.assertEqual(found["between"], ["a", "b"])
+    for loss in (4.01, 1.99):
+      out = self.ratio(dense, model("s", loss, {"t": 10}, density=0.1))
+      self.assertIsNone(out["ratio"])
+      self.assertIn("outside", out["why"])
+
+  @parameterized.parameters("misses", "not learned")
+  def test_a_task_that_one_side_fails_is_left_out_and_listed(self, why):
+    dense = [
+      model("a", 4.0, {"t": 100, "u": 1}, u=why),
+      model("b", 3.0, {"t": 400, "u": 1}),
+    ]
+    found = self.ratio(dense, model("s", _MIDDLE, {"t": 20, "u": 1}))
+    self.assertEqual(found["tasks"], ["t"])
+    self.assertEqual(found["left_out"], {"u": ["a"]})
+    self.assertAlmostEqual(found["ratio"]["value"], 10.0, places=6)
+
+  def test_without_a_common_task_there_is_no_ratio(self):
+    dense = [model("a", 4.0, {"t": 1}), model("b", 3.0, {"t": 1})]
+    sparse = model("s", 3.5, {"t": 1}, t="misses")
+    found = self.ratio(dense, sparse)
+    self.assertIsNone(found["ratio"])
+    self.assertIn("no task", found["why"])
+
+  sizes = st.lists(st.integers(1, 10_000), min_size=1, max_size=4)
+
+  @hypothesis.given(sizes, st.floats(2.0, 4.0), st.integers(1, 50))
+  @hypothesis.settings(deadline=None, max_examples=15)
+  def test_identical_curves_have_ratio_1_and_scaling_scales(
+    self, edges, loss, factor
+  ):
+    by_task = {f"t{i}": e for i, e in enumerate(edges)}
+    larger = {t: factor * e for t, e in by_task.items()}
+    same = [model("a", 4.0, by_task), model("b", 2.0, by_task)]
+    scaled = [model("a", 4.0, larger), model("b", 2.0, larger)]
+    sparse = model("s", loss, by_task, density=0.1)
+    value = self.ratio(same, sparse)["ratio"]["value"]
+    self.assertAlmostEqual(value, 1.0, places=6)
+    value = self.ratio(scaled, sparse)["ratio"]["value"]
+    self.assertAlmostEqual(value / factor, 1.0, places=6)
+
+  def test_common_tasks_by_hand(self):
+    passes = ({"t", "u", "v"}, {"t", "u"}, {"t", "u"}, {"t"}, {"w"})
+    models = [
+      model(str(i), 3.0, dict.fromkeys(p, 5)) for i, p in enumerate(passes)
+    ]
+    # {t, u} by 3 models is 6 pairs, {t} by 4 is 4.
+    self.assertEqual(compare.common_tasks(models), ("t", "u"))
+    self.assertEqual(compare.common_tasks([]), ())
+
+  def test_interpolation_of_seeds_stays_inside(self):
+    dense = [
+      model("a", (4.0, 3.6), {"t": 100}),
+      model("b", (3.0, 3.2), {"t": 400}),
+    ]
+    sparse = model("s", (3.0, 4.0), {"t": 20}, density=0.1)
+    found = self.ratio(dense, sparse)["ratio"]
+    self.assertGreaterEqual(found["low"], 100 / 20 - 1e-6)
+    self.assertLessEqual(found["high"], 400 / 20 + 1e-6)
+    self.assertLess(found["low"], found["high"])
+
+  def test_best_leaves_a_lucky_single_task_aside(self):
+    row = lambda value, tasks: {
+      "measure": "num_edges",
+      "ratio": {"value": value},
+      "tasks": tasks,
+    }
+    rows = [row(50, ["t"]), row(8, ["t", "u", "v"]), row(9, ["t", "u"])]
+    self.assertEqual(compare.best(rows, "num_edges")["ratio"]["value"], 9)
+    self.assertIsNone(compare.best([], "num_edges"))
+
+
+def result(name, model_name, width, density, loss, edges, variant=""):
+  return {
+    "name": name,
+    "model": model_name,
+    "width": width,
+    "density": density,
+    "variant": variant,
+    "seed": 0,
+    "eval_loss": loss,
+    "seconds": 60.0,
+    "tasks": {
+      "t": {
+        "learned": True,
+        "meets_target": True,
+        "num_edges": edges,
+        "num_needed_edges": edges,
+        "num_nodes": edges,
+      },
+      "<u>": {"learned": False, "reasons": ["accuracy"]},
+    },
+  }
+
+
+class WorkersTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (1, [{0, 1, 2}]), (2, [{0, 2}, {1}]), (3, [{0}, {1}, {2}])
+  )
+  def test_shares_by_hand(self, count, want):
+    self.assertEqual(workers.shares([0, 1, 2], count), want)
+
+  def test_a_worker_that_fails_is_named_with_its_last_line(self):
+    logs = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    code = "import sys; print('error: no room'); sys.exit(2)"
+    command = [sys.executable, "-c", code]
+    with self.assertRaisesRegex(
+      errors.InputError, "status 2: error: no room.*worker-0.log"
+    ):
+      workers.run_workers(command, 1, logs, 1, lambda: 0)
+
+
+class WriteTest(absltest.TestCase):
+  def test_everything_is_written_from_the_cells(self):
+    root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    found = [
+      result("dense_d8_s0", "dense_d8", 8, 1.0, 4.0, 100),
+      result("dense_d16_s0", "dense_d16", 16, 1.0, 3.0, 400),
+      result("s_s0", "s", 32, 0.1, _MIDDLE, 20),
+      result("v_s0", "v", 32, 0.1, 3.5, 25, "no_sink"),
+    ]
+    comparison = frontier.compare_cells(found)
+    text = frontier.write(
+      root, found, comparison, "make it", host.environment(), root / "docs"
+    )
+    self.assertIn("10.0 [10.0, 10.0] times fewer edges", text)
+    self.assertIn("make it", text)
+    self.assertEqual((root / "docs" / "results.md").read_text(), text)
+    for name in ("frontier", "followup"):
+      png = (root / f"{name}.png").read_bytes()
+      self.assertEqual(png[:8], b"\x89PNG\r\n\x1a\n")
+      self.assertIn(b"<svg", (root / f"{name}.svg").read_bytes())
+    rows = list(csv.DictReader((root / "frontier.csv").open()))
+    self.assertLen(rows, 8)
+    self.assertEqual(rows[0]["num_edges"], "100")
+    saved = json.loads((root / "frontier.json").read_text())
+    self.assertLen(saved["cells"], 4)
+    page = (root / "frontier.html").read_text()
+    self.assertIn('href="cells/s_s0/report.html"', page)
+    self.assertNotIn("<u>", page)
+
+  def test_the_headline_without_a_ratio_says_so(self):
+    found = [result("dense_d8_s0", "dense_d8", 8, 1.0, 4.0, 100)]
+    text = results.headline(frontier.compare_cells(found))
+    self.assertIn("no ratio", text)
+
+
+_CONFIG = """
+from sparse_jax import frontier
+from sparse_jax.frontier import grid
+
+def get_config():
+  c = grid.to_config_dict(frontier.FrontierConfig(
+    sparse_widths=(16,), densities=(0.5,), variant_width=16,
+    variant_density=0.5))
+  c.run.data.source = SOURCE
+  c.run.data.vocab_size = 600
+  c.run.data.context_length = 16
+  c.run.model.d_head = 8
+  c.run.model.n_layer = 1
+  c.run.train.batch_size = 8
+  c.run.train.eval_batches = 1
+  c.run.prune.steps = 4
+  c.run.prune.batch_size = 4
+  c.run.prune.num_runs = 2
+  c.run.prune.num_seeds = 0
+  c.run.prune.edge_steps = 2
+  c.run.prune.num_train = 16
+  c.run.prune.num_validation = 12
+  c.run.prune.num_test = 12
+  c.run.prune.mean_batches = 1
+  # So lenient that hardly any model fails it.
+  c.run.prune.target_loss = 5.0
+  c.dense_widths = (16,)
+  c.dense_steps = 4
+  c.sparse_steps = 4
+  c.seeds = (0,)
+  c.tasks = ("single_double_quote", "else_elif")
+  return c
+"""
+
+
+class CommandTest(absltest.TestCase):
+  def run_command(self, *args):
+    return subprocess.run(
+      [sys.executable, "-m", "experiments.frontier", *args],
+      cwd=_ROOT,
+      env=os.environ,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+
+  def test_it_runs_resumes_and_refuses_other_settings(self):
+    root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    config = root / "config.py"
+    source = str(pathlib.Path(email.__file__).parent / "*.py")
+    config.write_text(_CONFIG.replace("SOURCE", repr(source)))
+    flags = (
+      f"--config={config}",
+      f"--workdir={root / 'run'}",
+      "--workers=1",
+    )
+    # Another process holds one cell: it is left to it.
+    held = root / "run" / "claims" / "sparse_d16_p0.5_s0"
+    with files.exclusive(held):
+      done = self.run_command(*flags)
+    self.assertEqual(done.returncode, 0, done.stderr)
+    self.assertIn("another process is at it", done.stdout)
+    self.assertIn("there is no ratio", done.stdout)
+    cell = root / "run" / "cells" / "dense_d16_s0" / "cell.json"
+    before = cell.read_bytes()
+    left = root / "run" / "cells" / held.name / "cell.json"
+    self.assertFalse(left.exists())
+    done = self.run_command(*flags)
+    self.assertEqual(done.returncode, 0, done.stderr)
+    self.assertIn("1 of 2 cells remain, about", done.stdout)
+    self.assertEqual(cell.read_bytes(), before)
+    for name in ("frontier.json", "frontier.html", "results.md"):
+      self.assertTrue((root / "run" / name).is_file(), name)
+    learned = json.loads(before)["tasks"]["else_elif"]
+    self.assertIn("full_model_loss", learned)
+    done = self.run_command(*flags, "--config.dense_steps=5", "--report")
+    self.assertEqual(done.returncode, 2)
+    self.assertRegex(
+      done.stderr,
+      r"^error: .*cell.json was made with train.steps=4, .* 5;.*\n$",
+    )
+
+
+if __name__ == "__main__":
+  absltest.main()
