@@ -13,7 +13,7 @@ import jax
 from absl import flags
 
 from experiments import cli
-from sparse_jax import benchmark, files, growth, metrics
+from sparse_jax import benchmark, errors, files, growth, metrics
 from sparse_jax import peers as peers_lib
 
 _OUT = flags.DEFINE_string(
@@ -24,6 +24,9 @@ _PLOT = flags.DEFINE_string(
 )
 _SHORT = flags.DEFINE_bool(
   "short", False, "Minute shapes: a trial; its figures mean nothing."
+)
+_ONLY = flags.DEFINE_string(
+  "only", "", "Measure only what has this in its name, such as 'mask step'."
 )
 _GROWTH = flags.DEFINE_bool(
   "growth", True, "Measure growth with width, density, depth and batch."
@@ -50,6 +53,14 @@ def main(overrides: list[str]) -> None:
   plan = benchmark.cpu_plan() if on_cpu else benchmark.accelerator_plan()
   if _SHORT.value:
     plan = benchmark.short_plan()
+  todo = list(benchmark.measurements(plan, peers))
+  if _ONLY.value:
+    names = [name for name, _ in todo]
+    todo = [(name, m) for name, m in todo if _ONLY.value in name]
+    if not todo:
+      raise errors.bad_value(
+        "--only", _ONLY.value, f"a part of: {'; '.join(names)}"
+      )
   before = benchmark.environment(peers)
   figures, growths = [], []
 
@@ -67,7 +78,6 @@ def main(overrides: list[str]) -> None:
     )
 
   save()
-  todo = list(benchmark.measurements(plan, peers))
   axes = plan.growth_axes if _GROWTH.value else {}
   with metrics.progress_bar(len(todo) + len(axes), 0, "benchmark") as bar:
     for name, measure in todo:

@@ -128,20 +128,25 @@ def main(overrides: list[str]) -> None:
   said = [i for i, _, _ in found.values()]
   print("\n" + influences_text(said))
   chosen = explain.deciding(said)
-  parts = []
   if chosen is None:
-    print("\nno circuit here decides this token")
-  else:
+    print("\nno circuit here has the model's next token among its answers")
+    chosen = explain.nearest(said)
+  parts = []
+  if chosen is not None:
     _, circuit, sequence = next(f for f in found.values() if f[0] is chosen)
     parts = explain.parts(model, params, circuit, tokenizer, sequence)
     looks = explain.attention_of(
       model, params, circuit, jnp.asarray(tokens, jnp.int32)[None]
     )
-    print(f"\n{chosen.task} decides, by these nodes:\n{parts_text(parts)}")
+    first, second = map(repr, chosen.answers)
+    print(
+      f"\n{chosen.task} decides for {first} over {second}, by these nodes:\n"
+      f"{parts_text(parts)}"
+    )
     if looks:
       print("\n" + looks_text(looks, texts))
   if _OUT.value:
-    shown = explain.to_dict(said, chosen, parts)
+    shown = explain.to_dict(said, explain.deciding(said), parts)
     files.write_json(_OUT.value, {"prompt_tokens": texts, **shown})
 
 

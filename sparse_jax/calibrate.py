@@ -2,7 +2,7 @@
 
 Pruning shrinks logits, so a circuit is judged after its best scale is fitted by
 L-BFGS (paper appendix A.5). One shift of all logits would change nothing under
-softmax (FACTS 1.7); a shift between the two answers does.
+softmax; a shift between the two answers does.
 """
 
 from typing import NamedTuple

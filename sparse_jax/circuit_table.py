@@ -34,7 +34,7 @@ def row(circuit: circuit_lib.Circuit) -> Row:
   """Returns a circuit's figures; absent ones are None.
 
   `edges_low` and `edges_high`: least and most edges, before the clean-up, of
-  the best setting's runs over seeds.
+  the setting that was repeated with other seeds.
   """
   seeds = circuit.details.get("edges_over_seeds") or [None]
   return {

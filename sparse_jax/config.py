@@ -94,7 +94,7 @@ POSITIONS = ("none", "learned", "concatenated", "sinusoidal")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-  """Shape of the decoder (FACTS of the paper's section 2 and inference/gpt.py).
+  """Shape of the decoder (paper section 2; the authors' inference/gpt.py).
 
   Attributes:
     n_layer: number of layers.
@@ -384,7 +384,7 @@ class PruneConfig:
       distribution, over the task's prompts, or zero.
     freeze_norms: whether a circuit runs with every RMS norm's scale held at the
       whole model's on the same prompt, so that no circuit can live on what
-      ablation does to the norms (FACTS 3.2).
+      ablation does to the norms (a variant of Drori's replication, 2026).
     sites: sites whose channels are gated.
     target_loss: task loss the discretised circuit has to reach, in nats.
     selection_margin: share of the target that validation pairs have to meet;

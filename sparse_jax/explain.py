@@ -203,6 +203,16 @@ def deciding(found: Sequence[Influence]) -> Influence | None:
   )
 
 
+def nearest(found: Sequence[Influence]) -> Influence | None:
+  """Returns the circuit that decides between the likeliest answers; or None.
+
+  Where no circuit has the model's next token among its answers, one may still
+  make the model's choice between its own two.
+  """
+  makes = (i for i in found if i.circuit_gap > 0 and i.effect > 0)
+  return max(makes, key=lambda i: i.mass, default=None)
+
+
 def parts(
   model: model_lib.Model,
   params: model_lib.Params,

@@ -172,7 +172,7 @@ class Embedding(nn.Module):
 
 
 class Decoder(nn.Module):
-  """Declares every parameter: shapes and initialisers (FACTS 1.1)."""
+  """Declares every parameter: shapes and initialisers (inference/gpt.py)."""
 
   config: config_lib.ModelConfig
 

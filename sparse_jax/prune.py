@@ -143,7 +143,7 @@ def gap_loss(gap_S: jax.Array, scale: jax.Array | float = 1.0) -> jax.Array:
   """Returns the task loss: mean cross-entropy of the two answers, in nats.
 
   The mean over both sides of the pairs of -log softmax over the two answer
-  tokens at the answer position (FACTS 1.7; half of the released files' sum).
+  tokens at the answer position; half of the sum that the released files hold.
   """
   return jnp.mean(jax.nn.softplus(-scale * gap_S))
 

@@ -36,7 +36,7 @@ class Rule:
 
 
 def rules(sparsity: config_lib.SparsityConfig) -> tuple[Rule, ...]:
-  """Returns the table, first match first (FACTS 1.3, `train.py`)."""
+  """Returns the table, first match first (the authors' train.py)."""
   bias_density = "block" if sparsity.biases == "sparse" else None
   return (
     # A unit reads through a column and writes through a row of `[in, out]`.

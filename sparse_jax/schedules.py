@@ -38,8 +38,8 @@ def embedding_density(
 ) -> np.ndarray:
   """Returns the density of embedding and unembedding, `[steps]`.
 
-  The script's rule ("expanded", FACTS 1.3): linear in the block density, from 1
-  to `density * expansion_factor`.
+  The script's rule ("expanded", the authors' train.py): linear in the block
+  density, from 1 to `density * expansion_factor`.
   """
   block = block_density(sparsity, steps)
   factor = sparsity.expansion_factor

@@ -41,6 +41,8 @@ _LENGTH_MULTIPLE = 16
 # Candidates are compared on so many pairs; the winner is cut on all of them.
 _SEARCH_PAIRS = 64
 _SEARCH_TOLERANCE = 0.05
+# One more candidate is cut to the target for so many runs of a search.
+_RUNS_PER_CUT = 8
 
 _Log = optuna.distributions.FloatDistribution
 # What settings are proposed from (paper Table 2, around its centre; rates and
@@ -453,16 +455,30 @@ def _allowed_order(order, allowed, names):
   return order[flat[order]]
 
 
-def _worth_cutting(trials):
-  """Returns the best trial, and the second where it is nearly as small."""
+def _worth_cutting(trials, config):
+  """Returns the best trial, and the next ones that are nearly as small.
+
+  The clean-up may turn their order round; it is cheap beside a long search.
+  """
   first, *others = trials
+  most = 1.5 * first.user_attrs["num_edges"]
   few = lambda t: (
-    t.user_attrs["num_edges"] <= 1.5 * first.user_attrs["num_edges"]
+    t.user_attrs["meets_target"] and t.user_attrs["num_edges"] <= most
   )
-  return [
-    first,
-    *(t for t in others[:1] if t.user_attrs["meets_target"] and few(t)),
-  ]
+  count = max(1, config.num_runs // _RUNS_PER_CUT)
+  return [first, *filter(few, others[:count])]
+
+
+def _over_seeds(trials, trial):
+  """Returns the runs of the setting that was repeated most, sorted by edges.
+
+  The given trial's own, where none was repeated.
+  """
+  groups: dict[tuple, list] = {tuple(trial.params.values()): []}
+  for t in trials:
+    groups.setdefault(tuple(t.params.values()), []).append(t)
+  most = max(groups.values(), key=len)
+  return sorted(t.user_attrs["num_edges"] for t in most)
 
 
 def _search_round(model, params, problems, config, seed, allowed):
@@ -520,8 +536,9 @@ def _finish(model, params, problem, config, seed, allowed):
   judge = _judge(model, params, problem, config)
   target = _target(config)
   candidates = []
-  with metrics.progress_bar(3, 0, f"cutting {task.name}") as bar:
-    for trial in _worth_cutting(trials):
+  worth = _worth_cutting(trials, config)
+  with metrics.progress_bar(len(worth) + 1, 0, f"cutting {task.name}") as bar:
+    for trial in worth:
       order = np.asarray(trial.user_attrs["order"], int)
       cut = discretise.keep_first(
         judge, order, target, trial.user_attrs["num_nodes"]
@@ -550,7 +567,6 @@ def _finish(model, params, problem, config, seed, allowed):
       seed,
       f"masking edges of {task.name}",
     )
-  repeats = [t for t in trials if t.params == trial.params]
   details = {
     "runs": [
       {
@@ -569,7 +585,7 @@ def _finish(model, params, problem, config, seed, allowed):
       s | {"target_loss": t}
       for s, t in zip(sizes, config.curve_targets, strict=True)
     ],
-    "edges_over_seeds": sorted(t.user_attrs["num_edges"] for t in repeats),
+    "edges_over_seeds": _over_seeds(trials, trial),
   }
   return findings.measure(
     judge, task, config, splits.test, splits.test_pairs, best, needed, details

@@ -100,7 +100,7 @@ def keep_largest(kept: Any) -> optax.GradientTransformation:
 
   Acts through the update: a removed entry becomes exactly 0, a kept one exactly
   `p + u`. Moments are not masked, so an entry returns once a single update
-  beats the threshold (FACTS 1.3).
+  beats the threshold (the authors' train.py).
 
   Args:
     kept: tree with the parameters' structure, holding a `Kept` for each sparse

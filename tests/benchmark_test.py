@@ -90,6 +90,17 @@ class PlanTest(absltest.TestCase):
       growth.plot_growth(path, [measured])
       self.assertEqual(path.read_bytes()[:8], b"\x89PNG\r\n\x1a\n")
 
+  def test_a_figure_that_does_not_exist_is_one_line(self):
+    done = subprocess.run(
+      [sys.executable, "-m", "experiments.benchmark", "--only=mass step"],
+      cwd=ROOT,
+      capture_output=True,
+      check=False,
+      text=True,
+    )
+    self.assertEqual(done.returncode, 2)
+    self.assertRegex(done.stderr, r"^error: --only='?mass step'?.*AbsTopK.*\n$")
+
   def test_command_without_peers_says_so(self):
     with tempfile.TemporaryDirectory() as directory:
       out = pathlib.Path(directory) / "figures.json"

@@ -54,6 +54,10 @@ class DecidingTest(absltest.TestCase):
     other = influence(task="v", has_top=False, without_gap=-9.0)
     self.assertIs(explain.deciding([influence(), strong, other]), strong)
     self.assertIsNone(explain.deciding([other]))
+    likelier = influence(task="w", has_top=False, mass=0.6)
+    against = influence(mass=0.9, circuit_gap=-1.0)
+    self.assertIs(explain.nearest([other, likelier, against]), likelier)
+    self.assertIsNone(explain.nearest([against]))
 
 
 class ExplainTest(absltest.TestCase):

@@ -58,7 +58,7 @@ class ReleasedScriptTest(absltest.TestCase):
     )
 
   def test_embedding_density_interpolates(self):
-    # FACTS 1.3, in the script's units: from EF to pfrac, linear in pfrac.
+    # In the script's units: from EF to pfrac, linear in pfrac.
     train, sparsity, expected = recipe()
     ef, pfrac = sparsity.expansion_factor, expected["pfrac"]
     final = pfrac[-1]

@@ -11,9 +11,10 @@ from sparse_jax.trust import evidence
 def attention(subject: evidence.Subject) -> dict[str, dict[str, float]]:
   """Returns how much the kept heads look elsewhere, by "layer.head".
 
-  The total variation distance between the head's pattern in the circuit and in
-  the model, sink included, mean over queries of the test prompts: 0 is the
-  same pattern, 1 disjoint ones.
+  The total variation distance sum|p - q| / 2 between the head's pattern in the
+  model and in the circuit, sink included, mean over queries of the test
+  prompts: 0 is the same pattern, 1 disjoint ones (Drori 2026 finds patterns
+  that circuits drop or use for something else).
   """
   config, circuit = subject.model.config, subject.circuit
   kept = np.zeros((config.n_layer, config.n_head), bool)

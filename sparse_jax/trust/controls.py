@@ -1,6 +1,7 @@
 """Controls: the same pipeline where no true circuit is to be found.
 
-A pruning that fits nonsense as well as sense proves nothing (FACTS section 3).
+A pruning that fits nonsense as well as sense proves nothing (Drori 2026,
+"Weight-sparse circuits may be interpretable yet unfaithful").
 Each control is `search.find_circuit` with another task, model or set of nodes.
 """
 
@@ -24,8 +25,8 @@ class NonsenseTask(tasks_lib.Task):
   """A task whose two answers are two tokens that mean nothing there.
 
   The model has no reason to answer so; a pruning that still finds a small
-  circuit made the computation instead of finding it (the replication's control:
-  FACTS 3.2). The rule is consistent, so it can be learnt and carries over to
+  circuit made the computation instead of finding it (a control of Drori 2026).
+  The rule is consistent, so it can be learnt and carries over to
   new prompts. Answers swapped at random from pair to pair could not: nothing
   could fail on held-out pairs, and the control would always be passed.
 
@@ -99,7 +100,9 @@ def jaccard(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> float:
 
 def _random_curve(model, params, circuit, splits, seed):
   means = {name: jnp.asarray(m) for name, m in circuit.means.items()}
-  judge = discretise.Judge(model, params, means, False, splits.validation)
+  judge = discretise.Judge(
+    model, params, means, False, splits.validation, circuit.freeze_norms
+  )
   total = sum(int(np.size(m)) for m in means.values())
   order = np.random.default_rng(seed).permutation(total)
   return discretise.size_curve(judge, order, ())[0]

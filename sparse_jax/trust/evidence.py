@@ -169,7 +169,7 @@ def sufficiency_and_necessity(subject: Subject) -> dict[str, Any]:
 
   The model without a random circuit of the same sites and sizes has to keep
   what the model without the circuit loses (Wang et al. 2022, "Interpretability
-  in the wild": faithfulness and completeness; FACTS section 3).
+  in the wild": faithfulness and completeness).
   """
   gates = subject.gates
   without = {name: 1 - g for name, g in gates.items()}
@@ -225,8 +225,11 @@ def agreement(
 ) -> dict[str, Any]:
   """Returns how far the circuit answers as the model does, labels aside.
 
-  Per set of prompts: KL(model || circuit) over the two answers, in nats, and
-  the share of prompts on which both prefer the same answer.
+  Per set of prompts: KL(p || q) = p log(p / q) + (1 - p) log((1 - p) / (1 - q))
+  of the model's and the circuit's probability of the right one of the two
+  answers, in nats, and the share of prompts on which both prefer the same
+  answer (Conmy et al. 2023, "Towards automated circuit discovery", judge
+  circuits by the KL to the model).
 
   Args:
     subject: the circuit in its model.

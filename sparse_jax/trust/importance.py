@@ -19,9 +19,10 @@ def importance(
 ) -> dict[str, list[dict[str, Any]] | None]:
   """Returns the loss without each node and without each edge, exactly.
 
-  Each with its interval over pairs: `loss_without`. A circuit of more nodes or
-  edges than anyone would read one by one has None in their place: it is the
-  nearest miss of a model that has not learned the task.
+  `loss_without`: mean task loss of the circuit less that node or edge, with its
+  interval over pairs (exact node importance: Drori 2026). A circuit of more
+  nodes or edges than anyone would read one by one has None in their place: it
+  is the nearest miss of a model that has not learned the task.
 
   Args:
     subject: the circuit in its model.

@@ -16,7 +16,8 @@ def interchange(subject: evidence.Subject) -> dict[str, Any]:
   """Returns the loss as circuit nodes take the full model's values.
 
   A random fraction of the kept nodes is set to what it is in the whole trained
-  model, AbsTopK included, on the same prompt; the rest runs as in the circuit.
+  model, AbsTopK included, on the same prompt; the rest runs as in the circuit
+  (interchange evaluation of Drori 2026, whose reference run lacks AbsTopK).
   `fvu` is the fraction of variance unexplained of the circuit's values at its
   nodes, per site and layer: E(full - circuit)^2 / Var(full), over the prompts'
   tokens, not their padding.

@@ -19,9 +19,9 @@ def partial_ablation(subject: evidence.Subject) -> dict[str, Any]:
   """Returns scores between the whole model and the circuit.
 
   `random`: a random fraction of the complement is ablated. `relaxed`: all of
-  it, by a share (gates between 0 and 1). `adversarial`: one choice of its nodes
-  for all test pairs that hurts most (`adversary`); a faithful circuit does not
-  care. Logits are not rescaled.
+  it, by a share: gates 1 - fraction (mask relaxation: Drori 2026).
+  `adversarial`: one choice of its nodes for all test pairs that hurts most
+  (`adversary`); a faithful circuit does not care. Logits are not rescaled.
   """
   gates = subject.gates
   rng = np.random.default_rng(subject.seed)
@@ -47,8 +47,10 @@ def adversary(
   Frank-Wolfe on the task loss over gates of the complement: the gradient says
   which nodes hurt when closed, several shares of those are tried as they are,
   and the next gradient is taken halfway to the worst of them. It starts at the
-  whole model and at the middle between model and circuit. The remedy that
-  FACTS 3.3 asks for: one scheme for a whole batch.
+  whole model and at the middle between model and circuit. One choice for a
+  whole batch, as in parameter decomposition and as the comments on
+  "Weight-sparse circuits may be interpretable yet unfaithful" (Drori 2026) ask:
+  ablating all of a large complement leaves the pruning too much freedom.
 
   Args:
     subject: the circuit in its model.
