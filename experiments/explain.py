@@ -97,6 +97,12 @@ def main(overrides: list[str]) -> None:
   directories = circuit_directories(_CIRCUITS.value)
   model, params = checkpoint.load_model(_MODEL.value)
   tokenizer = checkpoint.load_tokenizer(_MODEL.value)
+  try:
+    _PROMPT.value.encode("utf-8")
+  except UnicodeEncodeError as e:
+    raise errors.InputError(
+      f"--prompt has byte {e.start} that is no UTF-8; need text"
+    ) from e
   tokens = tokenizer.encode(_PROMPT.value)
   limit = model.config.context_length
   if not tokens:
@@ -129,7 +135,7 @@ def main(overrides: list[str]) -> None:
   print("\n" + influences_text(said))
   chosen = explain.deciding(said)
   if chosen is None:
-    print("\nno circuit here has the model's next token among its answers")
+    print("\nno circuit here decides the model's next token")
     chosen = explain.nearest(said)
   parts = []
   if chosen is not None:
@@ -139,14 +145,15 @@ def main(overrides: list[str]) -> None:
       model, params, circuit, jnp.asarray(tokens, jnp.int32)[None]
     )
     first, second = map(repr, chosen.answers)
+    verb = "decides for" if chosen.decides else "would decide for"
     print(
-      f"\n{chosen.task} decides for {first} over {second}, by these nodes:\n"
+      f"\n{chosen.task} {verb} {first} over {second}, by these nodes:\n"
       f"{parts_text(parts)}"
     )
     if looks:
       print("\n" + looks_text(looks, texts))
   if _OUT.value:
-    shown = explain.to_dict(said, explain.deciding(said), parts)
+    shown = explain.to_dict(said, chosen, parts)
     files.write_json(_OUT.value, {"prompt_tokens": texts, **shown})
 
 

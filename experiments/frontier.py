@@ -8,6 +8,7 @@ and .html, and results.md.
 """
 
 import pathlib
+import shlex
 import sys
 
 import jax
@@ -52,12 +53,15 @@ def command(overrides: list[str]) -> str:
   if workdir.is_absolute():
     workdir = pathlib.Path("runs") / workdir.name
   parts = [
-    "python -m experiments.frontier",
+    "python",
+    "-m",
+    "experiments.frontier",
     f"--config={config}",
     f"--workdir={workdir}",
+    *([f"--docs={_DOCS.value}"] if _DOCS.value else []),
     *overrides,
   ]
-  return " ".join(parts)
+  return shlex.join(parts)
 
 
 def run_cells(config: frontier.FrontierConfig, workdir: pathlib.Path) -> None:
@@ -105,20 +109,14 @@ def main(overrides: list[str]) -> int | None:
     return None
   results = frontier.finished(config, workdir.absolute())
   if not results:
-    print("no cell is finished yet")
-    return 1
+    found = frontier.outcome(config, workdir)
+    raise errors.InputError(
+      f"--workdir={workdir}: none of {found['num_cells']} cells is finished;"
+      " need a grid with a finished cell, or a run without --report"
+    )
   comparison = frontier.compare_cells(results)
-  best = comparison["best"]["num_edges"]
-  if best:
-    of_best = next(r for r in results if r["model"] == best["model"])
-    measure = config.trust and not _REPORT.value
-    comparison |= {
-      "verdicts_of": of_best["name"],
-      "verdicts": frontier.verdicts(
-        config, of_best, workdir, best["tasks"], measure
-      ),
-    }
-  frontier.write(
+  comparison["grid"] = frontier.outcome(config, workdir)
+  write = lambda: frontier.write(
     workdir,
     results,
     comparison,
@@ -126,6 +124,17 @@ def main(overrides: list[str]) -> int | None:
     host.environment(),
     _DOCS.value,
   )
+  write()
+  best = comparison["best"]
+  if best:
+    # After the rest is safe: evidence takes minutes.
+    of_best = next(r for r in results if r["model"] == best["model"])
+    measure = config.trust and not _REPORT.value
+    comparison["verdicts_of"] = of_best["name"]
+    comparison["verdicts"] = frontier.verdicts(
+      config, of_best, workdir, best["tasks"], measure
+    )
+    write()
   print(f"\n{frontier.headline(comparison)}\n")
   print(f"page: {workdir / 'frontier.html'}, text: {workdir / 'results.md'}")
   return None

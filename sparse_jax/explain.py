@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparse_jax import calibrate, errors, prune, sites, taps
 from sparse_jax import circuit as circuit_lib
-from sparse_jax import errors, prune, sites, taps
 from sparse_jax import model as model_lib
 
 _NUM_TOP = 5
@@ -30,7 +30,7 @@ class Influence:
     answers: texts of its two answers, the likelier one first.
     mass: the model's probability of the two together.
     full_gap: first answer's logit minus the second's, in the whole model.
-    circuit_gap: the same of the circuit alone, with its fitted scale.
+    circuit_gap: the same of the circuit alone, as it is calibrated.
     without_gap: the same of the model without the circuit.
     has_top: whether the model's most likely next token is one of the answers.
   """
@@ -149,21 +149,25 @@ def influence(
   kept = {n: jnp.asarray(m) for n, m in circuit.node_mask.items()}
   gap = _gap_function(model, circuit)
   full, alone, without = (
-    float(gap(params, sequence, gates))
+    gap(params, sequence, gates)
     for gates in (
       jax.tree.map(jnp.ones_like, kept),
       kept,
       jax.tree.map(jnp.logical_not, kept),
     )
   )
+  sign = calibrate.answer_sign(sequence.right, sequence.wrong)
+  fitted = calibrate.Calibration(
+    circuit.logit_scale, circuit.details.get("answer_shift", 0.0)
+  )
   return (
     Influence(
       task=circuit.task,
       answers=tuple(tokenizer.token_text(int(i)) for i in (right, wrong)),
       mass=float(probabilities[[right, wrong]].sum()),
-      full_gap=full,
-      circuit_gap=circuit.logit_scale * alone,
-      without_gap=without,
+      full_gap=float(full),
+      circuit_gap=float(calibrate.calibrate(alone, sign[0], fitted)),
+      without_gap=float(without),
       has_top=int(top[0]) in (right, wrong),
     ),
     sequence,
@@ -293,6 +297,6 @@ def to_dict(
   ]
   return {
     "circuits": rows,
-    "decides": chosen.task if chosen else None,
+    "nodes_of": chosen.task if chosen else None,
     "nodes": [dataclasses.asdict(part) for part in of_chosen],
   }

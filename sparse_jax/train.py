@@ -128,7 +128,11 @@ class Interrupted(Exception):
   """The run was asked to stop, and left a checkpoint."""
 
 
-def run(config: config_lib.Config, workdir: files.PathLike) -> Trained:
+def run(
+  config: config_lib.Config,
+  workdir: files.PathLike,
+  frozen_data: bool = False,
+) -> Trained:
   """Trains to the end, from the newest checkpoint in `workdir` if there is one.
 
   A run that was killed at any moment and is called again ends with the same
@@ -138,6 +142,8 @@ def run(config: config_lib.Config, workdir: files.PathLike) -> Trained:
     config: the configuration; derived fields may be 0.
     workdir: holds `data/`, `checkpoints/`, `model/`, `metrics.jsonl`,
       `tensorboard/` and `config.json`.
+    frozen_data: whether to take the tokens in `data.directory` as they are,
+      whatever has become of their source: other runs have trained on them.
 
   Raises:
     InputError: if the work directory belongs to another configuration or to a
@@ -152,7 +158,8 @@ def run(config: config_lib.Config, workdir: files.PathLike) -> Trained:
     _claim(config, workdir)
     checkpoints = checkpoint.TrainingCheckpoints(workdir / "checkpoints")
     stack.callback(checkpoints.close)
-    tokens = _prepare_data(config, workdir, checkpoints.latest_step())
+    frozen = frozen_data or checkpoints.latest_step() is not None
+    tokens = _prepare_data(config, workdir, frozen)
     config = config_lib.resolve(config, tokens.tokenizer.vocab_size)
     return _run(config, workdir, tokens, checkpoints)
 
@@ -409,6 +416,8 @@ def _claim(config: config_lib.Config, workdir: pathlib.Path) -> None:
   path = workdir / "config.json"
   groups = ("seed", "data", "model", "sparsity", "train")
   mine = {k: v for k, v in config_lib.to_dict(config).items() if k in groups}
+  # Where the tokens lie is no setting: a run may be moved.
+  mine["data"].pop("directory")
   if not path.exists():
     if jax.process_index() == 0:
       files.write_json(path, mine)
@@ -432,16 +441,16 @@ def data_directory(
   return pathlib.Path(config.data.directory or pathlib.Path(workdir) / "data")
 
 
-def _prepare_data(config, workdir, latest_step) -> data.TokenData:
+def _prepare_data(config, workdir, frozen) -> data.TokenData:
   """Prepares in one process while the others wait, then opens in all."""
   directory = data_directory(config, workdir)
   prepare = functools.partial(
     data.prepare, config.data, directory, batch_size=config.train.batch_size
   )
   if jax.process_count() == 1:
-    return prepare(frozen=latest_step is not None)
+    return prepare(frozen=frozen)
   if jax.process_index() == 0:
-    prepare(frozen=latest_step is not None)
+    prepare(frozen=frozen)
   multihost_utils.sync_global_devices("data is prepared")
   return prepare(frozen=True, progress=False)
 

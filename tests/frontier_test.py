@@ -90,6 +90,8 @@ class GridTest(parameterized.TestCase):
     ({"seeds": ()}, r"seeds=\(\).*one or more"),
     ({"dense_widths": (16, 16)}, "dense_widths.*each once"),
     ({"dense_steps": 0}, "dense_steps=0.*at least 1"),
+    ({"variant_density": 2.0}, "variant_density=2.0"),
+    ({"densities": (0.50001, 0.50002)}, "four significant digits"),
     ({"dense_widths": (12,)}, "d_model"),
   )
   def test_bad_fields(self, fields, message):
@@ -128,6 +130,7 @@ def model(name, loss, edges, width=8, density=1.0, variant="", **missing):
     task: {
       "learned": missing.get(task) != "not learned",
       "meets_target": missing.get(task) != "misses",
+      "test_loss": 0.3 if missing.get(task) == "misses on test" else 0.1,
       "num_edges": size,
       "num_nodes": size,
       "num_needed_edges": size,
@@ -141,6 +144,7 @@ def model(name, loss, edges, width=8, density=1.0, variant="", **missing):
     variant=variant,
     eval_losses=losses,
     figures=(figures,) * len(losses),
+    target=0.15,
     cells=tuple(f"{name}_s{i}" for i in range(len(losses))),
   )
 
@@ -150,7 +154,8 @@ _MIDDLE = math.sqrt(12)  # Halfway from 4 to 3 on a logarithmic axis.
 
 class CompareTest(parameterized.TestCase):
   def ratio(self, dense, sparse):
-    return compare.ratio_at_matched_loss(dense, sparse, "num_edges")
+    found = compare.ratio_at_matched_loss(dense, sparse)
+    return found | {"ratio": found["ratios"]["num_edges"]}
 
   @parameterized.parameters(
     (_MIDDLE, 200 / 20), (4.0, 100 / 20), (3.0, 400 / 20)
@@ -159,9 +164,9 @@ class CompareTest(parameterized.TestCase):
     dense = [model("a", 4.0, {"t": 100}), model("b", 3.0, {"t": 400})]
     found = self.ratio(dense, model("s", loss, {"t": 20}, density=0.1))
     self.assertAlmostEqual(found["ratio"]["value"], want, places=6)
-    # One seed and one task: nothing to resample.
-    self.assertAlmostEqual(found["ratio"]["low"], want, places=6)
-    self.assertAlmostEqual(found["ratio"]["high"], want, places=6)
+    # One seed and one task: nothing to resample, so there is no interval.
+    self.assertIsNone(found["ratio"]["low"])
+    self.assertIn("no interval", results.resampled(found))
 
   def test_geometric_mean_over_tasks_by_hand(self):
     dense = [
@@ -198,6 +203,27 @@ class CompareTest(parameterized.TestCase):
     self.assertEqual(found["left_out"], {"u": ["a"]})
     self.assertAlmostEqual(found["ratio"]["value"], 10.0, places=6)
 
+  def test_tasks_that_miss_on_test_pairs_have_a_ratio_of_their_own(self):
+    dense = [
+      model("a", 4.0, {"t": 100, "u": 100}, u="misses on test"),
+      model("b", 3.0, {"t": 400, "u": 400}),
+    ]
+    found = self.ratio(dense, model("s", _MIDDLE, {"t": 20, "u": 2}))
+    self.assertEqual(
+      (found["tasks"], found["tasks_on_test"]), (["t", "u"], ["t"])
+    )
+    on_test = found["ratios_on_test"]["num_edges"]["value"]
+    self.assertAlmostEqual(on_test, 10.0, places=6)
+    self.assertAlmostEqual(found["ratio"]["value"], math.sqrt(1000), places=6)
+
+  def test_draws_outside_the_dense_range_are_left_out_and_counted(self):
+    dense = [model("a", 4.0, {"t": 100}), model("b", 3.0, {"t": 400})]
+    # Of four draws of its seeds one has both at 2.9, below the better model.
+    found = self.ratio(dense, model("s", (2.9, 3.5), {"t": 20}, density=0.1))
+    self.assertAlmostEqual(found["outside"], 0.25, delta=0.03)
+    self.assertGreaterEqual(found["ratio"]["low"], 100 / 20)
+    self.assertLessEqual(found["ratio"]["high"], 400 / 20)
+
   def test_without_a_common_task_there_is_no_ratio(self):
     dense = [model("a", 4.0, {"t": 1}), model("b", 3.0, {"t": 1})]
     sparse = model("s", 3.5, {"t": 1}, t="misses")
@@ -230,6 +256,15 @@ class CompareTest(parameterized.TestCase):
     # {t, u} by 3 models is 6 pairs, {t} by 4 is 4.
     self.assertEqual(compare.common_tasks(models), ("t", "u"))
     self.assertEqual(compare.common_tasks([]), ())
+    # One model alone is no comparison, however much it passes.
+    many = model("m", 3.0, dict.fromkeys("abcdefgh", 5))
+    self.assertEqual(compare.common_tasks([*models, many]), ("t", "u"))
+    # Nor are sparse models among themselves, if a dense one passes less.
+    sparse = [
+      model(n, 3.0, dict.fromkeys("tuv", 5), density=0.1) for n in "xyz"
+    ]
+    dense = model("d", 3.0, {"t": 5})
+    self.assertEqual(compare.common_tasks([dense, *sparse]), ("t",))
 
   def test_interpolation_of_seeds_stays_inside(self):
     dense = [
@@ -244,13 +279,13 @@ class CompareTest(parameterized.TestCase):
 
   def test_best_leaves_a_lucky_single_task_aside(self):
     row = lambda value, tasks: {
-      "measure": "num_edges",
-      "ratio": {"value": value},
+      "ratios": {"num_edges": {"value": value} if value else None},
       "tasks": tasks,
     }
     rows = [row(50, ["t"]), row(8, ["t", "u", "v"]), row(9, ["t", "u"])]
-    self.assertEqual(compare.best(rows, "num_edges")["ratio"]["value"], 9)
-    self.assertIsNone(compare.best([], "num_edges"))
+    best = compare.best([*rows, row(None, ["t"] * 9)])
+    self.assertEqual(best["ratios"]["num_edges"]["value"], 9)
+    self.assertIsNone(compare.best([]))
 
 
 def result(name, model_name, width, density, loss, edges, variant=""):
@@ -263,10 +298,12 @@ def result(name, model_name, width, density, loss, edges, variant=""):
     "seed": 0,
     "eval_loss": loss,
     "seconds": 60.0,
+    "settings": {"prune": {}},
     "tasks": {
       "t": {
         "learned": True,
         "meets_target": True,
+        "test_loss": 0.1,
         "num_edges": edges,
         "num_needed_edges": edges,
         "num_nodes": edges,
@@ -293,6 +330,37 @@ class WorkersTest(parameterized.TestCase):
       workers.run_workers(command, 1, logs, 1, lambda: 0)
 
 
+class DivergedTest(absltest.TestCase):
+  def test_a_diverged_cell_is_kept_as_such_and_not_tried_again(self):
+    root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    config = small(seeds=(0,), densities=(0.5,))
+    todo, _ = grid.make_cells(config)
+    for cell, fields in zip(
+      todo, ({"diverged": "NaN"}, {"seconds": 1.0}, None), strict=True
+    ):
+      if fields:
+        settings = cells._settings(config, cell, root)
+        files.write_json(
+          cells.directory_of(root, cell) / cells.FILE,
+          {"name": cell.name, "settings": settings, **fields},
+        )
+    self.assertEqual(
+      [r["name"] for r in cells.finished(config, root)], [todo[1].name]
+    )
+    found = cells.outcome(config, root)
+    self.assertEqual(found["diverged"], {todo[0].name: "NaN"})
+    self.assertEqual(found["missing"], [todo[2].name])
+    self.assertIn("1 of 3 cells remain", cells.remaining_text(config, root))
+
+  def test_a_foreign_cell_file_is_one_line(self):
+    root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    config = small(seeds=(0,))
+    cell = grid.make_cells(config)[0][0]
+    files.write_json(cells.directory_of(root, cell) / cells.FILE, [])
+    with self.assertRaisesRegex(errors.InputError, "cell.json: not cell dense"):
+      cells.finished(config, root)
+
+
 class WriteTest(absltest.TestCase):
   def test_everything_is_written_from_the_cells(self):
     root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
@@ -302,11 +370,23 @@ class WriteTest(absltest.TestCase):
       result("s_s0", "s", 32, 0.1, _MIDDLE, 20),
       result("v_s0", "v", 32, 0.1, 3.5, 25, "no_sink"),
     ]
-    comparison = frontier.compare_cells(found)
+    comparison = frontier.compare_cells(found) | {
+      "grid": {
+        "num_cells": 6,
+        "missing": ["later_s0"],
+        "diverged": {"wild_s0": "training stopped"},
+        "left_out": {},
+      }
+    }
     text = frontier.write(
       root, found, comparison, "make it", host.environment(), root / "docs"
     )
-    self.assertIn("10.0 [10.0, 10.0] times fewer edges", text)
+    self.assertIn("have 10 times as many edges as those of s", text)
+    self.assertIn("4 of the grid's 6 cells are finished", text)
+    self.assertIn("`later_s0`", text)
+    self.assertIn("`wild_s0` diverged: training stopped", text)
+    # Without a spread nothing is said about the paper's ratio.
+    self.assertNotIn("outside the interval", text)
     self.assertIn("make it", text)
     self.assertEqual((root / "docs" / "results.md").read_text(), text)
     for name in ("frontier", "followup"):

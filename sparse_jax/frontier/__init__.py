@@ -7,6 +7,7 @@ and written down (`results.py`, `page.py`).
 
 from sparse_jax.frontier.cells import (
   finished,
+  outcome,
   prepare_data,
   remaining_text,
   run,
@@ -24,6 +25,7 @@ __all__ = [
   "finished",
   "headline",
   "make_cells",
+  "outcome",
   "prepare_data",
   "remaining_text",
   "run",

@@ -18,6 +18,7 @@ from sparse_jax import (
   errors,
   evaluate,
   files,
+  host,
   report,
   search,
   tasks,
@@ -48,15 +49,38 @@ def finished(
   found = []
   for cell in grid.make_cells(config)[0]:
     result = load(config, cell, workdir)
-    if result is not None:
+    if result is not None and "diverged" not in result:
       found.append(result)
   return found
+
+
+def outcome(
+  config: grid.FrontierConfig, workdir: files.PathLike
+) -> dict[str, Any]:
+  """Returns what has become of the grid's cells, by name.
+
+  `missing`: not finished yet. `diverged`: why training stopped. `left_out`: why
+  the shape does not allow the density.
+  """
+  workdir = pathlib.Path(workdir).absolute()
+  todo, left_out = grid.make_cells(config)
+  found = {cell.name: load(config, cell, workdir) for cell in todo}
+  return {
+    "num_cells": len(todo),
+    "missing": [name for name, result in found.items() if result is None],
+    "diverged": {
+      name: result["diverged"]
+      for name, result in found.items()
+      if result and "diverged" in result
+    },
+    "left_out": left_out,
+  }
 
 
 def load(
   config: grid.FrontierConfig, cell: grid.Cell, workdir: pathlib.Path
 ) -> Result | None:
-  """Returns a finished cell, or None if it is not finished.
+  """Returns a finished or diverged cell, or None if there is work left.
 
   Raises:
     InputError: if it was made with other settings, naming the field.
@@ -65,6 +89,8 @@ def load(
   if not path.exists():
     return None
   result = files.read_json(path, "a finished cell of a frontier")
+  if not isinstance(result, dict) or result.get("name") != cell.name:
+    raise errors.InputError(f"{path}: not cell {cell.name}; need its cell.json")
   mine = _settings(config, cell, workdir)
   differs = config_lib.first_difference(mine, result.get("settings"))
   if differs:
@@ -93,8 +119,7 @@ def run(
 
   Args:
     config: the grid.
-    workdir: holds `data/` and `cells/NAME/`; absolute, so that cells can be
-      resumed from elsewhere.
+    workdir: holds `data/` and `cells/NAME/`.
     say: told what remains, line by line.
 
   Returns:
@@ -128,12 +153,22 @@ def run(
 def prepare_data(
   config: grid.FrontierConfig, workdir: files.PathLike
 ) -> data.TokenData:
-  """Makes the tokens that all cells share, or finds them."""
-  return data.prepare(
+  """Makes the tokens that all cells share, or finds them.
+
+  They are made once: later cells take them even if the source has changed.
+
+  Raises:
+    InputError: if the source is too small, or a task of the grid is unknown.
+  """
+  directory = pathlib.Path(workdir).absolute() / "data"
+  tokens = data.prepare(
     config.run.data,
-    pathlib.Path(workdir).absolute() / "data",
+    directory,
     batch_size=config.run.train.batch_size,
+    frozen=(directory / data.MANIFEST).exists(),
   )
+  tasks.make_tasks(config.tasks, tokens.tokenizer)
+  return tokens
 
 
 def remaining_text(
@@ -154,7 +189,9 @@ def remaining_text(
     for cell in todo
   }
   done = {r["name"]: r["seconds"] for r in finished(config, workdir)}
-  text = f"{len(todo) - len(done)} of {len(todo)} cells remain"
+  diverged = outcome(config, workdir)["diverged"]
+  costs = {name: c for name, c in costs.items() if name not in diverged}
+  text = f"{len(costs) - len(done)} of {len(todo)} cells remain"
   if not done:
     return text
   rate = sum(done.values()) / sum(costs[name] for name in done)
@@ -182,15 +219,24 @@ def run_cell(
   run_settings = grid.run_config(config, cell, workdir / "data")
   earlier = _seconds_so_far(directory)
   start = time.perf_counter()
+  described = {
+    **dataclasses.asdict(cell),
+    "name": cell.name,
+    "model": cell.model,
+    "settings": _settings(config, cell, workdir),
+  }
   with _counted(directory, earlier, start):
-    trained = train.run(run_settings, directory)
+    try:
+      trained = train.run(run_settings, directory, frozen_data=True)
+    except train.DivergedError as e:
+      # It would diverge again: only its file's removal makes it try again.
+      files.write_json(directory / FILE, {**described, "diverged": str(e)})
+      raise
     trained_at = time.perf_counter()
     figures = prune_cell(config, run_settings, trained, directory)
   seconds = earlier + time.perf_counter() - start
   result = {
-    **dataclasses.asdict(cell),
-    "name": cell.name,
-    "model": cell.model,
+    **described,
     "eval_loss": trained.eval_loss,
     "tokens": run_settings.train.steps
     * run_settings.train.batch_size
@@ -200,7 +246,8 @@ def run_cell(
     "seconds": seconds,
     "pruning_seconds": time.perf_counter() - trained_at,
     "tasks": figures,
-    "settings": _settings(config, cell, workdir),
+    "machine": host.environment()["machine"],
+    "tokens_sha256": trained.data.manifest["sha256"][data.TOKENS],
   }
   files.write_json(directory / FILE, result)
   return result
@@ -311,6 +358,9 @@ def verdicts(
   cell = grid.Cell(**fields)
   directory = directory_of(workdir, cell)
   settings = grid.run_config(config, cell, workdir / "data")
+  tokenizer = checkpoint.load_tokenizer(directory / "model")
+  made, _ = tasks.make_tasks(config.tasks, tokenizer)
+  by_name = {task.name: task for task in made}
   found = {}
   for name in names:
     path = directory / "circuits" / name
@@ -318,7 +368,7 @@ def verdicts(
     if "trust" not in circuit.metrics:
       if not measure:
         continue
-      _add_evidence(settings, directory, circuit)
+      _add_evidence(settings, directory, circuit, by_name[name])
       circuit.save(path)
     found[name] = circuit.metrics["trust"]["verdict"]
   learned = [n for n, f in result["tasks"].items() if f["learned"]]
@@ -326,10 +376,8 @@ def verdicts(
   return found
 
 
-def _add_evidence(settings, directory, circuit):
+def _add_evidence(settings, directory, circuit, task):
   model, params = checkpoint.load_model(directory / "model")
-  tokenizer = checkpoint.load_tokenizer(directory / "model")
-  task = tasks.make_task(circuit.task, tokenizer)
   with_what = trust.Trust(
     settings.prune,
     checkpoint.load_means(directory / "model"),

@@ -2,7 +2,7 @@
 
 Pure functions of finished cells (`cells.Result`). A model is a set of cells
 that differ by seed alone; it passes a task if every one of them has learned it
-and has a circuit that meets the target.
+and has a circuit that meets the target on validation pairs.
 """
 
 import dataclasses
@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from sparse_jax import config as config_lib
 
 MEASURES = ("num_edges", "num_needed_edges", "num_nodes")
 _RESAMPLES = 4000
@@ -28,6 +30,7 @@ class Model:
     variant: what else differs, or "".
     eval_losses: held-out loss in nats a token, by seed.
     figures: by seed, what is known of every task.
+    target: task loss that circuits are cut to, in nats a side.
     cells: names of the cells, by seed.
   """
 
@@ -37,6 +40,7 @@ class Model:
   variant: str
   eval_losses: tuple[float, ...]
   figures: tuple[Mapping[str, Mapping[str, Any]], ...]
+  target: float
   cells: tuple[str, ...]
 
   @property
@@ -54,6 +58,12 @@ class Model:
     return all(
       seed.get(task, {}).get("learned") and seed[task].get("meets_target")
       for seed in self.figures
+    )
+
+  def passes_on_test(self, task: str) -> bool:
+    """Whether they meet the target on test pairs, of new templates, too."""
+    return self.passes(task) and all(
+      seed[task]["test_loss"] <= self.target for seed in self.figures
     )
 
   @property
@@ -92,6 +102,9 @@ def models_of(results: Iterable[Mapping[str, Any]]) -> list[Model]:
       variant=group[0]["variant"],
       eval_losses=tuple(r["eval_loss"] for r in group),
       figures=tuple(r["tasks"] for r in group),
+      target=config_lib.from_dict(
+        config_lib.PruneConfig, group[0]["settings"]["prune"]
+      ).target_per_side,
       cells=tuple(r["name"] for r in group),
     )
     for name, group in groups.items()
@@ -102,15 +115,19 @@ def common_tasks(models: Sequence[Model]) -> tuple[str, ...]:
   """Returns the tasks that geometric means in one picture are taken over.
 
   Means over different tasks cannot be compared. Of all sets of tasks that two
-  models have in common, the one with the most (model, task) pairs, each model
-  passing all of the set; then the one of more tasks.
+  models have in common: one that dense and sparse models pass, if there is one;
+  then the one with the most (model, task) pairs, each model passing all of the
+  set; then the one of more tasks.
   """
-  passed = [m.passed for m in models]
-  candidates = {a & b for a in passed for b in passed} - {frozenset()}
-  if not candidates:
-    return ()
-  score = lambda s: (len(s) * sum(s <= p for p in passed), len(s), sorted(s))
-  return tuple(sorted(max(candidates, key=score)))
+  pairs = itertools.combinations([m.passed for m in models], 2)
+  candidates = {a & b for a, b in pairs} - {frozenset()}
+
+  def score(tasks):
+    kinds = [m.is_dense for m in models if tasks <= m.passed]
+    both = len(set(kinds)) > 1
+    return both, len(tasks) * len(kinds), len(tasks), sorted(tasks)
+
+  return tuple(sorted(max(candidates, key=score, default=())))
 
 
 def mean_size(
@@ -118,8 +135,8 @@ def mean_size(
 ) -> dict[str, float] | None:
   """Returns a model's geometric mean size over tasks, with its 90% interval.
 
-  The bootstrap resamples seeds and tasks. None where a size is unknown or no
-  task is given.
+  The bootstrap resamples seeds and tasks, as far as there are several. None
+  where a size is unknown or no task is given.
   """
   logs_SxT = model.log_sizes(measure, tasks)
   if not logs_SxT.size or np.isnan(logs_SxT).any():
@@ -134,13 +151,16 @@ def _resampled(logs_SxT, rng):
   return logs_SxT[seeds][:, tasks].mean()
 
 
-def _interval(value, drawn) -> dict[str, float]:
-  low, high = np.exp(np.quantile(drawn, _TAILS))
-  return {
-    "value": float(np.exp(value)),
-    "low": float(low),
-    "high": float(high),
-  }
+def _interval(value, drawn) -> dict[str, float | None]:
+  """Returns the exponential of a value and of its interval.
+
+  `low` and `high` are None where the draws do not differ: one seed and one
+  task have no spread, which is not to say that they are exact.
+  """
+  low = high = None
+  if len(drawn) and np.ptp(drawn) > 1e-9:
+    low, high = map(float, np.exp(np.quantile(drawn, _TAILS)))
+  return {"value": float(np.exp(value)), "low": low, "high": high}
 
 
 def bracket(dense: Sequence[Model], loss: float) -> tuple[Model, Model] | None:
@@ -168,32 +188,37 @@ def interpolation_weight(loss: float, worse: float, better: float) -> float:
 
 
 def ratio_at_matched_loss(
-  dense: Sequence[Model], sparse: Model, measure: str, seed: int = 0
+  dense: Sequence[Model], sparse: Model, seed: int = 0
 ) -> dict[str, Any]:
   """Returns how many times larger dense circuits are at a sparse model's loss.
 
   Dense sizes are interpolated between two neighbouring dense models, linearly
   in log size over log loss, task by task; the ratio is the geometric mean over
   the tasks that all three pass. The bootstrap resamples the seeds of each model
-  and the tasks, and interpolates anew.
+  and the tasks, finds the neighbours anew and interpolates anew; draws whose
+  loss no two dense models enclose are left out and counted.
 
   Args:
     dense: the dense models.
     sparse: the sparse one.
-    measure: one of `MEASURES`.
     seed: of the bootstrap.
 
   Returns:
-    `ratio` (`value`, `low`, `high`) or None, and then `why`; the `loss` it is
-    matched at, the dense models `between` which was interpolated, the `tasks`,
-    and `left_out`: by task, the models that do not pass it.
+    `ratios`: by measure, `value`, `low` and `high`, or None, and then `why`;
+    `ratios_on_test`: the same over the tasks whose circuits meet the target on
+    test pairs too. The `loss` it is matched at, the dense models `between`
+    which was interpolated, the `tasks` and `tasks_on_test`, the number of
+    `seeds` of each of the three, `outside`: the share of draws left out, and
+    `left_out`: by task, the models that do not pass it.
   """
+  nothing = dict.fromkeys(MEASURES)
   result: dict[str, Any] = {
     "model": sparse.name,
-    "measure": measure,
     "loss": sparse.loss,
-    "ratio": None,
+    "ratios": nothing,
+    "ratios_on_test": nothing,
     "tasks": [],
+    "tasks_on_test": [],
     "left_out": {},
   }
   enclosing = bracket(dense, sparse.loss)
@@ -204,73 +229,103 @@ def ratio_at_matched_loss(
       "why": f"loss {sparse.loss:.3f} outside the dense models' ({span})"
     }
   three = (*enclosing, sparse)
-  result["between"] = [m.name for m in enclosing]
   names = sorted(set().union(*(m.figures[0] for m in three)))
-  tasks = [t for t in names if all(m.passes(t) for m in three)]
-  result["left_out"] = {
-    t: [m.name for m in three if not m.passes(t)]
-    for t in names
-    if t not in tasks and any(m.passes(t) for m in three)
+  tasks = [t for t in names if all(_is_measured(m, t) for m in three)]
+  result |= {
+    "between": [m.name for m in enclosing],
+    "seeds": [len(m.eval_losses) for m in three],
+    "tasks": tasks,
+    "left_out": {
+      t: [m.name for m in three if not _is_measured(m, t)]
+      for t in names
+      if t not in tasks and any(m.passes(t) for m in three)
+    },
   }
-  logs = [m.log_sizes(measure, tasks) for m in three]
-  known = ~np.isnan(np.concatenate(logs)).any(0)
-  tasks = [t for t, k in zip(tasks, known, strict=True) if k]
-  logs = [x[:, known] for x in logs]
   if not tasks:
     return result | {"why": "no task that all three models pass"}
-  losses = [np.array(m.eval_losses) for m in three]
+  ratios, outside = _ratios(dense, sparse, tasks, seed)
+  on_test = [t for t in tasks if all(m.passes_on_test(t) for m in three)]
+  result |= {"ratios": ratios, "outside": outside, "tasks_on_test": on_test}
+  if on_test:
+    result["ratios_on_test"], _ = _ratios(dense, sparse, on_test, seed)
+  return result
 
-  def log_ratio(seeds, chosen):
-    worse, better, at = (
-      x[s].mean() for x, s in zip(losses, seeds, strict=True)
-    )
-    weight = interpolation_weight(at, worse, better)
-    of_worse, of_better, of_sparse = (
-      x[s][:, chosen].mean() for x, s in zip(logs, seeds, strict=True)
-    )
-    return (1 - weight) * of_worse + weight * of_better - of_sparse
+
+def _is_measured(model: Model, task: str) -> bool:
+  """Whether a model passes a task and every size of its circuits is known."""
+  if not model.passes(task):
+    return False
+  return not any(np.isnan(model.log_sizes(m, [task])).any() for m in MEASURES)
+
+
+def _ratios(dense, sparse, tasks, seed):
+  """Returns the ratios by measure, and the share of draws left out."""
+  # In a draw other dense models may be the neighbours.
+  usable = [m for m in dense if all(_is_measured(m, t) for t in tasks)]
+  models = [*usable, sparse]
+  losses = [np.array(m.eval_losses) for m in models]
+  logs = [
+    np.stack([m.log_sizes(measure, tasks) for measure in MEASURES])
+    for m in models
+  ]  # Each [measures, seeds, tasks].
+
+  def log_ratios(seeds, chosen):
+    at = [x[s].mean() for x, s in zip(losses, seeds, strict=True)]
+    sizes = [
+      x[:, s][:, :, chosen].mean((1, 2))
+      for x, s in zip(logs, seeds, strict=True)
+    ]
+    of_sparse = at[-1]
+    order = sorted(range(len(usable)), key=lambda i: -at[i])
+    for worse, better in itertools.pairwise(order):
+      if at[better] <= of_sparse <= at[worse]:
+        weight = interpolation_weight(of_sparse, at[worse], at[better])
+        between = (1 - weight) * sizes[worse] + weight * sizes[better]
+        return between - sizes[-1]
+    return None
 
   rng = np.random.default_rng(seed)
   draw = lambda n: rng.integers(0, n, n)
   drawn = [
-    log_ratio([draw(len(x)) for x in losses], draw(len(tasks)))
+    log_ratios([draw(len(x)) for x in losses], draw(len(tasks)))
     for _ in range(_RESAMPLES)
   ]
-  whole = log_ratio([np.arange(len(x)) for x in losses], np.arange(len(tasks)))
-  return result | {"tasks": tasks, "ratio": _interval(whole, drawn)}
+  inside = np.array([d for d in drawn if d is not None])
+  everything = [np.arange(len(x)) for x in losses]
+  whole = log_ratios(everything, np.arange(len(tasks)))
+  found = {
+    measure: _interval(whole[i], inside[:, i])
+    for i, measure in enumerate(MEASURES)
+  }
+  return found, 1 - len(inside) / len(drawn)
 
 
-def best(
-  ratios: Sequence[Mapping[str, Any]], measure: str
-) -> Mapping[str, Any] | None:
-  """Returns the largest of the ratios of one measure, None if there is none.
+def best(ratios: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+  """Returns the comparison of the largest ratio of edges, None without any.
 
   Those over less than half as many tasks as another are left aside: one lucky
   task is no headline.
   """
-  found = [r for r in ratios if r["measure"] == measure and r["ratio"]]
+  found = [r for r in ratios if r["ratios"]["num_edges"]]
   most = max((len(r["tasks"]) for r in found), default=0)
   found = [r for r in found if 2 * len(r["tasks"]) >= most]
-  return max(found, key=lambda r: r["ratio"]["value"], default=None)
+  value = lambda r: r["ratios"]["num_edges"]["value"]
+  return max(found, key=value, default=None)
 
 
 def compare_cells(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   """Returns what frontier.json holds of finished cells.
 
   `models`: each with its loss and its mean sizes over `common_tasks`; `ratios`:
-  every sparse model's, by measure; `best`: the largest, by measure. The choice
-  of the largest is not corrected for.
+  of every model that is not dense; `best`: the largest among the sparse models
+  that are no variants. The choice of the largest is not corrected for.
+  `without_edges`: cells and tasks whose circuit has no edge and counts as one.
   """
   models = models_of(results)
   dense = [m for m in models if m.is_dense]
   sparse = [m for m in models if not m.is_dense and not m.variant]
   common = common_tasks([*dense, *sparse])
-  ratios = [
-    ratio_at_matched_loss(dense, m, measure)
-    for measure in MEASURES
-    for m in models
-    if not m.is_dense
-  ]
+  ratios = [ratio_at_matched_loss(dense, m) for m in models if not m.is_dense]
   plain = {m.name for m in sparse}
   described = [
     {
@@ -295,8 +350,11 @@ def compare_cells(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     "common_tasks": list(common),
     "models": described,
     "ratios": ratios,
-    "best": {
-      measure: best([r for r in ratios if r["model"] in plain], measure)
-      for measure in MEASURES
-    },
+    "best": best([r for r in ratios if r["model"] in plain]),
+    "without_edges": [
+      f"{r['name']}: {task}"
+      for r in results
+      for task, found in r["tasks"].items()
+      if found.get("meets_target") and found.get("num_edges") == 0
+    ],
   }

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib import axes as axes_lib
 from matplotlib import figure
 
@@ -53,9 +54,11 @@ def _curves(models: Sequence[Mapping[str, Any]]):
 
 
 def _errorbar(axes: axes_lib.Axes, x, sizes, **style):
-  low = [s["value"] - s["low"] for s in sizes]
-  high = [s["high"] - s["value"] for s in sizes]
   values = [s["value"] for s in sizes]
+  below = [0.0 if s["low"] is None else s["value"] - s["low"] for s in sizes]
+  above = [0.0 if s["high"] is None else s["high"] - s["value"] for s in sizes]
+  # A mean of logarithms may lie a rounding error outside its interval.
+  low, high = (np.maximum(x, 0) for x in (below, above))
   axes.errorbar(
     x, values, yerr=[low, high], marker="o", ms=4, capsize=2, lw=1.2, **style
   )
@@ -91,11 +94,12 @@ def plot_frontier(path: pathlib.Path, comparison: Mapping[str, Any]) -> None:
     axes.set(yscale="log", xlabel="held-out loss, nats a token", ylabel=name)
     axes.invert_xaxis()
     axes.grid(alpha=0.2)
-  panels[0].legend(fontsize=8, frameon=False)
+  if panels[0].containers:
+    panels[0].legend(fontsize=8, frameon=False)
   tasks = comparison["common_tasks"]
   drawing.suptitle(
-    f"Circuit size at the target loss: geometric mean over {len(tasks)} tasks,"
-    " 90% intervals over seeds and tasks; better models to the right",
+    "Size of circuits that meet the target loss on validation pairs: geometric"
+    f" mean over {len(tasks)} tasks; better models to the right",
     fontsize=10,
   )
   _save(drawing, path)

@@ -64,11 +64,13 @@ class FrontierConfig:
     for name in ("dense_steps", "sparse_steps"):
       if getattr(self, name) < 1:
         raise errors.bad_value(name, getattr(self, name), "at least 1")
-    for density in (*self.densities, self.variant_density):
-      if not 0 < density < 1:
-        raise errors.bad_value(
-          "densities", density, "numbers above 0 and below 1, which is dense"
-        )
+    for name in ("densities", "variant_density"):
+      values = getattr(self, name)
+      for density in values if isinstance(values, tuple) else (values,):
+        if not 0 < density < 1:
+          raise errors.bad_value(
+            name, density, "above 0 and below 1, which is dense"
+          )
     for name in self.variants:
       if name not in VARIANTS:
         raise errors.unknown_name("variant", name, VARIANTS)
@@ -130,6 +132,12 @@ def make_cells(config: FrontierConfig) -> tuple[list[Cell], dict[str, str]]:
     Cell(config.variant_width, config.variant_density, config.seeds[0], name)
     for name in config.variants
   ]
+  names = [cell.name for cell in wanted]
+  twice = next((n for n in names if names.count(n) > 1), None)
+  if twice:
+    raise errors.bad_value(
+      "densities", twice, "densities that differ in four significant digits"
+    )
   kept, left_out = [], {}
   for cell in wanted:
     try:

@@ -46,27 +46,38 @@ def _picture(path: pathlib.Path, text: str) -> markup.Markup:
 
 
 def _ratio_table(comparison: Mapping[str, Any]) -> markup.Markup:
-  rows: dict[str, list[Any]] = {}
-  for ratio in comparison["ratios"]:
-    cells_of_row = rows.setdefault(
-      ratio["model"], [ratio["model"], markup.number(ratio["loss"], 4)]
+  rows = [
+    (
+      ratio["model"],
+      markup.number(ratio["loss"], 4),
+      *(_interval(ratio["ratios"][m]) for m in compare.MEASURES),
+      ratio.get("why") or ", ".join(ratio["tasks"]),
+      "; ".join(ratio["left_out"]) or markup.MISSING,
     )
-    found = ratio["ratio"]
-    cells_of_row.append(
-      f"{found['value']:.1f} [{found['low']:.1f}, {found['high']:.1f}]"
-      if found
-      else ratio["why"]
-    )
+    for ratio in comparison["ratios"]
+  ]
   header = [("model", ""), ("loss", "num")]
   header += [(figures.NAMES[m], "num") for m in compare.MEASURES]
+  header += [("tasks", ""), ("left out", "")]
+  outcome = comparison["grid"]
+  missing = f"{len(outcome['missing'])} of {outcome['num_cells']} cells missing"
   return _el(
     "section",
     _el("h2", "How many times larger dense circuits are at the same loss"),
     parts.table(
-      "Ratio with its 90% interval over seeds and tasks",
-      header,
-      rows.values(),
+      f"Ratio with its 90% bootstrap interval; {missing}", header, rows
     ),
+  )
+
+
+def _interval(found: Mapping[str, Any] | None) -> str:
+  if not found:
+    return markup.MISSING
+  value = markup.number(found["value"])
+  if found["low"] is None:
+    return value
+  return f"{value} [{markup.number(found['low'])}, " + (
+    f"{markup.number(found['high'])}]"
   )
 
 

@@ -33,7 +33,8 @@ def write(
   Args:
     workdir: of the grid.
     results: its finished cells, at least one.
-    comparison: as `compare.compare_cells` returns, `verdicts` among it.
+    comparison: as `compare.compare_cells` returns, with `grid`, as
+      `cells.outcome` returns, and perhaps `verdicts` and `verdicts_of`.
     command: what a reader types to make all of it again.
     environment: as `host.environment` returns.
     docs: another directory that gets `results.md` and the pictures.
@@ -94,29 +95,45 @@ def _csv(results: Sequence[cells.Result]) -> str:
   return out.getvalue()
 
 
-def shown_interval(found: Mapping[str, float] | None, digits: int = 1) -> str:
-  """Returns "value [low, high]", or a dash."""
+def shown_interval(found: Mapping[str, float | None] | None) -> str:
+  """Returns "value [low, high]", the value alone, or a dash."""
   if not found:
     return "–"
   value, low, high = (found[k] for k in ("value", "low", "high"))
-  return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+  if low is None:
+    return f"{value:.3g}"
+  return f"{value:.3g} [{low:.3g}, {high:.3g}]"
+
+
+def resampled(ratio: Mapping[str, Any]) -> str:
+  """Returns what the interval of a ratio is over, in words."""
+  seeds, tasks = ratio["seeds"], len(ratio["tasks"])
+  over = [f"{tasks} tasks"] if tasks > 1 else []
+  if max(seeds) > 1:
+    over.append(f"{min(seeds)} to {max(seeds)} seeds a model")
+  if not over:
+    return "one task and one seed a model: no interval"
+  alone = "" if max(seeds) > 1 else ", one seed a model"
+  return f"90% bootstrap interval over {' and '.join(over)}{alone}"
 
 
 def headline(comparison: Mapping[str, Any]) -> str:
   """Returns the sentence that the grid is there for."""
-  found = comparison["best"]["num_edges"]
+  found = comparison["best"]
   if not found:
     return (
       "No sparse model has a loss inside the dense models' range and a task in"
       " common with them yet: there is no ratio."
     )
   tasks = ", ".join(found["tasks"])
+  ratios = found["ratios"]
   return (
-    f"At a held-out loss of {found['loss']:.3f} nats a token, circuits of"
-    f" {found['model']} have {shown_interval(found['ratio'])} times fewer edges"
-    f" than dense ones (geometric mean over {len(found['tasks'])} tasks:"
-    f" {tasks}; 90% interval over seeds and tasks; dense sizes interpolated"
-    f" between {' and '.join(found['between'])})."
+    f"At a held-out loss of {found['loss']:.3f} nats a token, dense circuits"
+    f" have {shown_interval(ratios['num_edges'])} times as many edges as those"
+    f" of {found['model']}, {shown_interval(ratios['num_needed_edges'])} times"
+    f" as many that are needed, {shown_interval(ratios['num_nodes'])} times as"
+    f" many nodes (geometric mean over {tasks}; {resampled(found)}; dense sizes"
+    f" interpolated between {' and '.join(found['between'])})."
   )
 
 
@@ -132,7 +149,7 @@ def _models(comparison) -> str:
       str(len(m["cells"])),
       f"{m['eval_loss']:.3f}",
       str(len(m["passed"])),
-      *(shown_interval(m["sizes"][name], 0) for name in figures.NAMES),
+      *(shown_interval(m["sizes"][name]) for name in figures.NAMES),
     )
     for m in comparison["models"]
   ]
@@ -140,30 +157,52 @@ def _models(comparison) -> str:
   return _table((*header, "edges", "needed edges", "nodes"), rows)
 
 
-def _ratios(comparison) -> str:
-  by_model: dict[str, dict[str, Any]] = {}
-  for ratio in comparison["ratios"]:
-    by_model.setdefault(ratio["model"], {})[ratio["measure"]] = ratio
-  rows = []
-  for name, found in by_model.items():
-    edges = found["num_edges"]
-    rows.append(
-      (
-        f"`{name}`",
-        f"{edges['loss']:.3f}",
-        *(shown_interval(found[measure]["ratio"]) for measure in figures.NAMES),
-        edges.get("why") or ", ".join(edges["tasks"]),
-      )
+def _per_task(results) -> str:
+  """Returns every circuit's edges, needed edges in brackets."""
+  names = list(
+    dict.fromkeys(
+      task
+      for result in results
+      for task, found in result["tasks"].items()
+      if "num_edges" in found
     )
-  return _table(
-    ("model", "loss", "edges", "needed edges", "nodes", "tasks"), rows
   )
+
+  def shown(found):
+    if "num_edges" not in found:
+      return "–"
+    needed = found.get("num_needed_edges")
+    text = f"{found['num_edges']}"
+    text += "" if needed is None else f" ({needed})"
+    return text if found["meets_target"] else f"{text}, misses"
+
+  rows = [
+    (f"`{r['name']}`", *(shown(r["tasks"].get(name, {})) for name in names))
+    for r in results
+  ]
+  return _table(("cell", *names), rows)
+
+
+def _ratios(comparison) -> str:
+  rows = [
+    (
+      f"`{ratio['model']}`",
+      f"{ratio['loss']:.3f}",
+      *(shown_interval(ratio["ratios"][m]) for m in figures.NAMES),
+      ratio.get("why") or ", ".join(ratio["tasks"]),
+      shown_interval(ratio["ratios_on_test"]["num_edges"]),
+      ", ".join(ratio["tasks_on_test"]) or "–",
+    )
+    for ratio in comparison["ratios"]
+  ]
+  header = ("model", "loss", "edges", "needed edges", "nodes", "tasks")
+  return _table((*header, "edges, test", "tasks, test"), rows)
 
 
 def _left_out(comparison) -> str:
   lines = []
   for ratio in comparison["ratios"]:
-    if ratio["measure"] == "num_edges" and ratio["left_out"]:
+    if ratio["left_out"]:
       tasks = "; ".join(
         f"{task} (not passed by {', '.join(names)})"
         for task, names in ratio["left_out"].items()
@@ -173,16 +212,16 @@ def _left_out(comparison) -> str:
 
 
 def agreement_with_paper(comparison: Mapping[str, Any]) -> list[str]:
-  """Returns what holds here of what the paper says, sentence by sentence."""
+  """Returns what is seen here of what the paper says, sentence by sentence."""
   lines = []
-  found = comparison["best"]["num_edges"]
-  if found:
-    low, high = found["ratio"]["low"], found["ratio"]["high"]
+  found = comparison["best"]
+  if found and found["ratios"]["num_edges"]["low"] is not None:
+    low, high = (found["ratios"]["num_edges"][k] for k in ("low", "high"))
     inside = low <= PAPER_RATIO <= high
     lines.append(
       f"The paper's ratio of edges, about {PAPER_RATIO}, is"
       f" {'inside' if inside else 'outside'} the interval here,"
-      f" [{low:.1f}, {high:.1f}]."
+      f" [{low:.3g}, {high:.3g}]."
     )
   sparse = [
     m for m in comparison["models"] if m["density"] < 1 and not m["variant"]
@@ -192,49 +231,72 @@ def agreement_with_paper(comparison: Mapping[str, Any]) -> list[str]:
       (m for m in sparse if m["width"] == width), key=lambda m: -m["density"]
     )
     lines += _along_density(width, curve)
-  lines += _along_width(sparse)
-  return lines
-
-
-def _along_density(width, curve) -> list[str]:
-  if len(curve) < 2:
-    return []
-  losses = [m["eval_loss"] for m in curve]
-  rises = all(a <= b for a, b in itertools.pairwise(losses))
-  lines = [
-    f"d_model {width}: as density falls from {curve[0]['density']:.3g} to"
-    f" {curve[-1]['density']:.3g}, the loss goes from {losses[0]:.3f} to"
-    f" {losses[-1]:.3f} nats ({'rising throughout, as' if rises else 'not'}"
-    f" {'' if rises else 'rising throughout as '}in the paper)."
-  ]
-  sizes = [m["sizes"]["num_edges"] for m in curve]
-  sizes = [s["value"] for s in sizes if s]
-  if len(sizes) > 1:
-    falls = all(a >= b for a, b in itertools.pairwise(sizes))
-    lines.append(
-      f"d_model {width}: over the same models circuits go from"
-      f" {sizes[0]:.0f} to {sizes[-1]:.0f} edges"
-      f" ({'falling' if falls else 'not falling'} throughout; in the paper"
-      " they fall)."
-    )
-  return lines
-
-
-def _along_width(sparse) -> list[str]:
-  lines = []
   for density in sorted({m["density"] for m in sparse}, reverse=True):
     row = sorted(
       (m for m in sparse if m["density"] == density), key=lambda m: m["width"]
     )
-    if len(row) < 2:
+    if len(row) > 1:
+      losses = ", ".join(f"{m['eval_loss']:.3f} (d{m['width']})" for m in row)
+      lines.append(f"Width at density {density:.3g}: loss {losses}.")
+  return lines
+
+
+def _along_density(width, curve) -> list[str]:
+  """In the paper the loss rises and circuits shrink as density falls."""
+  lines = []
+  for what, points in (
+    ("the loss", [(m["density"], m["eval_loss"]) for m in curve]),
+    (
+      "the mean number of edges",
+      [
+        (m["density"], m["sizes"]["num_edges"]["value"])
+        for m in curve
+        if m["sizes"]["num_edges"]
+      ],
+    ),
+  ):
+    if len(points) < 2:
       continue
-    losses = ", ".join(f"{m['eval_loss']:.3f} (d{m['width']})" for m in row)
-    better = row[-1]["eval_loss"] < row[0]["eval_loss"]
+    shown = ", ".join(f"{v:.4g} (density {d:.3g})" for d, v in points)
+    expected = what == "the loss"
+    holds = all(
+      (a <= b) if expected else (a >= b)
+      for (_, a), (_, b) in itertools.pairwise(points)
+    )
+    verb = "rises" if expected else "falls"
     lines.append(
-      f"Density {density:.3g}: loss {losses}; more width"
-      f" {'helps, as' if better else 'does not help, other than'} in the paper."
+      f"d_model {width}: {what} is {shown}; it {verb} throughout as density"
+      f" falls, as in the paper: {'yes' if holds else 'no'}."
     )
   return lines
+
+
+def _grid_text(outcome: Mapping[str, Any], num_finished: int) -> str:
+  lines = [
+    f"{num_finished} of the grid's {outcome['num_cells']} cells are finished."
+  ]
+  if outcome["missing"]:
+    names = ", ".join(f"`{n}`" for n in outcome["missing"])
+    lines.append(
+      f"The same command goes on with the others, which are in no figure here:"
+      f" {names}."
+    )
+  for name, why in outcome["diverged"].items():
+    lines.append(f"`{name}` diverged: {why}.")
+  for name, why in outcome["left_out"].items():
+    lines.append(f"`{name}` cannot be had: {why}.")
+  return "\n".join(lines)
+
+
+def _machines(results) -> str:
+  found = dict.fromkeys(
+    f"{m['cores']} core{'s' if m['cores'] > 1 else ''} of {m['processor']}"
+    if m["backend"] == "cpu"
+    else m["device"]
+    for r in results
+    if (m := r.get("machine"))
+  )
+  return "; ".join(found) or "a machine that was not noted"
 
 
 def markdown(
@@ -244,32 +306,39 @@ def markdown(
   environment: Mapping[str, Any],
 ) -> str:
   """Returns docs/results.md; arguments as for `write`."""
-  machine, versions = environment["machine"], environment["versions"]
+  versions = environment["versions"]
   seconds = sum(r["seconds"] for r in results)
   seeds = sorted({r["seed"] for r in results})
   shown = lambda name: f"![{name}]({name}.png)\n\n```sh\n{command}\n```"
   verdicts = comparison.get("verdicts", {})
   variants = [m for m in comparison["models"] if m["variant"]]
+  zero = ", ".join(f"`{name}`" for name in comparison["without_edges"])
   sections = [
     "# Results",
     headline(comparison),
-    f"Made by the command below, which writes this file: {len(results)} cells,"
-    f" seeds {', '.join(map(str, seeds))}, {cells.duration(seconds)} of"
-    f" training and pruning in all, on {machine['cores']} cores"
-    f" ({machine['processor']}, {machine['device']}), Python"
+    _grid_text(comparison["grid"], len(results)),
+    "Made by the command below, which writes this file: seeds"
+    f" {', '.join(map(str, seeds))}; the cells' own times add up to"
+    f" {cells.duration(seconds)}, each on {_machines(results)}; Python"
     f" {versions['python']}, JAX {versions['jax']}. A cell is a finished"
     " training run, pruned on every task that it has learned with one budget"
     " of search.",
     "## Circuit size against loss",
-    "Geometric means over "
+    "Circuits meet the target loss on validation pairs. Geometric means over "
     + (", ".join(comparison["common_tasks"]) or "no task in common")
-    + "; models that do not pass all of these are not drawn.",
+    + "; models that do not pass all of these are not drawn. Intervals are 90%"
+    " bootstrap intervals over tasks, and over seeds where there are several."
+    + (f" Circuits of no edge count as one: {zero}." if zero else ""),
     shown("frontier"),
     _models(comparison),
+    "Edges of every circuit, those that are needed in brackets:",
+    _per_task(results),
     "## Ratio at matched loss",
     "Dense size over sparse size at the sparse model's own loss, task by task"
     " on the dense curve; nothing is extrapolated. The largest ratio is the"
-    " headline; that it was chosen is not corrected for.",
+    " headline; that it was chosen is not corrected for, and an interval over"
+    " one or two seeds is too narrow. The last two columns keep the tasks"
+    " whose circuits meet the target on test pairs, of new templates, too.",
     _ratios(comparison),
     "Tasks left out of both sides of a ratio, because one side has not learned"
     " them or has no circuit that meets the target:",
@@ -277,7 +346,7 @@ def markdown(
     "## Follow-up figures",
     shown("followup"),
     "Variants, one thing changed at a time: "
-    + (", ".join(f"`{m['name']}`" for m in variants) or "none in this grid")
+    + (", ".join(f"`{m['name']}`" for m in variants) or "none finished")
     + ".",
     "## The paper's findings, at this scale",
     "\n".join(f"- {line}" for line in agreement_with_paper(comparison))

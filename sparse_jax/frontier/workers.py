@@ -4,14 +4,15 @@ Small models do not fill two cores: two processes of one core each made 1.39
 times the steps of one process with both (quickstart's shape, docs/performance).
 """
 
+import contextlib
 import os
 import pathlib
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from sparse_jax import errors, metrics
+from sparse_jax import errors, files, metrics
 
 _POLL_SECONDS = 2.0
 _PATIENCE_SECONDS = 60.0
@@ -43,30 +44,32 @@ def run_workers(
   Raises:
     InputError: if one of them failed, naming its log.
   """
-  logs.mkdir(parents=True, exist_ok=True)
-  processes = []
-  for number, cores in enumerate(shares(sorted(_cores()), count)):
-    path = logs / f"worker-{number}.log"
-    with open(path, "ab") as log:
-      process = subprocess.Popen(
-        command,
-        stdout=log,
-        stderr=log,
-        # A Ctrl-C is the parent's to pass on, once.
-        start_new_session=True,
-      )
-    # Before it has loaded what starts threads: they inherit it.
-    if hasattr(os, "sched_setaffinity") and cores:
-      os.sched_setaffinity(process.pid, cores)
-    processes.append((process, path))
+  with files.disk_errors(logs):
+    logs.mkdir(parents=True, exist_ok=True)
+  processes: list[tuple[subprocess.Popen, pathlib.Path]] = []
   bar = metrics.progress_bar(total, num_finished(), "cells")
-  try:
-    while any(process.poll() is None for process, _ in processes):
-      time.sleep(_POLL_SECONDS)
-      bar.update(num_finished() - bar.n)
-  finally:
-    bar.close()
-    _stop([process for process, _ in processes])
+  with _signals_as_interrupts():
+    try:
+      for number, cores in enumerate(shares(sorted(_cores()), count)):
+        path = logs / f"worker-{number}.log"
+        with open(path, "ab") as log:
+          process = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            # A Ctrl-C is the parent's to pass on, once.
+            start_new_session=True,
+          )
+        processes.append((process, path))
+        # Before it has loaded what starts threads: they inherit it.
+        if hasattr(os, "sched_setaffinity") and cores:
+          os.sched_setaffinity(process.pid, cores)
+      while any(process.poll() is None for process, _ in processes):
+        time.sleep(_POLL_SECONDS)
+        bar.update(num_finished() - bar.n)
+    finally:
+      bar.close()
+      _stop([process for process, _ in processes])
   for process, path in processes:
     if process.returncode:
       lines = path.read_text(errors="replace").strip().splitlines()
@@ -75,6 +78,26 @@ def run_workers(
         f" {lines[-1][:300] if lines else 'it printed nothing'}; {path} holds"
         " what it printed"
       )
+
+
+@contextlib.contextmanager
+def _signals_as_interrupts() -> Iterator[None]:
+  """Makes SIGTERM and SIGHUP end as a Ctrl-C does: no worker is left behind."""
+
+  def interrupt(number, frame):
+    del number, frame
+    raise KeyboardInterrupt
+
+  previous = {}
+  # Only the main thread may set handlers.
+  with contextlib.suppress(ValueError):
+    for number in (signal.SIGTERM, signal.SIGHUP):
+      previous[number] = signal.signal(number, interrupt)
+  try:
+    yield
+  finally:
+    for number, handler in previous.items():
+      signal.signal(number, handler)
 
 
 def _cores() -> set[int]:

@@ -175,20 +175,20 @@ def _describe(train, evals, density) -> str:
 
 
 def size_curves(
-  curves: Sequence[tuple[str, Sequence[tuple[float, float]]]],
+  curves: Sequence[tuple[str, str, Sequence[tuple[float, float]]]],
   target: float | None,
   prefix: str,
 ) -> markup.Markup:
   """Draws task loss against the number of nodes, on a logarithmic axis.
 
   Args:
-    curves: (class, points (nodes > 0, loss in nats)) each.
+    curves: (name, class, points (nodes > 0, loss in nats)) each.
     target: loss drawn across, or None.
     prefix: starts every id.
   """
   width, height = 760, 330
   left, right, top, bottom = 58, 740, 16, 282
-  points = [p for _, part in curves for p in part]
+  points = [p for _, _, part in curves for p in part]
   last = math.log10(max(n for n, _ in points)) or 1.0
   # Losses far above guessing say nothing more.
   high = min(max(v for _, v in points), 2.0) * 1.05 or 1.0
@@ -223,14 +223,14 @@ def size_curves(
       _el("path", d=f"M{left} {y(target):.1f}H{right}", class_="mark m0")
     )
     drawn.append(_text(right, y(target) - 4, "target", text_anchor="end"))
-  for class_, part in curves:
+  for _, class_, part in curves:
     drawn.append(_el("path", d=_path(part, x, y), class_=f"line {class_}"))
   name = f"{prefix}-sizes"
   summary = "; ".join(
-    f"{class_}: from {markup.number(part[0][1])} at"
+    f"{label}: from {markup.number(part[0][1])} at"
     f" {markup.number(part[0][0])} to {markup.number(part[-1][1])} at"
     f" {markup.number(part[-1][0])} nodes"
-    for class_, part in curves
+    for label, _, part in curves
   )
   return _el(
     "svg",

@@ -89,9 +89,7 @@ def _controls(controls, target, prefix: str) -> markup.Markup | None:
     _el("li", parts.swatch(parts.stroke(f"line {class_}")), name)
     for name, class_, _ in curves
   ]
-  chart = charts.size_curves(
-    [(class_, points) for _, class_, points in curves], target, prefix
-  )
+  chart = charts.size_curves(curves, target, prefix)
   gaps = controls.get("gap_in_nodes")
   names = {key: name for key, name, _ in _CURVES}
   sentences = [
@@ -116,9 +114,10 @@ def _controls(controls, target, prefix: str) -> markup.Markup | None:
         "p",
         "Task loss on validation pairs when only the first nodes of a search's"
         " order are kept. A control that reaches the target with as few nodes"
-        " would show that pruning fits anything. More nodes than the task"
-        " itself takes: ",
-        " ".join(sentences),
+        " would show that pruning fits anything.",
+        f" More nodes than the task itself takes: {' '.join(sentences)}"
+        if sentences
+        else None,
         class_="define",
       ),
     ),

@@ -19,7 +19,7 @@ THRESHOLDS: Mapping[str, float] = {
   "control_size_ratio": 1.5,
   # Swapping in the model's own values moves the loss at most this much.
   "interchange_loss": 0.1,
-  # The worst ablation outside the circuit moves accuracy at most this much.
+  # The worst ablation outside the circuit costs at most this much accuracy.
   "adversarial_accuracy_lost": 0.1,
 }
 
@@ -103,7 +103,8 @@ def claims(trust: Mapping[str, Any]) -> list[Claim]:
     Claim(
       "robust to what is outside it",
       lost <= t["adversarial_accuracy_lost"],
-      f"the worst ablation outside it costs {lost:.3f} accuracy",
+      f"the ablation outside it that raises the loss most costs {lost:.3f}"
+      " accuracy",
       f"at most {t['adversarial_accuracy_lost']:g}",
     )
   )

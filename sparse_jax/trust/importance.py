@@ -33,7 +33,12 @@ def importance(
     return {"nodes": None, "edges": None}
   means = {n: jnp.asarray(m) for n, m in circuit.means.items()}
   judge = discretise.Judge(
-    subject.model, subject.params, means, False, fit_on, circuit.freeze_norms
+    subject.model,
+    subject.params,
+    means,
+    bool(circuit.details.get("answer_shift")),
+    fit_on,
+    circuit.freeze_norms,
   )
   names = prune.in_order(circuit.node_mask)
   described = [

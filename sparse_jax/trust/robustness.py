@@ -45,8 +45,9 @@ def adversary(
   """Returns the score of the worst ablation found outside the circuit.
 
   Frank-Wolfe on the task loss over gates of the complement: the gradient says
-  which nodes hurt when closed, several shares of those are tried as they are,
-  and the next gradient is taken halfway to the worst of them. It starts at the
+  which nodes hurt when closed, several shares of those and the whole complement
+  are tried as they are, and the next gradient is taken halfway to what raised
+  the loss most. It starts at the
   whole model and at the middle between model and circuit. One choice for a
   whole batch, as in parameter decomposition and as the comments on
   "Weight-sparse circuits may be interpretable yet unfaithful" (Drori 2026) ask:
@@ -77,7 +78,7 @@ def adversary(
         means,
       )
       worst_here = None
-      for chosen in _worst_first(gates, found):
+      for chosen in (gates, *_worst_first(gates, found)):
         scored = evidence.score(subject.gap(chosen), subject.seed)
         value = scored["loss"]["value"]
         if worst_here is None or value > worst_here[0]:
