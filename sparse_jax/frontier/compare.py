@@ -15,7 +15,7 @@ import numpy as np
 from sparse_jax import config as config_lib
 
 MEASURES = ("num_edges", "num_needed_edges", "num_nodes")
-_RESAMPLES = 4000
+_RESAMPLES = 1000
 _TAILS = (0.05, 0.95)
 
 
@@ -65,6 +65,10 @@ class Model:
     return self.passes(task) and all(
       seed[task]["test_loss"] <= self.target for seed in self.figures
     )
+
+  def has_edges(self, task: str) -> bool:
+    """Whether every seed's circuit of a passed task has an edge."""
+    return all(seed[task]["num_edges"] > 0 for seed in self.figures)
 
   @property
   def passed(self) -> frozenset[str]:
@@ -142,7 +146,7 @@ def mean_size(
   if not logs_SxT.size or np.isnan(logs_SxT).any():
     return None
   rng = np.random.default_rng(seed)
-  drawn = [_resampled(logs_SxT, rng) for _ in range(_RESAMPLES // 4)]
+  drawn = [_resampled(logs_SxT, rng) for _ in range(_RESAMPLES)]
   return _interval(logs_SxT.mean(), drawn)
 
 
@@ -206,8 +210,10 @@ def ratio_at_matched_loss(
   Returns:
     `ratios`: by measure, `value`, `low` and `high`, or None, and then `why`;
     `ratios_on_test`: the same over the tasks whose circuits meet the target on
-    test pairs too. The `loss` it is matched at, the dense models `between`
-    which was interpolated, the `tasks` and `tasks_on_test`, the number of
+    test pairs too; `ratios_with_edges`: over those whose circuits all have an
+    edge. The `loss` it is matched at, the dense models `between`
+    which was interpolated, the `tasks`, `tasks_on_test` and
+    `tasks_with_edges`, the number of
     `seeds` of each of the three, `outside`: the share of draws left out, and
     `left_out`: by task, the models that do not pass it.
   """
@@ -217,8 +223,10 @@ def ratio_at_matched_loss(
     "loss": sparse.loss,
     "ratios": nothing,
     "ratios_on_test": nothing,
+    "ratios_with_edges": nothing,
     "tasks": [],
     "tasks_on_test": [],
+    "tasks_with_edges": [],
     "left_out": {},
   }
   enclosing = bracket(dense, sparse.loss)
@@ -244,10 +252,15 @@ def ratio_at_matched_loss(
   if not tasks:
     return result | {"why": "no task that all three models pass"}
   ratios, outside = _ratios(dense, sparse, tasks, seed)
-  on_test = [t for t in tasks if all(m.passes_on_test(t) for m in three)]
-  result |= {"ratios": ratios, "outside": outside, "tasks_on_test": on_test}
-  if on_test:
-    result["ratios_on_test"], _ = _ratios(dense, sparse, on_test, seed)
+  result |= {"ratios": ratios, "outside": outside}
+  for name, keep in (
+    ("on_test", Model.passes_on_test),
+    ("with_edges", Model.has_edges),
+  ):
+    some = [t for t in tasks if all(keep(m, t) for m in three)]
+    result[f"tasks_{name}"] = some
+    if some:
+      result[f"ratios_{name}"], _ = _ratios(dense, sparse, some, seed)
   return result
 
 

@@ -190,13 +190,15 @@ def _ratios(comparison) -> str:
       f"{ratio['loss']:.3f}",
       *(shown_interval(ratio["ratios"][m]) for m in figures.NAMES),
       ratio.get("why") or ", ".join(ratio["tasks"]),
+      shown_interval(ratio["ratios_with_edges"]["num_edges"]),
       shown_interval(ratio["ratios_on_test"]["num_edges"]),
       ", ".join(ratio["tasks_on_test"]) or "–",
     )
     for ratio in comparison["ratios"]
   ]
   header = ("model", "loss", "edges", "needed edges", "nodes", "tasks")
-  return _table((*header, "edges, test", "tasks, test"), rows)
+  header += ("edges, none empty", "edges, test", "tasks, test")
+  return _table(header, rows)
 
 
 def _left_out(comparison) -> str:
@@ -337,8 +339,9 @@ def markdown(
     "Dense size over sparse size at the sparse model's own loss, task by task"
     " on the dense curve; nothing is extrapolated. The largest ratio is the"
     " headline; that it was chosen is not corrected for, and an interval over"
-    " one or two seeds is too narrow. The last two columns keep the tasks"
-    " whose circuits meet the target on test pairs, of new templates, too.",
+    ' one or two seeds is too narrow. "None empty" leaves out tasks for which'
+    " some circuit has no edge; the last two columns keep the tasks whose"
+    " circuits meet the target on test pairs, of new templates, too.",
     _ratios(comparison),
     "Tasks left out of both sides of a ratio, because one side has not learned"
     " them or has no circuit that meets the target:",
