@@ -156,6 +156,14 @@ def plot_followup(path: pathlib.Path, comparison: Mapping[str, Any]) -> None:
       textcoords="offset points",
       fontsize=8,
     )
+  if not of_variants.containers:
+    of_variants.text(
+      0.5,
+      0.5,
+      "no variant is finished",
+      ha="center",
+      transform=of_variants.transAxes,
+    )
   of_variants.set(
     yscale="log",
     xlabel="held-out loss, nats a token",

@@ -28,7 +28,7 @@ def write(
     "Sparse and dense circuits at the same loss",
     _picture(workdir / "frontier.png", "Circuit size against held-out loss"),
     _ratio_table(comparison),
-    _cell_table(results, comparison["common_tasks"]),
+    _cell_table(results),
     _el(
       "section",
       _el("h2", "Follow-up figures"),
@@ -81,13 +81,16 @@ def _interval(found: Mapping[str, Any] | None) -> str:
   )
 
 
-def _cell_table(
-  results: Sequence[cells.Result], common: Sequence[str]
-) -> markup.Markup:
+def _cell_table(results: Sequence[cells.Result]) -> markup.Markup:
+  names = dict.fromkeys(
+    task
+    for result in results
+    for task, found in result["tasks"].items()
+    if "num_edges" in found
+  )
   rows = []
   for result in results:
     found = result["tasks"]
-    passed = [n for n, f in found.items() if f.get("meets_target")]
     name = result["name"]
     link = name
     if any(f["learned"] for f in found.values()):
@@ -96,16 +99,16 @@ def _cell_table(
       (
         link,
         markup.number(result["eval_loss"], 4),
-        ", ".join(passed) or markup.MISSING,
-        *(
-          markup.count(found.get(task, {}).get("num_edges")) for task in common
-        ),
+        *(markup.count(found.get(t, {}).get("num_edges")) for t in names),
       )
     )
-  header = [("cell", ""), ("loss", "num"), ("tasks passed", "")]
-  header += [(f"edges, {task}", "num") for task in common]
+  header = [("cell", ""), ("loss", "num"), *((name, "num") for name in names)]
   return _el(
     "section",
     _el("h2", "Every point, and its circuits"),
-    parts.table(parts.plural(len(rows), "finished cell"), header, rows),
+    parts.table(
+      f"{parts.plural(len(rows), 'finished cell')}: edges of each circuit",
+      header,
+      rows,
+    ),
   )
