@@ -368,7 +368,8 @@ class PruneConfig:
     temperature: T of the sigmoid surrogate.
     init_bias: mean of the initial τ.
     init_scale: standard deviation of the initial τ.
-    k_coefs: cost of one open gate: the first runs' settings, one each.
+    k_coefs: cost of one open gate: the first runs' settings, one each; a value
+      that stands there again is run with the next seed.
     num_runs: runs a task, those of `k_coefs` first; `search.SPACE` holds what
       the others are proposed from.
     num_seeds: how many of the runs repeat the best setting with other seeds.

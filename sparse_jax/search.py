@@ -224,8 +224,10 @@ def open_study(
   )
   _give_back_lost_trials(study)
   if not study.trials:
-    for k_coef in config.k_coefs[: config.num_runs]:
-      enqueue(study, default_setting(config) | {"k_coef": k_coef}, seed)
+    first = config.k_coefs[: config.num_runs]
+    for i, k_coef in enumerate(first):
+      setting = default_setting(config) | {"k_coef": k_coef}
+      enqueue(study, setting, seed + first[:i].count(k_coef))
   return study
 
 

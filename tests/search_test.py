@@ -195,6 +195,15 @@ class FindCircuitsTest(absltest.TestCase):
     self.assertEqual(again.metrics, circuit.metrics)
     self.assertLen(self.study().trials, 4)
 
+  def test_a_coefficient_that_stands_again_gets_the_next_seed(self):
+    config = dataclasses.replace(_CONFIG, k_coefs=(1e-3, 1e-2, 1e-3, 1e-3))
+    study = search.open_study(None, self.task, {}, config, 5)
+    trials = search.propose(study, config, 5, 4)
+    self.assertEqual(
+      [(t.params["k_coef"], t.user_attrs["seed"]) for t in trials],
+      [(1e-3, 5), (1e-2, 5), (1e-3, 6), (1e-3, 7)],
+    )
+
   def test_a_trial_lost_with_its_process_is_run_again(self):
     short = dataclasses.replace(_CONFIG, num_runs=2, num_seeds=0)
     self.find(self.workdir, short)
