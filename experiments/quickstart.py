@@ -16,6 +16,7 @@ from sparse_jax import (
   checkpoint,
   evaluate,
   files,
+  host,
   metrics,
   report,
   search,
@@ -98,6 +99,7 @@ def run(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, Any]:
       "tasks": figures,
       "training_seconds": trained_at - start,
       "seconds": time.perf_counter() - start,
+      "peak_memory_bytes": host.peak_memory(),
     }
     files.write_json(workdir / "summary.json", summary)
   return summary
@@ -108,7 +110,8 @@ def summary_text(summary: dict[str, Any]) -> str:
   lines = [
     f"block weights {100 * summary['block_weights_zero']:.1f}% zero,"
     f" held-out loss {summary['eval_loss']:.3f} nats a token,"
-    f" {summary['seconds'] / 60:.1f} minutes",
+    f" {summary['seconds'] / 60:.1f} minutes,"
+    f" at most {summary['peak_memory_bytes'] / 2**30:.1f} GiB of memory",
     "",
     "test loss in nats and accuracy, on prompts of templates never seen before",
     f"{'task':<20} {'nodes':>5} {'edges':>6} {'circuit':>13}"

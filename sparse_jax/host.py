@@ -6,6 +6,8 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import resource
+import sys
 from typing import Any
 
 import jax
@@ -63,6 +65,12 @@ def free_memory() -> int:
       if line.startswith("MemAvailable:"):
         return int(line.split()[1]) * 1024
   return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def peak_memory() -> int:
+  """Returns the most bytes of host memory this process has held at once."""
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def environment() -> dict[str, Any]:
