@@ -2,13 +2,13 @@
 
 The bits of a non-negative float, read as an integer, order as the float does.
 So the k-th largest magnitude is found by counting how many entries reach a
-candidate: an interval shrinks around it, cut into up to four parts a pass, as
-values and, now and then, as integers, which bounds the search where values span
-many exponents. When at most two entries too many reach its lower end, the least
-of them are dropped one by one: near ties would need many more candidates. All
-of that is elementwise passes and sums, no gather and no sort, so a sharded
-array costs one scalar a pass. Ties go to the lower index, by a like search over
-indices; exactly k entries survive.
+candidate: an interval shrinks around it, by halving it as values and, now and
+then, as integers, which bounds the search where values span many exponents.
+When at most two entries too many
+reach its lower end, the least of them are dropped one by one: near ties would
+need many more candidates. All of that is elementwise passes and sums, no gather
+and no sort, so a sharded array costs one scalar a pass. Ties go to the lower
+index, by a like search over indices; exactly k entries survive.
 
 Along the last axis this is AbsTopK (`abs_top_k`; `inference/gpt.py` of
 openai/circuit_sparsity), over a whole matrix the weight mask of its `train.py`,
@@ -17,14 +17,13 @@ with protected entries raised above every other for min-alive.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 # Signed: CPUs compare signed integers in vectors, unsigned ones they do not.
 _INT = {2: jnp.int16, 4: jnp.int32}
-_NUM_SLICES = 8  # With 16 the loop is cut in two: half as fast.
 
 
 def _magnitude_bits(x: jax.Array) -> jax.Array:
@@ -40,62 +39,21 @@ def _axes(ndim: int, axis: int | Sequence[int]) -> tuple[int, ...]:
   return tuple(sorted(a % ndim for a in axes))
 
 
-def _reduce(
-  x: jax.Array,
-  axes: tuple[int, ...],
-  combine: Callable[[jax.Array, jax.Array], jax.Array],
-  reduce: Callable[..., jax.Array],
-) -> jax.Array:
-  """Returns `reduce(x, axes)`, each axis kept as size one.
-
-  XLA's CPU compiler cuts a long reduction off from what feeds it, and does not
-  turn it into vectors. Slices of the last axis are combined first, in the
-  loop that makes them: twice as fast for sums, nine times for least and largest
-  (docs/performance.md).
-  """
-  if x.ndim - 1 in axes and x.shape[-1] % _NUM_SLICES == 0:
-    x = functools.reduce(combine, jnp.split(x, _NUM_SLICES, -1))
-  return reduce(x, axes, keepdims=True)
-
-
 def _count(condition: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-  """Returns how many are true over `axes`."""
-  return _reduce(condition.astype(jnp.int32), axes, jnp.add, jnp.sum)
+  """Returns how many are true over `axes`, each kept as size one.
 
-
-def _num_counts(size: int) -> int:
-  """Returns how many counts of up to `size` entries one integer is to hold."""
-  return max(1, min(_MOST_CANDIDATES, 32 // size.bit_length()))
-
-
-def _count_each(
-  bits: jax.Array, candidates: Sequence[jax.Array], axes: tuple[int, ...]
-) -> list[jax.Array]:
-  """Returns how many entries reach each candidate, in one pass.
-
-  Along the last of the axes the counts share an integer, so many bits each.
+  XLA's CPU compiler cuts a long sum off from the comparison that feeds it, and
+  writes the comparison to memory. Slices of the last axis are added first, in
+  the comparison's own loop: twice as fast (docs/performance.md).
   """
-  width = 32 // len(candidates)
-  together = sum(
-    (bits >= candidate).astype(jnp.int32) << (width * i)
-    for i, candidate in enumerate(candidates)
-  )
-  shared = _reduce(together, axes[-1:], jnp.add, jnp.sum)
-  mask = -1 if width == 32 else (1 << width) - 1
-  counts = [(shared >> (width * i)) & mask for i in range(len(candidates))]
-  return [jnp.sum(count, axes, keepdims=True) for count in counts]
-
-
-def _least(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-  return _reduce(x, axes, jnp.minimum, jnp.min)
-
-
-def _largest(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-  return _reduce(x, axes, jnp.maximum, jnp.max)
+  total = condition.astype(jnp.int32)
+  if total.ndim - 1 in axes and total.shape[-1] % _NUM_SLICES == 0:
+    total = functools.reduce(jnp.add, jnp.split(total, _NUM_SLICES, -1))
+  return jnp.sum(total, axes, dtype=jnp.int32, keepdims=True)
 
 
 _DROPPED_SINGLY = 2
-_MOST_CANDIDATES = 3  # A pass; more cost as much as they save.
+_NUM_SLICES = 8  # With 16 the loop is cut in two: half as fast.
 
 
 def _threshold(
@@ -120,18 +78,16 @@ def _threshold(
   largest = jnp.iinfo(bits.dtype).max
   num_bits = 8 * bits.dtype.itemsize - 1
   shape = [1 if a in axes else n for a, n in enumerate(bits.shape)]
-  size = math.prod(bits.shape[a] for a in axes)
-  num_candidates = _num_counts(bits.shape[axes[-1]])
   k = jnp.broadcast_to(k, shape)
   value = lambda b: jax.lax.bitcast_convert_type(b, dtype).astype(jnp.float32)
 
-  def between_bits(low, high, share):
-    return low + ((high - low) * share).astype(bits.dtype)
+  def halve_bits(low, high):
+    return low + (high - low) // 2
 
-  def between_values(low, high, share):
-    between = (value(low) * (1 - share) + value(high) * share).astype(dtype)
+  def halve_values(low, high):
+    middle = (value(low) / 2 + value(high) / 2).astype(dtype)
     # Infinite ends give NaN, whose bits the clipping below brings back.
-    return jax.lax.bitcast_convert_type(between, bits.dtype)
+    return jax.lax.bitcast_convert_type(middle, bits.dtype)
 
   def is_open(low, high, count_low):
     return (count_low != k) & (high - low > 1)
@@ -143,38 +99,32 @@ def _threshold(
 
   def narrow(state):
     i, low, high, count_low = state
+    middle = halve_values(low, high)
+    candidate = jnp.where(i % 6 == 5, halve_bits(low, high), middle)
+    # Zeros are often many: the second smallest magnitude settles those first.
+    candidate = jnp.where(i == 0, 1, candidate)
+    candidate = jnp.clip(candidate, low + 1, jnp.maximum(high - 1, low + 1))
+    candidate = candidate.astype(bits.dtype)
+    reaching = _count(bits >= candidate, axes)
+    holds = reaching >= k
     open_ = is_open(low, high, count_low)
-    candidates = []
-    for number in range(1, num_candidates + 1):
-      share = number / (num_candidates + 1)
-      candidate = jnp.where(
-        i % 6 == 5,
-        between_bits(low, high, share),
-        between_values(low, high, share),
-      )
-      if number == 1:
-        # Zeros are often many: the least magnitude above settles those first.
-        candidate = jnp.where(i == 0, 1, candidate)
-      candidate = jnp.clip(candidate, low + 1, jnp.maximum(high - 1, low + 1))
-      candidates.append(candidate.astype(bits.dtype))
-    for candidate, reaching in zip(
-      candidates, _count_each(bits, candidates, axes), strict=True
-    ):
-      up = open_ & (reaching >= k)
-      down = open_ & (reaching < k) & (candidate < high)
-      low = jnp.where(up, candidate, low)
-      high = jnp.where(down, candidate, high)
-      count_low = jnp.where(up, reaching, count_low)
-    return i + 1, low, high, count_low
+    up, down = open_ & holds, open_ & ~holds
+    return (
+      i + 1,
+      jnp.where(up, candidate, low),
+      jnp.where(down, candidate, high),
+      jnp.where(up, reaching, count_low),
+    )
 
   unprotected = jnp.where(bits == largest, 0, bits) if has_protected else bits
-  top = _largest(unprotected, axes)
+  top = jnp.max(unprotected, axes, keepdims=True)
   high = jnp.where(top < largest, top + 1, top).astype(bits.dtype)
   count_high = (
     _count(bits == largest, axes)
     if has_protected
     else jnp.zeros(shape, jnp.int32)
   )
+  size = math.prod(bits.shape[a] for a in axes)
   low = jnp.zeros(shape, bits.dtype)
   # Protected entries alone suffice, or none is wanted: the threshold is above.
   is_above = count_high >= k
@@ -189,7 +139,7 @@ def _threshold(
 
   def drop_least(state):
     low, high, count_low = state
-    least = _least(jnp.where(bits >= low, bits, largest), axes)
+    least = jnp.min(jnp.where(bits >= low, bits, largest), axes, keepdims=True)
     left = _count(bits > least, axes)
     open_ = is_open(low, high, count_low)
     drops, ties = open_ & (left >= k), open_ & (left < k)
@@ -224,8 +174,8 @@ def kth_magnitude(
   low, _ = _threshold(bits, jnp.asarray(k, jnp.int32), axes, x.dtype)
   # The least of those that reach the threshold is the k-th.
   largest = jnp.iinfo(bits.dtype).max
-  kth = _least(jnp.where(bits >= low, bits, largest), axes)
-  return jnp.squeeze(jax.lax.bitcast_convert_type(kth, x.dtype), axes)
+  kth = jnp.min(jnp.where(bits >= low, bits, largest), axes)
+  return jax.lax.bitcast_convert_type(kth, x.dtype)
 
 
 @functools.partial(jax.jit, static_argnames="axis")
@@ -256,29 +206,26 @@ def top_k_mask(
   threshold, count = _threshold(
     bits, k, axes, x.dtype, has_protected=protected is not None
   )
-  missing = k - _count(bits > threshold, axes)
+  above = bits > threshold
+  tied = bits == threshold
+  missing = k - _count(above, axes)
+  index = _row_major_index(bits.shape, axes)
   has_surplus = jnp.any(count > k)
-  size = math.prod(bits.shape[a] for a in axes)
-
-  # Made anew wherever it is needed: kept, it would be as large as x.
-  def is_tied_before(end):
-    index = _row_major_index(bits.shape, axes)
-    return (bits == threshold) & (index < end)
+  # Ties are rare: where every one survives, no pass is spent on them.
+  index_bits = math.prod(bits.shape[a] for a in axes).bit_length()
 
   def raise_end(i, end):
-    candidate = end | (jnp.ones_like(end) << (size.bit_length() - 1 - i))
-    before = _count(is_tied_before(candidate), axes)
+    candidate = end | (jnp.ones_like(end) << (index_bits - 1 - i))
+    before = _count(tied & (index < candidate), axes)
     return jnp.where(before <= missing, candidate, end)
 
-  # Ties are rare: where every one survives, no pass is spent on them.
   end = jax.lax.fori_loop(
     0,
-    jnp.where(has_surplus, size.bit_length(), 0),
+    jnp.where(has_surplus, index_bits, 0),
     raise_end,
     jnp.zeros(threshold.shape, jnp.int32),
   )
-  end = jnp.where(has_surplus, end, size)
-  return (bits > threshold) | is_tied_before(end)
+  return above | (tied & ((index < end) | ~has_surplus))
 
 
 def _row_major_index(shape: Sequence[int], axes: tuple[int, ...]) -> jax.Array:

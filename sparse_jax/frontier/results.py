@@ -110,7 +110,9 @@ def resampled(ratio: Mapping[str, Any]) -> str:
   seeds, tasks = ratio["seeds"], len(ratio["tasks"])
   over = [f"{tasks} tasks"] if tasks > 1 else []
   if max(seeds) > 1:
-    over.append(f"{min(seeds)} to {max(seeds)} seeds a model")
+    few, many = min(seeds), max(seeds)
+    count = f"{few}" if few == many else f"{few} to {many}"
+    over.append(f"{count} seeds a model")
   if not over:
     return "one task and one seed a model: no interval"
   alone = "" if max(seeds) > 1 else ", one seed a model"
