@@ -617,6 +617,13 @@ def to_dict(config) -> dict[str, Any]:
   return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
+def settings(config: Config) -> dict[str, Any]:
+  """Returns `to_dict` without where the tokens lie: a run may be moved."""
+  values = to_dict(config)
+  values["data"].pop("directory")
+  return values
+
+
 def first_difference(
   mine: Mapping[str, Any], theirs: Any
 ) -> tuple[str, Any, Any] | None:

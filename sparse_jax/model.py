@@ -10,6 +10,7 @@ width, F hidden neuron, P position embedding, V vocabulary.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -29,6 +30,7 @@ Tap = Callable[[str, int | None, jax.Array], jax.Array]
 RMS_EPS = float(np.finfo(np.float32).eps)  # PyTorch's default, as released.
 _LAYER_NORM_EPS = 1e-5
 _INIT_SCALE = 0.02
+_LEAST_QUERIES, _MOST_BLOCKS = 64, 4
 
 
 class Norm(nn.Module):
@@ -470,33 +472,94 @@ def attend(
   The sink is a dummy key of logit `sink` and value 0: the usual attention
   scaled by sigmoid(logsumexp(scores) - sink). Softmax in float32.
   """
-  L, M, K = q_BxLxHxK.shape[1], k_BxMxHxK.shape[1], q_BxLxHxK.shape[-1]
   # Heads first: one batched product of contiguous matrices.
   q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BxLxHxK, k_BxMxHxK, v_BxMxHxK))
-  if position_BxL is None:
-    causal_Bx1xLxM = jnp.tri(L, M, dtype=bool)[None, None]
+  H, L, M = *q.shape[1:3], k.shape[2]
+  if sink_H is None:
+    sink_H = jnp.full(H, -jnp.inf)
+  sink_H = sink_H.astype(jnp.float32)
+  if position_BxL is not None:
+    visible_Bx1xLxM = jnp.arange(M) <= position_BxL[:, None, :, None]
+    y_BxHxLxK = _attend(q, k, v, sink_H, visible_Bx1xLxM)
   else:
-    causal_Bx1xLxM = jnp.arange(M) <= position_BxL[:, None, :, None]
-  score_BxHxLxM = jnp.einsum(
-    "BHLK,BHMK->BHLM", q, k, preferred_element_type=jnp.float32
-  )
-  score_BxHxLxM = jnp.where(causal_Bx1xLxM, score_BxHxLxM * K**-0.5, -jnp.inf)
+    blocks = [
+      _attend(
+        q[:, :, start:stop],
+        k[:, :, :stop],
+        v[:, :, :stop],
+        sink_H,
+        jnp.tri(stop - start, stop, start, dtype=bool)[None, None],
+      )
+      for start, stop in _blocks(L)
+    ]
+    y_BxHxLxK = jnp.concatenate(blocks, 2)
+  return jnp.swapaxes(y_BxHxLxK, 1, 2)
+
+
+def _blocks(length: int) -> list[tuple[int, int]]:
+  """Returns (start, stop) of blocks of queries.
+
+  None of a block sees a key past its end: up to 37% fewer scores.
+  """
+  size = max(_LEAST_QUERIES, -(-length // _MOST_BLOCKS))
+  return list(itertools.pairwise((*range(0, length, size), length)))
+
+
+@jax.custom_vjp
+def _attend(q_BxHxLxK, k_BxHxMxK, v_BxHxMxK, sink_H, visible_Bx1xLxM):
+  """Attention with heads first; the gradient is written out below."""
+  return _attend_forward(
+    q_BxHxLxK, k_BxHxMxK, v_BxHxMxK, sink_H, visible_Bx1xLxM
+  )[0]
+
+
+_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+def _attend_forward(q_BxHxLxK, k_BxHxMxK, v_BxHxMxK, sink_H, visible_Bx1xLxM):
+  scale = q_BxHxLxK.shape[-1] ** -0.5
+  sink_Hx1x1 = sink_H[:, None, None]
+  score_BxHxLxM = _product("BHLK,BHMK->BHLM", q_BxHxLxK, k_BxHxMxK)
+  score_BxHxLxM = jnp.where(visible_Bx1xLxM, score_BxHxLxM * scale, -jnp.inf)
   top_BxHxLx1 = jnp.max(score_BxHxLxM, -1, keepdims=True)
-  if sink_H is not None:
-    sink_1xHx1x1 = sink_H.astype(jnp.float32)[None, :, None, None]
-    top_BxHxLx1 = jnp.maximum(top_BxHxLx1, sink_1xHx1x1)
-  top_BxHxLx1 = jax.lax.stop_gradient(top_BxHxLx1)
+  top_BxHxLx1 = jnp.maximum(top_BxHxLx1, sink_Hx1x1)
   weight_BxHxLxM = jnp.exp(score_BxHxLxM - top_BxHxLx1)
-  total_BxHxLx1 = jnp.sum(weight_BxHxLxM, -1, keepdims=True)
-  if sink_H is not None:
-    total_BxHxLx1 += jnp.exp(sink_1xHx1x1 - top_BxHxLx1)
-  y_BxHxLxK = jnp.einsum(
-    "BHLM,BHMK->BHLK",
-    weight_BxHxLxM.astype(v.dtype),
-    v,
-    preferred_element_type=jnp.float32,
-  )
-  return jnp.swapaxes(y_BxHxLxK / total_BxHxLx1, 1, 2)
+  sink_BxHxLx1 = jnp.exp(sink_Hx1x1 - top_BxHxLx1)
+  total_BxHxLx1 = jnp.sum(weight_BxHxLxM, -1, keepdims=True) + sink_BxHxLx1
+  weight_BxHxLxM = weight_BxHxLxM.astype(v_BxHxMxK.dtype)
+  y_BxHxLxK = _product("BHLM,BHMK->BHLK", weight_BxHxLxM, v_BxHxMxK)
+  y_BxHxLxK /= total_BxHxLx1
+  kept = (weight_BxHxLxM, sink_BxHxLx1, total_BxHxLx1, y_BxHxLxK)
+  return y_BxHxLxK, (q_BxHxLxK, k_BxHxMxK, v_BxHxMxK, *kept)
+
+
+def _attend_backward(residuals, dy_BxHxLxK):
+  """The softmax's gradient, as in FlashAttention (Dao et al., 2022, B.2).
+
+  Left to autodiff, the gradients of keys and values transpose the large factor
+  of a product, which is three times slower on CPU: here the small one is.
+  """
+  q, k, v, weight_BxHxLxM, sink_BxHxLx1, total_BxHxLx1, y_BxHxLxK = residuals
+  scale = q.shape[-1] ** -0.5
+  dy_BxHxLxK = dy_BxHxLxK / total_BxHxLx1
+  mean_BxHxLx1 = jnp.sum(dy_BxHxLxK * y_BxHxLxK, -1, keepdims=True)
+  dsink_H = -jnp.sum(sink_BxHxLx1 * mean_BxHxLx1, (0, 2, 3))
+  dy = dy_BxHxLxK.astype(v.dtype)
+  dscore_BxHxLxM = _product("BHLK,BHMK->BHLM", dy, v) - mean_BxHxLx1
+  dscore_BxHxLxM = (weight_BxHxLxM * dscore_BxHxLxM).astype(q.dtype)
+  dq_BxHxLxK = _product("BHLM,BHMK->BHLK", dscore_BxHxLxM, k) * scale
+  q, dy = (jnp.swapaxes(x, 2, 3) for x in (q, dy))
+  dk_BxHxKxM = _product("BHKL,BHLM->BHKM", q, dscore_BxHxLxM) * scale
+  dv_BxHxKxM = _product("BHKL,BHLM->BHKM", dy, weight_BxHxLxM)
+  dk, dv = (jnp.swapaxes(x, 2, 3) for x in (dk_BxHxKxM, dv_BxHxKxM))
+  return (*map(_like, (dq_BxHxLxK, dk, dv), (q, k, v)), dsink_H, None)
+
+
+def _like(x, other):
+  return x.astype(other.dtype)
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
 
 
 @jax.custom_vjp

@@ -2,13 +2,13 @@
 
 The bits of a non-negative float, read as an integer, order as the float does.
 So the k-th largest magnitude is found by counting how many entries reach a
-candidate: an interval shrinks around it, by halving it as values and, now and
-then, as integers, which bounds the search where values span many exponents.
-When at most two entries too many
-reach its lower end, the least of them are dropped one by one: near ties would
-need many more candidates. All of that is elementwise passes and sums, no gather
-and no sort, so a sharded array costs one scalar a pass. Ties go to the lower
-index, by a like search over indices; exactly k entries survive.
+candidate: an interval shrinks around it, cut into up to four parts a pass, as
+values and, now and then, as integers, which bounds the search where values span
+many exponents. When at most two entries too many reach its lower end, the least
+of them are dropped one by one: near ties would need many more candidates. All
+of that is elementwise passes and sums, no gather and no sort, so a sharded
+array costs one scalar a pass. Ties go to the lower index, by a like search over
+indices; exactly k entries survive.
 
 Along the last axis this is AbsTopK (`abs_top_k`; `inference/gpt.py` of
 openai/circuit_sparsity), over a whole matrix the weight mask of its `train.py`,
@@ -17,13 +17,14 @@ with protected entries raised above every other for min-alive.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
 # Signed: CPUs compare signed integers in vectors, unsigned ones they do not.
 _INT = {2: jnp.int16, 4: jnp.int32}
+_NUM_SLICES = 8  # With 16 the loop is cut in two: half as fast.
 
 
 def _magnitude_bits(x: jax.Array) -> jax.Array:
@@ -39,21 +40,62 @@ def _axes(ndim: int, axis: int | Sequence[int]) -> tuple[int, ...]:
   return tuple(sorted(a % ndim for a in axes))
 
 
-def _count(condition: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-  """Returns how many are true over `axes`, each kept as size one.
+def _reduce(
+  x: jax.Array,
+  axes: tuple[int, ...],
+  combine: Callable[[jax.Array, jax.Array], jax.Array],
+  reduce: Callable[..., jax.Array],
+) -> jax.Array:
+  """Returns `reduce(x, axes)`, each axis kept as size one.
 
-  XLA's CPU compiler cuts a long sum off from the comparison that feeds it, and
-  writes the comparison to memory. Slices of the last axis are added first, in
-  the comparison's own loop: twice as fast (docs/performance.md).
+  XLA's CPU compiler cuts a long reduction off from what feeds it, and does not
+  turn it into vectors. Slices of the last axis are combined first, in the
+  loop that makes them: twice as fast for sums, nine times for least and largest
+  (docs/performance.md).
   """
-  total = condition.astype(jnp.int32)
-  if total.ndim - 1 in axes and total.shape[-1] % _NUM_SLICES == 0:
-    total = functools.reduce(jnp.add, jnp.split(total, _NUM_SLICES, -1))
-  return jnp.sum(total, axes, dtype=jnp.int32, keepdims=True)
+  if x.ndim - 1 in axes and x.shape[-1] % _NUM_SLICES == 0:
+    x = functools.reduce(combine, jnp.split(x, _NUM_SLICES, -1))
+  return reduce(x, axes, keepdims=True)
+
+
+def _count(condition: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+  """Returns how many are true over `axes`."""
+  return _reduce(condition.astype(jnp.int32), axes, jnp.add, jnp.sum)
+
+
+def _num_counts(size: int) -> int:
+  """Returns how many counts of up to `size` entries one integer is to hold."""
+  return max(1, min(_MOST_CANDIDATES, 32 // size.bit_length()))
+
+
+def _count_each(
+  bits: jax.Array, candidates: Sequence[jax.Array], axes: tuple[int, ...]
+) -> list[jax.Array]:
+  """Returns how many entries reach each candidate, in one pass.
+
+  Along the last of the axes the counts share an integer, so many bits each.
+  """
+  width = 32 // len(candidates)
+  together = sum(
+    (bits >= candidate).astype(jnp.int32) << (width * i)
+    for i, candidate in enumerate(candidates)
+  )
+  shared = _reduce(together, axes[-1:], jnp.add, jnp.sum)
+  mask = -1 if width == 32 else (1 << width) - 1
+  counts = [(shared >> (width * i)) & mask for i in range(len(candidates))]
+  return [jnp.sum(count, axes, keepdims=True) for count in counts]
+
+
+def _least(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+  return _reduce(x, axes, jnp.minimum, jnp.min)
+
+
+def _largest(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+  return _reduce(x, axes, jnp.maximum, jnp.max)
 
 
 _DROPPED_SINGLY = 2
-_NUM_SLICES = 8  # With 16 the loop is cut in two: half as fast.
+_MOST_CANDIDATES = 3  # A pass; more cost as much as they save.
 
 
 def _threshold(
@@ -62,11 +104,12 @@ def _threshold(
   axes: tuple[int, ...],
   dtype: jnp.dtype,
   has_protected: bool = False,
-) -> tuple[jax.Array, jax.Array]:
-  """Returns (threshold, number of entries that reach it), axes of size one.
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Returns (threshold, entries that reach it, entries above), axes size one.
 
-  At least k entries of `bits` reach it; exactly k, or k and those equal to the
-  threshold itself.
+  At least k entries of `bits` reach it. Where more do, it is the magnitude of
+  the k-th, and fewer than k are above it; where exactly k do, the number above
+  is that of entries that some larger threshold left.
 
   Args:
     bits: of magnitudes; protected entries hold the largest integer.
@@ -78,53 +121,64 @@ def _threshold(
   largest = jnp.iinfo(bits.dtype).max
   num_bits = 8 * bits.dtype.itemsize - 1
   shape = [1 if a in axes else n for a, n in enumerate(bits.shape)]
+  size = math.prod(bits.shape[a] for a in axes)
+  num_candidates = _num_counts(bits.shape[axes[-1]])
   k = jnp.broadcast_to(k, shape)
   value = lambda b: jax.lax.bitcast_convert_type(b, dtype).astype(jnp.float32)
 
-  def halve_bits(low, high):
-    return low + (high - low) // 2
+  def between_bits(low, high, share):
+    return low + ((high - low) * share).astype(bits.dtype)
 
-  def halve_values(low, high):
-    middle = (value(low) / 2 + value(high) / 2).astype(dtype)
+  def between_values(low, high, share):
+    between = (value(low) * (1 - share) + value(high) * share).astype(dtype)
     # Infinite ends give NaN, whose bits the clipping below brings back.
-    return jax.lax.bitcast_convert_type(middle, bits.dtype)
+    return jax.lax.bitcast_convert_type(between, bits.dtype)
 
   def is_open(low, high, count_low):
     return (count_low != k) & (high - low > 1)
 
   def is_wide(state):
-    i, low, high, count_low = state
+    i, low, high, count_low, _ = state
     wide = is_open(low, high, count_low) & (count_low - k > _DROPPED_SINGLY)
     return (i < 6 * num_bits) & jnp.any(wide)
 
   def narrow(state):
-    i, low, high, count_low = state
-    middle = halve_values(low, high)
-    candidate = jnp.where(i % 6 == 5, halve_bits(low, high), middle)
-    # Zeros are often many: the second smallest magnitude settles those first.
-    candidate = jnp.where(i == 0, 1, candidate)
-    candidate = jnp.clip(candidate, low + 1, jnp.maximum(high - 1, low + 1))
-    candidate = candidate.astype(bits.dtype)
-    reaching = _count(bits >= candidate, axes)
-    holds = reaching >= k
+    i, low, high, count_low, count_high = state
     open_ = is_open(low, high, count_low)
-    up, down = open_ & holds, open_ & ~holds
-    return (
-      i + 1,
-      jnp.where(up, candidate, low),
-      jnp.where(down, candidate, high),
-      jnp.where(up, reaching, count_low),
-    )
+    candidates = []
+    for number in range(1, num_candidates + 1):
+      share = number / (num_candidates + 1)
+      candidate = jnp.where(
+        i % 6 == 5,
+        between_bits(low, high, share),
+        between_values(low, high, share),
+      )
+      if number == 1:
+        # Zeros are often many: the least magnitude above settles those first.
+        candidate = jnp.where(i == 0, 1, candidate)
+      candidate = jnp.clip(candidate, low + 1, jnp.maximum(high - 1, low + 1))
+      candidates.append(candidate.astype(bits.dtype))
+    for candidate, reaching in zip(
+      candidates, _count_each(bits, candidates, axes), strict=True
+    ):
+      up = open_ & (reaching >= k)
+      down = open_ & (reaching < k) & (candidate < high)
+      low = jnp.where(up, candidate, low)
+      high = jnp.where(down, candidate, high)
+      count_low = jnp.where(up, reaching, count_low)
+      count_high = jnp.where(down, reaching, count_high)
+    return i + 1, low, high, count_low, count_high
 
   unprotected = jnp.where(bits == largest, 0, bits) if has_protected else bits
-  top = jnp.max(unprotected, axes, keepdims=True)
-  high = jnp.where(top < largest, top + 1, top).astype(bits.dtype)
+  top = _largest(unprotected, axes)
+  # More than one above: in this loop XLA may round the sum that x is otherwise.
+  slack = 1 << max(0, jnp.finfo(dtype).nmant - 7)
+  high = (jnp.minimum(top, largest - slack) + slack).astype(bits.dtype)
   count_high = (
     _count(bits == largest, axes)
     if has_protected
     else jnp.zeros(shape, jnp.int32)
   )
-  size = math.prod(bits.shape[a] for a in axes)
   low = jnp.zeros(shape, bits.dtype)
   # Protected entries alone suffice, or none is wanted: the threshold is above.
   is_above = count_high >= k
@@ -134,12 +188,13 @@ def _threshold(
     jnp.where(is_above, above, low),
     jnp.where(is_above, above, high),
     jnp.where(is_above, count_high, size),
+    jnp.where(is_above, 0, count_high),
   )
-  _, low, high, count_low = jax.lax.while_loop(is_wide, narrow, start)
+  _, *ends = jax.lax.while_loop(is_wide, narrow, start)
 
   def drop_least(state):
-    low, high, count_low = state
-    least = jnp.min(jnp.where(bits >= low, bits, largest), axes, keepdims=True)
+    low, high, count_low, count_high = state
+    least = _least(jnp.where(bits >= low, bits, largest), axes)
     left = _count(bits > least, axes)
     open_ = is_open(low, high, count_low)
     drops, ties = open_ & (left >= k), open_ & (left < k)
@@ -147,12 +202,13 @@ def _threshold(
       jnp.where(drops, least + 1, jnp.where(ties, least, low)),
       jnp.where(ties, least + 1, high),
       jnp.where(drops, left, count_low),
+      jnp.where(ties, left, count_high),
     )
 
-  low, _, count_low = jax.lax.while_loop(
-    lambda state: jnp.any(is_open(*state)), drop_least, (low, high, count_low)
+  low, _, count_low, count_high = jax.lax.while_loop(
+    lambda state: jnp.any(is_open(*state[:3])), drop_least, tuple(ends)
   )
-  return low, count_low
+  return low, count_low, count_high
 
 
 def kth_magnitude(
@@ -171,11 +227,11 @@ def kth_magnitude(
   """
   axes = _axes(x.ndim, axis)
   bits = _magnitude_bits(x)
-  low, _ = _threshold(bits, jnp.asarray(k, jnp.int32), axes, x.dtype)
+  low, _, _ = _threshold(bits, jnp.asarray(k, jnp.int32), axes, x.dtype)
   # The least of those that reach the threshold is the k-th.
   largest = jnp.iinfo(bits.dtype).max
-  kth = jnp.min(jnp.where(bits >= low, bits, largest), axes)
-  return jax.lax.bitcast_convert_type(kth, x.dtype)
+  kth = _least(jnp.where(bits >= low, bits, largest), axes)
+  return jnp.squeeze(jax.lax.bitcast_convert_type(kth, x.dtype), axes)
 
 
 @functools.partial(jax.jit, static_argnames="axis")
@@ -203,29 +259,41 @@ def top_k_mask(
   bits = _magnitude_bits(x)
   if protected is not None:
     bits = jnp.where(protected, jnp.iinfo(bits.dtype).max, bits)
-  threshold, count = _threshold(
+  threshold, count, count_above = _threshold(
     bits, k, axes, x.dtype, has_protected=protected is not None
   )
-  above = bits > threshold
-  tied = bits == threshold
-  missing = k - _count(above, axes)
-  index = _row_major_index(bits.shape, axes)
+  missing = k - count_above
   has_surplus = jnp.any(count > k)
-  # Ties are rare: where every one survives, no pass is spent on them.
-  index_bits = math.prod(bits.shape[a] for a in axes).bit_length()
+  size = math.prod(bits.shape[a] for a in axes)
+
+  # Made anew wherever it is needed: kept, it would be as large as x.
+  def is_tied_before(end):
+    index = _row_major_index(bits.shape, axes)
+    return (bits == threshold) & (index < end)
 
   def raise_end(i, end):
-    candidate = end | (jnp.ones_like(end) << (index_bits - 1 - i))
-    before = _count(tied & (index < candidate), axes)
+    candidate = end | (jnp.ones_like(end) << (size.bit_length() - 1 - i))
+    before = _count(is_tied_before(candidate), axes)
     return jnp.where(before <= missing, candidate, end)
 
+  # Ties are rare: where every one survives, no pass is spent on them.
   end = jax.lax.fori_loop(
     0,
-    jnp.where(has_surplus, index_bits, 0),
+    jnp.where(has_surplus, size.bit_length(), 0),
     raise_end,
     jnp.zeros(threshold.shape, jnp.int32),
   )
-  return above | (tied & ((index < end) | ~has_surplus))
+  end = jnp.where(has_surplus, end, size)
+
+  # In a loop too, of one pass, which the compiler cannot know: XLA writes what
+  # a loop reads to memory, once. Elsewhere it makes x anew for each reader,
+  # with or without fused multiply-adds: what is kept is not what was counted.
+  def mark(_, mask):
+    del mask
+    return (bits > threshold) | is_tied_before(end)
+
+  once = jnp.any(count >= k).astype(jnp.int32)
+  return jax.lax.fori_loop(0, once, mark, jnp.zeros(bits.shape, bool))
 
 
 def _row_major_index(shape: Sequence[int], axes: tuple[int, ...]) -> jax.Array:

@@ -415,9 +415,7 @@ def _claim(config: config_lib.Config, workdir: pathlib.Path) -> None:
   """
   path = workdir / "config.json"
   groups = ("seed", "data", "model", "sparsity", "train")
-  mine = {k: v for k, v in config_lib.to_dict(config).items() if k in groups}
-  # Where the tokens lie is no setting: a run may be moved.
-  mine["data"].pop("directory")
+  mine = {k: v for k, v in config_lib.settings(config).items() if k in groups}
   if not path.exists():
     if jax.process_index() == 0:
       files.write_json(path, mine)

@@ -40,6 +40,23 @@ class SelectTest(parameterized.TestCase):
     mask = _mask(jnp.asarray(x), k)
     np.testing.assert_array_equal(mask, sorted_mask(x, k))
 
+  @parameterized.parameters(1023, 1024, 2047, 2048, 65535, 65536)
+  def test_counts_that_share_an_integer_do_not_run_over(self, width):
+    rng = np.random.default_rng(0)
+    magnitude = np.ones((2, width), np.float32)
+    magnitude[1] += rng.permutation(width)
+    x = magnitude * rng.choice([-1, 1], (2, width))
+    for k in (1, width // 4, width - 1):
+      np.testing.assert_array_equal(_mask(jnp.asarray(x), k), sorted_mask(x, k))
+
+  def test_axes_that_do_not_adjoin_equal_the_flattened_ones(self):
+    x = np.random.default_rng(0).normal(size=(64, 3, 64)).astype(np.float32)
+    mask = _mask(jnp.asarray(x), 100, axis=(0, 2))
+    for row in range(3):
+      np.testing.assert_array_equal(
+        np.ravel(mask[:, row]), sorted_mask(x[:, row].ravel(), 100)
+      )
+
   @parameterized.named_parameters(
     ("float16", np.float16), ("bfloat16", ml_dtypes.bfloat16)
   )

@@ -104,10 +104,7 @@ def load(
 
 def _settings(config, cell, workdir):
   run = grid.run_config(config, cell, workdir / "data")
-  values = config_lib.to_dict(run) | {"tasks": list(config.tasks)}
-  # Where the grid lies is no setting: it may be moved.
-  values["data"].pop("directory")
-  return values
+  return config_lib.settings(run) | {"tasks": list(config.tasks)}
 
 
 def run(
@@ -188,9 +185,10 @@ def remaining_text(
     cell.name: grid.cost(grid.run_config(config, cell), vocab_size)
     for cell in todo
   }
-  done = {r["name"]: r["seconds"] for r in finished(config, workdir)}
-  diverged = outcome(config, workdir)["diverged"]
+  found = {cell.name: load(config, cell, workdir) for cell in todo}
+  diverged = {n for n, r in found.items() if r and "diverged" in r}
   costs = {name: c for name, c in costs.items() if name not in diverged}
+  done = {n: r["seconds"] for n, r in found.items() if r and n in costs}
   text = f"{len(costs) - len(done)} of {len(todo)} cells remain"
   if not done:
     return text

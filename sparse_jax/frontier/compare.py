@@ -19,6 +19,18 @@ _RESAMPLES = 1000
 _TAILS = (0.05, 0.95)
 
 
+def pruned_tasks(results: Iterable[Mapping[str, Any]]) -> list[str]:
+  """Returns the tasks of which some cell has a circuit, each once."""
+  return list(
+    dict.fromkeys(
+      task
+      for result in results
+      for task, found in result["tasks"].items()
+      if "num_edges" in found
+    )
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class Model:
   """Cells that differ by seed alone.
@@ -371,3 +383,13 @@ def compare_cells(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
       if found.get("meets_target") and found.get("num_edges") == 0
     ],
   }
+
+
+def shown_interval(found: Mapping[str, float | None] | None) -> str:
+  """Returns "value [low, high]", the value alone, or a dash."""
+  if not found:
+    return "–"
+  value, low, high = (found[k] for k in ("value", "low", "high"))
+  if low is None:
+    return f"{value:.3g}"
+  return f"{value:.3g} [{low:.3g}, {high:.3g}]"

@@ -50,7 +50,7 @@ def _ratio_table(comparison: Mapping[str, Any]) -> markup.Markup:
     (
       ratio["model"],
       markup.number(ratio["loss"], 4),
-      *(_interval(ratio["ratios"][m]) for m in compare.MEASURES),
+      *(compare.shown_interval(ratio["ratios"][m]) for m in compare.MEASURES),
       ratio.get("why") or ", ".join(ratio["tasks"]),
       "; ".join(ratio["left_out"]) or markup.MISSING,
     )
@@ -70,24 +70,8 @@ def _ratio_table(comparison: Mapping[str, Any]) -> markup.Markup:
   )
 
 
-def _interval(found: Mapping[str, Any] | None) -> str:
-  if not found:
-    return markup.MISSING
-  value = markup.number(found["value"])
-  if found["low"] is None:
-    return value
-  return f"{value} [{markup.number(found['low'])}, " + (
-    f"{markup.number(found['high'])}]"
-  )
-
-
 def _cell_table(results: Sequence[cells.Result]) -> markup.Markup:
-  names = dict.fromkeys(
-    task
-    for result in results
-    for task, found in result["tasks"].items()
-    if "num_edges" in found
-  )
+  names = compare.pruned_tasks(results)
   rows = []
   for result in results:
     found = result["tasks"]

@@ -6,12 +6,13 @@ Every figure comes from the cells; nothing is entered by hand.
 import csv
 import io
 import itertools
+import operator
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparse_jax import files
-from sparse_jax.frontier import cells, figures, page
+from sparse_jax.frontier import cells, compare, figures, page
 
 # "Weight-sparse transformers have interpretable circuits", abstract, figure 2.
 PAPER_RATIO = 16
@@ -95,16 +96,6 @@ def _csv(results: Sequence[cells.Result]) -> str:
   return out.getvalue()
 
 
-def shown_interval(found: Mapping[str, float | None] | None) -> str:
-  """Returns "value [low, high]", the value alone, or a dash."""
-  if not found:
-    return "–"
-  value, low, high = (found[k] for k in ("value", "low", "high"))
-  if low is None:
-    return f"{value:.3g}"
-  return f"{value:.3g} [{low:.3g}, {high:.3g}]"
-
-
 def resampled(ratio: Mapping[str, Any]) -> str:
   """Returns what the interval of a ratio is over, in words."""
   seeds, tasks = ratio["seeds"], len(ratio["tasks"])
@@ -128,12 +119,13 @@ def headline(comparison: Mapping[str, Any]) -> str:
       " common with them yet: there is no ratio."
     )
   tasks = ", ".join(found["tasks"])
-  ratios = found["ratios"]
+  edges, needed, nodes = (
+    compare.shown_interval(found["ratios"][m]) for m in compare.MEASURES
+  )
   return (
     f"At a held-out loss of {found['loss']:.3f} nats a token, dense circuits"
-    f" have {shown_interval(ratios['num_edges'])} times as many edges as those"
-    f" of {found['model']}, {shown_interval(ratios['num_needed_edges'])} times"
-    f" as many that are needed, {shown_interval(ratios['num_nodes'])} times as"
+    f" have {edges} times as many edges as those of {found['model']}, {needed}"
+    f" times as many that are needed, {nodes} times as"
     f" many nodes (geometric mean over {tasks}; {resampled(found)}; dense sizes"
     f" interpolated between {' and '.join(found['between'])})."
   )
@@ -151,7 +143,7 @@ def _models(comparison) -> str:
       str(len(m["cells"])),
       f"{m['eval_loss']:.3f}",
       str(len(m["passed"])),
-      *(shown_interval(m["sizes"][name]) for name in figures.NAMES),
+      *(compare.shown_interval(m["sizes"][name]) for name in figures.NAMES),
     )
     for m in comparison["models"]
   ]
@@ -161,14 +153,7 @@ def _models(comparison) -> str:
 
 def _per_task(results) -> str:
   """Returns every circuit's edges, needed edges in brackets."""
-  names = list(
-    dict.fromkeys(
-      task
-      for result in results
-      for task, found in result["tasks"].items()
-      if "num_edges" in found
-    )
-  )
+  names = compare.pruned_tasks(results)
 
   def shown(found):
     if "num_edges" not in found:
@@ -190,10 +175,10 @@ def _ratios(comparison) -> str:
     (
       f"`{ratio['model']}`",
       f"{ratio['loss']:.3f}",
-      *(shown_interval(ratio["ratios"][m]) for m in figures.NAMES),
+      *(compare.shown_interval(ratio["ratios"][m]) for m in figures.NAMES),
       ratio.get("why") or ", ".join(ratio["tasks"]),
-      shown_interval(ratio["ratios_with_edges"]["num_edges"]),
-      shown_interval(ratio["ratios_on_test"]["num_edges"]),
+      compare.shown_interval(ratio["ratios_with_edges"]["num_edges"]),
+      compare.shown_interval(ratio["ratios_on_test"]["num_edges"]),
       ", ".join(ratio["tasks_on_test"]) or "–",
     )
     for ratio in comparison["ratios"]
@@ -248,10 +233,17 @@ def agreement_with_paper(comparison: Mapping[str, Any]) -> list[str]:
 def _along_density(width, curve) -> list[str]:
   """In the paper the loss rises and circuits shrink as density falls."""
   lines = []
-  for what, points in (
-    ("the loss", [(m["density"], m["eval_loss"]) for m in curve]),
+  for what, verb, in_order, points in (
+    (
+      "the loss",
+      "rises",
+      operator.le,
+      [(m["density"], m["eval_loss"]) for m in curve],
+    ),
     (
       "the mean number of edges",
+      "falls",
+      operator.ge,
       [
         (m["density"], m["sizes"]["num_edges"]["value"])
         for m in curve
@@ -262,12 +254,7 @@ def _along_density(width, curve) -> list[str]:
     if len(points) < 2:
       continue
     shown = ", ".join(f"{v:.4g} (density {d:.3g})" for d, v in points)
-    expected = what == "the loss"
-    holds = all(
-      (a <= b) if expected else (a >= b)
-      for (_, a), (_, b) in itertools.pairwise(points)
-    )
-    verb = "rises" if expected else "falls"
+    holds = all(in_order(a, b) for (_, a), (_, b) in itertools.pairwise(points))
     lines.append(
       f"d_model {width}: {what} is {shown}; it {verb} throughout as density"
       f" falls, as in the paper: {'yes' if holds else 'no'}."

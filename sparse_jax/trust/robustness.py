@@ -47,11 +47,11 @@ def adversary(
   Frank-Wolfe on the task loss over gates of the complement: the gradient says
   which nodes hurt when closed, several shares of those and the whole complement
   are tried as they are, and the next gradient is taken halfway to what raised
-  the loss most. It starts at the
-  whole model and at the middle between model and circuit. One choice for a
-  whole batch, as in parameter decomposition and as the comments on
-  "Weight-sparse circuits may be interpretable yet unfaithful" (Drori 2026) ask:
-  ablating all of a large complement leaves the pruning too much freedom.
+  the loss most. It starts at the whole model and at the middle between model
+  and circuit. One choice for a whole batch, as in parameter decomposition and
+  as the comments on "Weight-sparse circuits may be interpretable yet
+  unfaithful" (Drori 2026) ask: ablating all of a large complement leaves the
+  pruning too much freedom.
 
   Args:
     subject: the circuit in its model.
