@@ -2,12 +2,14 @@
 
   make quickstart
 
-A two-layer decoder, block weights 90% zero, trained on 6 million tokens of the
+A two-layer decoder, block weights 90% zero, trained on 7 million tokens of the
 machine's own Python files, then pruned on the tasks it has learned. README.md
 holds the figures it reached and how long it took.
 
 Many short windows rather than few long ones: prompts are short, and it is the
-number of updates that teaches so small a model to look back at the quote.
+number of updates that teaches so small a model to look back at the quote. For
+the same reason density falls within the first quarter, not half: what is left
+is trained at the final density.
 """
 
 import ml_collections
@@ -23,7 +25,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.model.n_layer = 2
   c.model.d_model = 128
   c.sparsity.density = 0.1
-  c.train.steps = 3000
+  c.sparsity.anneal_stop = 0.25
+  c.train.steps = 3500
   c.train.batch_size = 32
   c.train.learning_rate = 1.28e-2
   c.prune.steps = 250
@@ -31,6 +34,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.prune.k_coefs = (1e-3, 2e-3, 4e-3, 8e-3)
   c.prune.num_runs = 5
   c.prune.num_seeds = 1
-  # Test templates are new, so their loss needs room below the target of 0.15.
-  c.prune.selection_margin = 0.95
+  # Test templates are new: a circuit cut to just below the target of 0.15 on few
+  # validation pairs misses it there.
+  c.prune.num_validation = 512
+  c.prune.selection_margin = 0.6
   return c
