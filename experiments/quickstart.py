@@ -67,6 +67,8 @@ def find_circuits(
         means,
         config.seed,
         trust.natural_prompts(task, config),
+        # Four more prunings: `experiments.verify` does them.
+        with_controls=False,
       ),
     )
     circuit.save(workdir / "circuits" / name)
@@ -142,7 +144,14 @@ def main(overrides: list[str]) -> None:
   workdir = pathlib.Path(_WORKDIR.value)
   config = cli.load_config(_CONFIG.value, overrides)
   summary = run(config, workdir)
-  print(f"\n{summary_text(summary)}\n\nreport: {workdir / 'report.html'}")
+  print(f"\n{summary_text(summary)}\n")
+  print(f"report: {workdir / 'report.html'}")
+  for name, figures in summary["tasks"].items():
+    if "num_nodes" in figures:
+      print(
+        "against nonsense labels and random weights: python -m"
+        f" experiments.verify --circuit={workdir / 'circuits' / name}"
+      )
 
 
 if __name__ == "__main__":
