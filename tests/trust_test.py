@@ -158,6 +158,19 @@ class PlantedTest(absltest.TestCase):
       self.assertAlmostEqual(fvu[name]["value"], 0, places=5)
     self.assertEqual(self.found["attention"]["0.0"]["value"], 0)
 
+  def test_controls_that_are_measured_later_contradict_nothing(self):
+    stored = {**self.found, "verdict": trust.verdict(self.found)}
+    control = {"meets_target": False, "num_nodes": 9, "test_accuracy": 0.5}
+    same = {**control, "meets_target": True}
+    names = ("nonsense", "reinitialised")
+    again = {**self.found, "controls": dict.fromkeys(names, control)}
+    again["controls"]["same"] = same
+    again["verdict"] = trust.verdict(again)
+    self.assertNotEqual(again["verdict"], stored["verdict"])
+    self.assertEqual(trust.reproduce(stored, again), [])
+    edited = {**stored, "verdict": again["verdict"]}
+    self.assertLen(trust.reproduce(edited, again), 1)
+
   def test_a_decoy_that_only_fits_labels_is_flagged(self):
     # In the template the last token goes with the label. Two neurons read it
     # and whisper the answer; the model answers by the token before. Kept alone

@@ -228,7 +228,8 @@ def reproduce(stored: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
   widened by rounding: an interval that was stretched does not help. Other
   numbers have to be equal up to rounding. Controls reproduce if they meet the
   target again, or miss it again, with about as many nodes. What is `OPTIONAL`
-  may be missing from the second measurement, with the verdict on it.
+  may be missing from the second measurement, with the verdict on it, and
+  controls from what is stored.
 
   Args:
     stored: `metrics.trust` of a circuit.
@@ -236,11 +237,19 @@ def reproduce(stored: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
   """
   wrong = _contradictions(stored, again, "")
   if isinstance(stored, Mapping) and not left_out(stored, again):
-    if stored.get("verdict") != again.get("verdict"):
-      wrong.append(
-        f"verdict: {stored.get('verdict')!r}, now {again.get('verdict')!r}"
-      )
+    verdict = _verdict_on(stored, again)
+    if stored.get("verdict") != verdict:
+      wrong.append(f"verdict: {stored.get('verdict')!r}, now {verdict!r}")
   return wrong
+
+
+def _verdict_on(
+  stored: Mapping[str, Any], again: Mapping[str, Any]
+) -> str | None:
+  """Returns the second verdict, on controls only if they are stored too."""
+  if "controls" not in again or "controls" in stored:
+    return again.get("verdict")
+  return claims.verdict({k: v for k, v in again.items() if k != "controls"})
 
 
 def left_out(stored: Any, again: Any) -> list[str]:
