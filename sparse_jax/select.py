@@ -171,7 +171,8 @@ def _threshold(
 
   unprotected = jnp.where(bits == largest, 0, bits) if has_protected else bits
   top = _largest(unprotected, axes)
-  # More than one above: in this loop XLA may round the sum that x is otherwise.
+  # Not just one above: where x is a sum, XLA may round it otherwise here than
+  # in the loops below.
   slack = 1 << max(0, jnp.finfo(dtype).nmant - 7)
   high = (jnp.minimum(top, largest - slack) + slack).astype(bits.dtype)
   count_high = (

@@ -85,6 +85,15 @@ def block_kernels(params):
   }
 
 
+def start(config):
+  """Returns the model, the optimizer and the state before the first step."""
+  model = model_lib.Model(config.model, config.sparsity)
+  rng = jax.random.key(0)
+  optimizer = transforms.sparse_adam(config, jax.eval_shape(model.init, rng))
+  state = jax.jit(functools.partial(train.init_state, model, optimizer))(rng)
+  return model, optimizer, state
+
+
 def _leaves(tree):
   is_leaf = lambda x: x is None or isinstance(x, transforms.Kept)
   return jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
@@ -111,10 +120,7 @@ class TrainStepTest(absltest.TestCase):
         "train": {"steps": 10, "batch_size": 4, "warmup_fraction": 0.0},
       }
     )
-    model = model_lib.Model(config.model, config.sparsity)
-    rng = jax.random.key(0)
-    optimizer = transforms.sparse_adam(config, jax.eval_shape(model.init, rng))
-    state = jax.jit(functools.partial(train.init_state, model, optimizer))(rng)
+    model, optimizer, state = start(config)
 
     @jax.jit
     @chex.assert_max_traces(n=1)
@@ -163,10 +169,7 @@ class TrainStepTest(absltest.TestCase):
         "train": {"steps": 3000, "batch_size": 8, "learning_rate": 1.28e-2},
       }
     )
-    model = model_lib.Model(config.model, config.sparsity)
-    rng = jax.random.key(0)
-    optimizer = transforms.sparse_adam(config, jax.eval_shape(model.init, rng))
-    state = jax.jit(functools.partial(train.init_state, model, optimizer))(rng)
+    model, optimizer, state = start(config)
     kept = transforms.kept_tree(
       config.sparsity, config.train.steps, state.params
     )
