@@ -105,6 +105,29 @@ class SelectTest(parameterized.TestCase):
     grad = jax.grad(lambda x: jnp.sum(select.abs_top_k(x, 2) ** 2))(x)
     np.testing.assert_array_equal(grad, [0, -10, 0, 8])
 
+  @parameterized.parameters(1, 7, 8, 17, 64)
+  def test_gradient_is_kept_in_bits_and_is_the_mask(self, width):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5, width)))
+    k = width // 2
+    y, backward = jax.vjp(lambda x: select.abs_top_k(x, k), x)
+    (grad,) = backward(jnp.ones_like(y))
+    np.testing.assert_array_equal(grad, sorted_mask(x, k))
+    kept = [
+      leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward)
+    ]
+    self.assertLessEqual(sum(kept), 3 * 5 * -(-width // 8))
+
+  @hypothesis.given(
+    hnp.arrays(bool, st.sampled_from([(1,), (8,), (9,), (2, 3, 16), (4, 21)]))
+  )
+  @hypothesis.settings(max_examples=40, deadline=None)
+  def test_packed_bits_come_back(self, mask):
+    packed = select.pack_bits(jnp.asarray(mask))
+    self.assertEqual(packed.shape, (*mask.shape[:-1], -(-mask.shape[-1] // 8)))
+    np.testing.assert_array_equal(
+      select.unpack_bits(packed, mask.shape[-1]), mask
+    )
+
   def test_integers_are_refused(self):
     with self.assertRaisesRegex(TypeError, "float"):
       select.top_k_mask(jnp.arange(3), 1)
