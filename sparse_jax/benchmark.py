@@ -33,6 +33,7 @@ from sparse_jax import (
   train,
   transforms,
 )
+from sparse_jax import kernels as kernels_lib
 from sparse_jax import model as model_lib
 from sparse_jax import peers as peers_lib
 
@@ -54,6 +55,7 @@ class Shape:
     vocab_size: tokens of the vocabulary.
     density: share of nonzero weights, the final one from the first step on.
     activation_fraction: share of channels AbsTopK keeps.
+    kernels: as `train.kernels`.
   """
 
   n_layer: int = 2
@@ -63,11 +65,13 @@ class Shape:
   vocab_size: int = 2048
   density: float = 0.1
   activation_fraction: float = 0.25
+  kernels: str = "xla"
 
   def __str__(self) -> str:
+    fused = ", fused kernels" if self.kernels == "fused" else ""
     return (
       f"d_model {self.d_model}, {self.n_layer} layers,"
-      f" {self.batch_size}×{self.length}"
+      f" {self.batch_size}×{self.length}{fused}"
     )
 
   @property
@@ -95,7 +99,9 @@ class Shape:
         anneal_start=0.0,
         anneal_stop=0.0,
       ),
-      train=config_lib.TrainConfig(batch_size=self.batch_size),
+      train=config_lib.TrainConfig(
+        batch_size=self.batch_size, kernels=self.kernels
+      ),
     )
     return config_lib.resolve(config, self.vocab_size)
 
@@ -245,6 +251,7 @@ class TrainingStep:
       self.config.model,
       self.config.sparsity,
       train.compute_dtype(self.config.train.compute_dtype),
+      kernels_lib.choose(self.config.train.kernels),
     )
     rng = jax.random.key(0)
     optimizer = transforms.sparse_adam(
@@ -672,14 +679,17 @@ def cpu_plan() -> Plan:
 
 
 def accelerator_plan() -> Plan:
-  """Returns what is asked of one large accelerator, in bfloat16."""
+  """Returns what is asked of one large accelerator, in bfloat16.
+
+  Without and, on a GPU, with the fused kernels.
+  """
+  shape = Shape(n_layer=8, d_model=1024, batch_size=512, length=256)
+  marks = StepMarks(eager=None, compiled=3.0, matrix_share=0.4)
+  steps = [(shape, marks)]
+  if jax.default_backend() == "gpu":
+    steps.append((dataclasses.replace(shape, kernels="fused"), marks))
   return Plan(
-    steps=(
-      (
-        Shape(n_layer=8, d_model=1024, batch_size=512, length=256),
-        StepMarks(eager=None, compiled=3.0, matrix_share=0.4),
-      ),
-    ),
+    steps=tuple(steps),
     masks=(MaskShape(n_layer=4, d_model=256, num_sequences=128, length=64),),
     product_width=8192,
     growth_base=Shape(batch_size=64, length=256),

@@ -292,6 +292,8 @@ class TrainConfig:
     adam_eps: ε, deliberately huge in the recipe.
     weight_decay: decoupled, times the current rate; matrices only.
     compute_dtype: "auto" is bfloat16 on accelerators and float32 on CPU.
+    kernels: "fused" computes attention and AbsTopK by kernels for one GPU, with
+      the same results up to rounding; "xla" runs everywhere.
     checkpoint_every: steps between checkpoints.
     log_every: steps between logged metrics.
     eval_every: steps between evaluations on held-out windows.
@@ -310,6 +312,7 @@ class TrainConfig:
   adam_eps: float = 0.1
   weight_decay: float = 0.1
   compute_dtype: str = "auto"
+  kernels: str = "xla"
   checkpoint_every: int = 500
   log_every: int = 10
   eval_every: int = 250
@@ -348,6 +351,7 @@ class TrainConfig:
       self.compute_dtype,
       ("auto", "float32", "bfloat16"),
     )
+    _check_choice("train.kernels", self.kernels, ("xla", "fused"))
 
 
 ABLATIONS = ("mean_pretrain", "mean_task", "zero")

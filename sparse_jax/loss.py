@@ -1,9 +1,15 @@
-"""Next-token cross-entropy, with the softmax gradient written by hand."""
+"""Next-token cross-entropy, with the softmax gradient written by hand.
+
+Axes: B batch, L position, P positions of a part, N positions of all windows, D
+residual, V vocabulary.
+"""
 
 import jax
 import jax.numpy as jnp
 
 from sparse_jax import model as model_lib
+
+MOST_LOGITS = 2**26  # 256 MiB in float32.
 
 
 @jax.custom_vjp
@@ -37,7 +43,10 @@ cross_entropy.defvjp(_forward, _backward)
 
 
 def next_token_loss(
-  model: model_lib.Model, params: model_lib.Params, windows_BxW: jax.Array
+  model: model_lib.Model,
+  params: model_lib.Params,
+  windows_BxW: jax.Array,
+  most_logits: int = MOST_LOGITS,
 ) -> jax.Array:
   """Returns the mean next-token cross-entropy, in nats.
 
@@ -45,10 +54,43 @@ def next_token_loss(
     model: the model.
     params: its parameters.
     windows_BxW: int `[B, L + 1]`; every token but the first is predicted.
+    most_logits: that exist at a time, and their gradients. More are made in
+      parts of equally many positions, in the backward pass once more.
   """
   tokens_BxL, targets_BxL = windows_BxW[:, :-1], windows_BxW[:, 1:]
   x_BxLxD = model.residual(params, tokens_BxL)
-  # Flat, as everything on CPU: products of two axes are the fast ones.
-  x_NxD = x_BxLxD.reshape(-1, x_BxLxD.shape[-1])
-  logits_NxV = model.unembed(params, x_NxD, tokens_BxL.reshape(-1))
-  return cross_entropy(logits_NxV, targets_BxL.reshape(-1))
+
+  def part_loss(x_BxPxD, tokens_BxP, targets_BxP):
+    # Flat, as everything on CPU: products of two axes are the fast ones.
+    x_NxD = x_BxPxD.reshape(-1, x_BxPxD.shape[-1])
+    logits_NxV = model.unembed(params, x_NxD, tokens_BxP.reshape(-1))
+    return cross_entropy(logits_NxV, targets_BxP.reshape(-1))
+
+  num_parts = _num_parts(
+    targets_BxL.shape[1],
+    targets_BxL.size * model.config.vocab_size,
+    most_logits,
+  )
+  if num_parts == 1:
+    return part_loss(x_BxLxD, tokens_BxL, targets_BxL)
+
+  def cut(x_BxLx):
+    """Cuts positions, not windows, which devices share out between them."""
+    parts = x_BxLx.reshape(x_BxLx.shape[0], num_parts, -1, *x_BxLx.shape[2:])
+    return jnp.moveaxis(parts, 1, 0)
+
+  losses = jax.lax.map(
+    lambda part: jax.checkpoint(part_loss)(*part),
+    jax.tree.map(cut, (x_BxLxD, tokens_BxL, targets_BxL)),
+  )
+  return jnp.mean(losses)
+
+
+def _num_parts(length: int, num_logits: int, most_logits: int) -> int:
+  """Returns the least number of equal parts of which each is small enough."""
+  fits = (
+    n
+    for n in range(1, length)
+    if not length % n and num_logits <= n * most_logits
+  )
+  return next(fits, length)

@@ -10,7 +10,6 @@ width, F hidden neuron, P position embedding, V vocabulary.
 """
 
 import functools
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +22,7 @@ from flax import linen as nn
 
 from sparse_jax import config as config_lib
 from sparse_jax import errors, select
+from sparse_jax import kernels as kernels_lib
 
 Params = Any
 Tap = Callable[[str, int | None, jax.Array], jax.Array]
@@ -30,7 +30,6 @@ Tap = Callable[[str, int | None, jax.Array], jax.Array]
 RMS_EPS = float(np.finfo(np.float32).eps)  # PyTorch's default, as released.
 _LAYER_NORM_EPS = 1e-5
 _INIT_SCALE = 0.02
-_LEAST_QUERIES, _MOST_BLOCKS = 64, 4
 
 
 class Norm(nn.Module):
@@ -217,6 +216,7 @@ class Model:
     sparsity: where AbsTopK acts and how much it keeps.
     dtype: of activations and matrix products; norms, attention weights and
       logits are float32.
+    kernels: what computes attention and AbsTopK.
   """
 
   def __init__(
@@ -224,6 +224,7 @@ class Model:
     config: config_lib.ModelConfig,
     sparsity: config_lib.SparsityConfig,
     dtype: jnp.dtype = jnp.float32,
+    kernels: kernels_lib.Kernels = kernels_lib.XLA,
   ):
     if not config.vocab_size or not config.d_mlp:
       raise errors.InputError(
@@ -234,6 +235,7 @@ class Model:
     self.config = config
     self.sparsity = sparsity
     self.dtype = jnp.dtype(dtype)
+    self.kernels = kernels
 
   def init(self, rng: jax.Array) -> Params:
     """Returns fresh parameters, float32."""
@@ -382,7 +384,9 @@ class Model:
     )
     split = lambda x: x.reshape(*x.shape[:-1], c.n_head, c.d_head)
     query_at = None if wanted_B is None else wanted_B[:, None]
-    y_BxLxHxK = attend(split(q), split(k), split(v), p.get("sink"), query_at)
+    y_BxLxHxK = self.kernels.attend(
+      split(q), split(k), split(v), p.get("sink"), query_at
+    )
     y_BxLxD = y_BxLxHxK.reshape(q.shape).astype(self.dtype)
     y_BxLxD = self._site("attn.y", y_BxLxD, tap, layer)
     out_BxLxD = _linear(p["c_proj"], y_BxLxD)
@@ -404,7 +408,8 @@ class Model:
     return tap(name, layer, self._top_k(name, x))
 
   def _top_k(self, name, x):
-    return select.abs_top_k(x, self.sparsity.num_active(name, x.shape[-1]))
+    k = self.sparsity.num_active(name, x.shape[-1])
+    return select.abs_top_k(x, k, self.kernels.top_k_mask)
 
   def _norm(self, p, x_xD):
     x = x_xD.astype(jnp.float32)
@@ -460,106 +465,6 @@ def _split_outputs(p, width):
     {name: leaf[..., :width] for name, leaf in p.items()},
     {name: leaf[..., width:] for name, leaf in p.items()},
   )
-
-
-def attend(
-  q_BxLxHxK, k_BxMxHxK, v_BxMxHxK, sink_H=None, position_BxL=None
-) -> jax.Array:
-  """Causal attention with an optional sink, `[B, L, H, K]`.
-
-  A query sees the keys up to its own position: `position_BxL`, or its index.
-
-  The sink is a dummy key of logit `sink` and value 0: the usual attention
-  scaled by sigmoid(logsumexp(scores) - sink). Softmax in float32.
-  """
-  # Heads first: one batched product of contiguous matrices.
-  q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BxLxHxK, k_BxMxHxK, v_BxMxHxK))
-  H, L, M = *q.shape[1:3], k.shape[2]
-  if sink_H is None:
-    sink_H = jnp.full(H, -jnp.inf)
-  sink_H = sink_H.astype(jnp.float32)
-  if position_BxL is not None:
-    visible_Bx1xLxM = jnp.arange(M) <= position_BxL[:, None, :, None]
-    y_BxHxLxK = _attend(q, k, v, sink_H, visible_Bx1xLxM)
-  else:
-    blocks = [
-      _attend(
-        q[:, :, start:stop],
-        k[:, :, :stop],
-        v[:, :, :stop],
-        sink_H,
-        jnp.tri(stop - start, stop, start, dtype=bool)[None, None],
-      )
-      for start, stop in _blocks(L)
-    ]
-    y_BxHxLxK = jnp.concatenate(blocks, 2)
-  return jnp.swapaxes(y_BxHxLxK, 1, 2)
-
-
-def _blocks(length: int) -> list[tuple[int, int]]:
-  """Returns (start, stop) of blocks of queries.
-
-  None of a block sees a key past its end: up to 37% fewer scores.
-  """
-  size = max(_LEAST_QUERIES, -(-length // _MOST_BLOCKS))
-  return list(itertools.pairwise((*range(0, length, size), length)))
-
-
-@jax.custom_vjp
-def _attend(q_BxHxLxK, k_BxHxMxK, v_BxHxMxK, sink_H, visible_Bx1xLxM):
-  """Attention with heads first; the gradient is written out below."""
-  return _attend_forward(
-    q_BxHxLxK, k_BxHxMxK, v_BxHxMxK, sink_H, visible_Bx1xLxM
-  )[0]
-
-
-_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-
-
-def _attend_forward(q_BxHxLxK, k_BxHxMxK, v_BxHxMxK, sink_H, visible_Bx1xLxM):
-  scale = q_BxHxLxK.shape[-1] ** -0.5
-  sink_Hx1x1 = sink_H[:, None, None]
-  score_BxHxLxM = _product("BHLK,BHMK->BHLM", q_BxHxLxK, k_BxHxMxK)
-  score_BxHxLxM = jnp.where(visible_Bx1xLxM, score_BxHxLxM * scale, -jnp.inf)
-  top_BxHxLx1 = jnp.max(score_BxHxLxM, -1, keepdims=True)
-  top_BxHxLx1 = jnp.maximum(top_BxHxLx1, sink_Hx1x1)
-  weight_BxHxLxM = jnp.exp(score_BxHxLxM - top_BxHxLx1)
-  sink_BxHxLx1 = jnp.exp(sink_Hx1x1 - top_BxHxLx1)
-  total_BxHxLx1 = jnp.sum(weight_BxHxLxM, -1, keepdims=True) + sink_BxHxLx1
-  weight_BxHxLxM = weight_BxHxLxM.astype(v_BxHxMxK.dtype)
-  y_BxHxLxK = _product("BHLM,BHMK->BHLK", weight_BxHxLxM, v_BxHxMxK)
-  y_BxHxLxK /= total_BxHxLx1
-  kept = (weight_BxHxLxM, sink_BxHxLx1, total_BxHxLx1, y_BxHxLxK)
-  return y_BxHxLxK, (q_BxHxLxK, k_BxHxMxK, v_BxHxMxK, *kept)
-
-
-def _attend_backward(residuals, dy_BxHxLxK):
-  """The softmax's gradient, as in FlashAttention (Dao et al., 2022, B.2).
-
-  Left to autodiff, the gradients of keys and values transpose the large factor
-  of a product, which is three times slower on CPU: here the small one is.
-  """
-  q, k, v, weight_BxHxLxM, sink_BxHxLx1, total_BxHxLx1, y_BxHxLxK = residuals
-  scale = q.shape[-1] ** -0.5
-  dy_BxHxLxK = dy_BxHxLxK / total_BxHxLx1
-  mean_BxHxLx1 = jnp.sum(dy_BxHxLxK * y_BxHxLxK, -1, keepdims=True)
-  dsink_H = -jnp.sum(sink_BxHxLx1 * mean_BxHxLx1, (0, 2, 3))
-  dy = dy_BxHxLxK.astype(v.dtype)
-  dscore_BxHxLxM = _product("BHLK,BHMK->BHLM", dy, v) - mean_BxHxLx1
-  dscore_BxHxLxM = (weight_BxHxLxM * dscore_BxHxLxM).astype(q.dtype)
-  dq_BxHxLxK = _product("BHLM,BHMK->BHLK", dscore_BxHxLxM, k) * scale
-  q, dy = (jnp.swapaxes(x, 2, 3) for x in (q, dy))
-  dk_BxHxKxM = _product("BHKL,BHLM->BHKM", q, dscore_BxHxLxM) * scale
-  dv_BxHxKxM = _product("BHKL,BHLM->BHKM", dy, weight_BxHxLxM)
-  dk, dv = (jnp.swapaxes(x, 2, 3) for x in (dk_BxHxKxM, dv_BxHxKxM))
-  return (*map(_like, (dq_BxHxLxK, dk, dv), (q, k, v)), dsink_H, None)
-
-
-def _like(x, other):
-  return x.astype(other.dtype)
-
-
-_attend.defvjp(_attend_forward, _attend_backward)
 
 
 @jax.custom_vjp

@@ -308,7 +308,11 @@ def _row_major_index(shape: Sequence[int], axes: tuple[int, ...]) -> jax.Array:
   return index
 
 
-def abs_top_k(x: jax.Array, k: int) -> jax.Array:
+def abs_top_k(
+  x: jax.Array,
+  k: int,
+  mask_of: Callable[[jax.Array, int], jax.Array] = top_k_mask,
+) -> jax.Array:
   """AbsTopK: keeps the k largest magnitudes of the last axis, zeroes the rest.
 
   Paper section 2 ("activation sparsity"). The gradient is that of the mask: it
@@ -317,10 +321,11 @@ def abs_top_k(x: jax.Array, k: int) -> jax.Array:
   Args:
     x: float array `[..., width]`.
     k: entries kept per vector; `width` returns x itself.
+    mask_of: `top_k_mask`, or a kernel that stands for it.
   """
   if k == x.shape[-1]:
     return x
-  return _keep(x, top_k_mask(jax.lax.stop_gradient(x), k))
+  return _keep(x, mask_of(jax.lax.stop_gradient(x), k))
 
 
 @jax.custom_vjp

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, MutableMapping
 import jax
 import jax.numpy as jnp
 
+from sparse_jax import attention
 from sparse_jax import model as model_lib
 from sparse_jax import sites as site_lib
 
@@ -163,7 +164,7 @@ def attention_patterns(
   )
   return jnp.stack(
     [
-      model_lib.attend(
+      attention.attend(
         heads(acts[site_lib.site_id("attn.q", layer)]),
         heads(acts[site_lib.site_id("attn.k", layer)]),
         own,

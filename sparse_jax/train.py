@@ -22,6 +22,7 @@ from sparse_jax import (
   data,
   errors,
   files,
+  kernels,
   prune,
   rules,
   schedules,
@@ -174,7 +175,10 @@ def _run(config, workdir, tokens, checkpoints) -> Trained:
       f"a multiple of the {mesh.shape['data']} devices that split it",
     )
   model = model_lib.Model(
-    config.model, config.sparsity, compute_dtype(train.compute_dtype)
+    config.model,
+    config.sparsity,
+    compute_dtype(train.compute_dtype),
+    kernels.choose(train.kernels, mesh.size),
   )
   rng = jax.random.key(config.seed)
   shapes = jax.eval_shape(model.init, rng)

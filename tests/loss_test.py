@@ -1,5 +1,8 @@
 """Cross-entropy against optax, and the model's loss against its logits."""
 
+import functools
+
+import chex
 import helpers
 import jax
 import jax.numpy as jnp
@@ -38,7 +41,7 @@ class CrossEntropyTest(parameterized.TestCase):
     np.testing.assert_allclose(got, (np.log(4) + np.log(4 / 3)) / 2, rtol=1e-6)
 
 
-class NextTokenLossTest(absltest.TestCase):
+class NextTokenLossTest(parameterized.TestCase):
   def test_targets_and_the_last_bigram_row(self):
     model, params, windows = helpers.tiny_model(
       n_layer=1, activation_fraction=1.0
@@ -57,6 +60,37 @@ class NextTokenLossTest(absltest.TestCase):
     # Token V - 1 is padding to the released code's lookup.
     self.assertFalse(np.any(grads[sites.BIGRAM][end]))
     self.assertTrue(np.any(grads[sites.BIGRAM][3]))
+
+  @parameterized.parameters(1, 2, 4, 8)
+  def test_parts_make_no_difference(self, num_parts):
+    model, params, windows = helpers.tiny_model(n_layer=1)
+    num_logits = windows[:, 1:].size * model.config.vocab_size
+    loss_of = lambda most: jax.value_and_grad(loss.next_token_loss, 1)(
+      model, params, windows, most_logits=most
+    )
+    chex.assert_trees_all_close(
+      loss_of(num_logits // num_parts),
+      loss_of(num_logits),
+      rtol=1e-5,
+      atol=1e-7,
+    )
+
+  def test_logits_of_all_positions_never_exist(self):
+    model, params, windows = helpers.tiny_model(
+      n_layer=1, vocab_size=2000, bigram="none"
+    )
+    windows = jnp.tile(windows, (40, 1))
+    num_bytes = 4 * windows[:, 1:].size * model.config.vocab_size
+
+    def temporaries(most):
+      step = functools.partial(
+        jax.grad(loss.next_token_loss, 1), model, most_logits=most
+      )
+      compiled = jax.jit(step).lower(params, windows).compile()
+      return compiled.memory_analysis().temp_size_in_bytes
+
+    self.assertGreater(temporaries(num_bytes), num_bytes)
+    self.assertLess(temporaries(num_bytes // 32), num_bytes // 2)
 
 
 if __name__ == "__main__":

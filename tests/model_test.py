@@ -33,23 +33,6 @@ def shared():
   return helpers.tiny_model()
 
 
-def naive_attention(q, k, v, sink):
-  """One head at a time, with the sink as a real extra key of value zero."""
-  out = np.zeros_like(q)
-  batch, length, heads, width = q.shape
-  for b in range(batch):
-    for h in range(heads):
-      for i in range(length):
-        score = k[b, : i + 1, h] @ q[b, i, h] / np.sqrt(width)
-        values = v[b, : i + 1, h]
-        if sink is not None:
-          score = np.append(score, sink[h])
-          values = np.vstack([values, np.zeros(width)])
-        weight = np.exp(score - score.max())
-        out[b, i, h] = weight @ values / weight.sum()
-  return out
-
-
 class ModelTest(parameterized.TestCase):
   @parameterized.named_parameters(*VARIANTS)
   def test_no_tap_equals_identity_tap_equals_open_gates(self, fields):
@@ -80,73 +63,6 @@ class ModelTest(parameterized.TestCase):
       grad = jax.grad(logits_at)(jnp.zeros_like(x_BxLxD), position)
       np.testing.assert_array_equal(grad[:, position + 1 :], 0)
       self.assertGreater(float(jnp.abs(grad[:, position]).max()), 0)
-
-  @parameterized.parameters(True, False)
-  def test_attention_against_one_key_at_a_time(self, has_sink):
-    rng = np.random.default_rng(0)
-    q, k, v = rng.normal(size=(3, 2, 5, 3, 4)).astype(np.float32)
-    sink = rng.normal(size=3).astype(np.float32) if has_sink else None
-    got = model_lib.attend(*map(jnp.asarray, (q, k, v)), sink)
-    np.testing.assert_allclose(
-      got, naive_attention(q, k, v, sink), rtol=1e-5, atol=1e-6
-    )
-
-  @parameterized.product(
-    has_sink=(True, False), queries=("all", "one"), dtype=("f4", "bfloat16")
-  )
-  def test_gradient_of_attention_is_that_of_a_plain_softmax(
-    self, has_sink, queries, dtype
-  ):
-    rng = np.random.default_rng(0)
-    q, k, v, dy = (
-      jnp.asarray(x, dtype) for x in rng.normal(size=(4, 2, 5, 3, 4))
-    )
-    sink = jnp.asarray(rng.normal(size=3), jnp.float32) if has_sink else None
-    position = jnp.tile(jnp.arange(5), (2, 1))
-    if queries == "one":
-      q, dy, position = q[:, :1], dy[:, :1], jnp.array([[2], [4]])
-
-    def plain(q, k, v, sink):
-      q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
-      score = jnp.einsum("BLHK,BMHK->BHLM", q, k) / 2
-      hidden = jnp.arange(5) > position[:, None, :, None]
-      score = jnp.where(hidden, -jnp.inf, score)
-      if sink is not None:
-        column = jnp.broadcast_to(sink[:, None, None], (*score.shape[:3], 1))
-        score = jnp.concatenate([score, column], -1)
-      weight = jax.nn.softmax(score, -1)[..., :5]
-      return jnp.einsum("BHLM,BMHK->BLHK", weight, v)
-
-    def ours(q, k, v, sink):
-      return model_lib.attend(q, k, v, sink, position)
-
-    dy = dy.astype(jnp.float32)
-    want = jax.vjp(plain, q, k, v, sink)[1](dy)
-    got = jax.vjp(ours, q, k, v, sink)[1](dy)
-    chex.assert_trees_all_equal_shapes_and_dtypes(got, want)
-    tolerance = 1e-5 if dtype == "f4" else 0.05
-    chex.assert_trees_all_close(got, want, rtol=tolerance, atol=tolerance)
-
-  def test_blocks_of_queries_make_no_difference(self):
-    rng = np.random.default_rng(0)
-    q, k, v = rng.normal(size=(3, 2, 150, 2, 4)).astype(np.float32)
-    sink = jnp.array([0.5, -0.5])
-    self.assertGreater(len(model_lib._blocks(150)), 2)
-    # Stated positions make it one block.
-    position = np.tile(np.arange(150), (2, 1))
-    chex.assert_trees_all_close(
-      model_lib.attend(q, k, v, sink),
-      model_lib.attend(q, k, v, sink, position),
-      rtol=1e-5,
-      atol=1e-5,
-    )
-
-  def test_attention_does_not_overflow(self):
-    big = jnp.full((1, 3, 1, 4), 1e4)
-    sink = jnp.array([-1e4])
-    self.assertTrue(
-      jnp.all(jnp.isfinite(model_lib.attend(big, big, big, sink)))
-    )
 
   def test_a_huge_sink_silences_attention(self):
     model, params, tokens = helpers.tiny_model()

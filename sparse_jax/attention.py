@@ -1,0 +1,206 @@
+"""Causal attention with a sink (paper section 2; inference/gpt.py).
+
+The sink is a dummy key of logit `sink` and value 0: the usual attention scaled
+by sigmoid(logsumexp(scores) - sink). `attend` is exact and runs everywhere;
+`fused_attend` is the same function by way of a fused kernel of JAX's.
+
+Axes: B batch, L query position, M key position, H head, K head width.
+"""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+
+from sparse_jax import errors
+
+_SINK_CHANNELS = 8  # Fused kernels want multiples of 8; two are used.
+_WIDEST_CUDNN = 256  # From Hopper on; 128 before.
+_LEAST_QUERIES, _MOST_BLOCKS = 64, 4
+
+
+def attend(
+  q_BxLxHxK, k_BxMxHxK, v_BxMxHxK, sink_H=None, position_BxL=None
+) -> jax.Array:
+  """Causal attention with an optional sink, `[B, L, H, K]`.
+
+  A query sees the keys up to its own position: `position_BxL`, or its index.
+
+  Softmax in float32.
+
+  Args:
+    q_BxLxHxK: queries.
+    k_BxMxHxK: keys.
+    v_BxMxHxK: values.
+    sink_H: float32 logits; None is no sink.
+    position_BxL: int, the queries' positions among the keys.
+  """
+  # Heads first: one batched product of contiguous matrices.
+  q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BxLxHxK, k_BxMxHxK, v_BxMxHxK))
+  H, L, M = *q.shape[1:3], k.shape[2]
+  if sink_H is None:
+    sink_H = jnp.full(H, -jnp.inf)
+  sink_H = sink_H.astype(jnp.float32)
+  if position_BxL is not None:
+    visible_Bx1xLxM = jnp.arange(M) <= position_BxL[:, None, :, None]
+    y_BxHxLxK = _attend(q, k, v, sink_H, visible_Bx1xLxM)
+  else:
+    blocks = [
+      _attend(
+        q[:, :, start:stop],
+        k[:, :, :stop],
+        v[:, :, :stop],
+        sink_H,
+        jnp.tri(stop - start, stop, start, dtype=bool)[None, None],
+      )
+      for start, stop in _blocks(L)
+    ]
+    y_BxHxLxK = jnp.concatenate(blocks, 2)
+  return jnp.swapaxes(y_BxHxLxK, 1, 2)
+
+
+def fused_attend(
+  q_BxLxHxK,
+  k_BxLxHxK,
+  v_BxLxHxK,
+  sink_H=None,
+  position_BxL=None,
+  *,
+  implementation: str = "cudnn",
+) -> jax.Array:
+  """As `attend`, by a fused kernel that never writes the scores to memory.
+
+  The kernel knows no sink, and its log-sum-exp has no gradient (JAX 0.10 drops
+  it without a word), so the sink is a key of its own at position 0, where every
+  query sees it: zero in every channel but two, that only the sink's key and the
+  queries use. Two, since a bfloat16 alone holds a logit to 1 part in 256: the
+  second holds what the first leaves over. Works for any kernel, gradient and
+  all.
+
+  Args:
+    q_BxLxHxK: queries; cuDNN takes bfloat16 and float16, K a multiple of 8.
+    k_BxLxHxK: keys.
+    v_BxLxHxK: values.
+    sink_H: float32 logits; None is no sink.
+    position_BxL: queries elsewhere than at the keys are left to `attend`.
+    implementation: of `jax.nn.dot_product_attention`.
+
+  Raises:
+    InputError: if cuDNN does not take these heads.
+  """
+  if position_BxL is not None:
+    return attend(q_BxLxHxK, k_BxLxHxK, v_BxLxHxK, sink_H, position_BxL)
+  width = q_BxLxHxK.shape[-1]
+  if implementation == "cudnn":
+    _check_cudnn(width, q_BxLxHxK.dtype)
+  kernel = functools.partial(
+    jax.nn.dot_product_attention,
+    scale=width**-0.5,
+    is_causal=True,
+    implementation=implementation,
+  )
+  if sink_H is None:
+    return kernel(q_BxLxHxK, k_BxLxHxK, v_BxLxHxK).astype(jnp.float32)
+
+  def with_sink(x_BxLxHxK, row_H, channels):
+    """Puts a position in front and channels behind."""
+    x = jnp.pad(x_BxLxHxK, ((0, 0), (0, 0), (0, 0), (0, _SINK_CHANNELS)))
+    if channels:
+      x = x.at[..., width : width + 2].set(1)
+    row = jnp.broadcast_to(row_H, (x.shape[0], 1, *x.shape[2:]))
+    return jnp.concatenate([row.astype(x.dtype), x], 1)
+
+  logit_H = sink_H.astype(jnp.float32) * width**0.5
+  # Not two casts, which XLA takes the liberty to leave out.
+  held = jnp.finfo(q_BxLxHxK.dtype)
+  coarse_H = jax.lax.reduce_precision(logit_H, held.nexp, held.nmant)
+  key_HxK = jnp.zeros((len(sink_H), width + _SINK_CHANNELS))
+  key_HxK = key_HxK.at[:, width].set(coarse_H)
+  key_HxK = key_HxK.at[:, width + 1].set(logit_H - coarse_H)
+  y = kernel(
+    with_sink(q_BxLxHxK, 0, True),
+    with_sink(k_BxLxHxK, key_HxK, False),
+    with_sink(v_BxLxHxK, 0, False),
+  )
+  return y[:, 1:, :, :width].astype(jnp.float32)
+
+
+def _check_cudnn(width: int, dtype: jnp.dtype) -> None:
+  if width % 8 or width > _WIDEST_CUDNN - _SINK_CHANNELS:
+    raise errors.bad_value(
+      "model.d_head",
+      width,
+      f"for fused kernels a multiple of 8, at most"
+      f" {_WIDEST_CUDNN - _SINK_CHANNELS}",
+    )
+  if dtype not in (jnp.bfloat16, jnp.float16):
+    raise errors.bad_value(
+      "train.compute_dtype", dtype.name, "bfloat16 for fused kernels"
+    )
+
+
+def _blocks(length: int) -> list[tuple[int, int]]:
+  """Returns (start, stop) of blocks of queries.
+
+  None of a block sees a key past its end: up to 37% fewer scores.
+  """
+  size = max(_LEAST_QUERIES, -(-length // _MOST_BLOCKS))
+  return list(itertools.pairwise((*range(0, length, size), length)))
+
+
+@jax.custom_vjp
+def _attend(q_BxHxLxK, k_BxHxMxK, v_BxHxMxK, sink_H, visible_Bx1xLxM):
+  """Attention with heads first; the gradient is written out below."""
+  return _attend_forward(
+    q_BxHxLxK, k_BxHxMxK, v_BxHxMxK, sink_H, visible_Bx1xLxM
+  )[0]
+
+
+_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+def _attend_forward(q_BxHxLxK, k_BxHxMxK, v_BxHxMxK, sink_H, visible_Bx1xLxM):
+  scale = q_BxHxLxK.shape[-1] ** -0.5
+  sink_Hx1x1 = sink_H[:, None, None]
+  score_BxHxLxM = _product("BHLK,BHMK->BHLM", q_BxHxLxK, k_BxHxMxK)
+  score_BxHxLxM = jnp.where(visible_Bx1xLxM, score_BxHxLxM * scale, -jnp.inf)
+  top_BxHxLx1 = jnp.max(score_BxHxLxM, -1, keepdims=True)
+  top_BxHxLx1 = jnp.maximum(top_BxHxLx1, sink_Hx1x1)
+  weight_BxHxLxM = jnp.exp(score_BxHxLxM - top_BxHxLx1)
+  sink_BxHxLx1 = jnp.exp(sink_Hx1x1 - top_BxHxLx1)
+  total_BxHxLx1 = jnp.sum(weight_BxHxLxM, -1, keepdims=True) + sink_BxHxLx1
+  weight_BxHxLxM = weight_BxHxLxM.astype(v_BxHxMxK.dtype)
+  y_BxHxLxK = _product("BHLM,BHMK->BHLK", weight_BxHxLxM, v_BxHxMxK)
+  y_BxHxLxK /= total_BxHxLx1
+  kept = (weight_BxHxLxM, sink_BxHxLx1, total_BxHxLx1, y_BxHxLxK)
+  return y_BxHxLxK, (q_BxHxLxK, k_BxHxMxK, v_BxHxMxK, *kept)
+
+
+def _attend_backward(residuals, dy_BxHxLxK):
+  """The softmax's gradient, as in FlashAttention (Dao et al., 2022, B.2).
+
+  Left to autodiff, the gradients of keys and values transpose the large factor
+  of a product, which is three times slower on CPU: here the small one is.
+  """
+  q, k, v, weight_BxHxLxM, sink_BxHxLx1, total_BxHxLx1, y_BxHxLxK = residuals
+  scale = q.shape[-1] ** -0.5
+  dy_BxHxLxK = dy_BxHxLxK / total_BxHxLx1
+  mean_BxHxLx1 = jnp.sum(dy_BxHxLxK * y_BxHxLxK, -1, keepdims=True)
+  dsink_H = -jnp.sum(sink_BxHxLx1 * mean_BxHxLx1, (0, 2, 3))
+  dy = dy_BxHxLxK.astype(v.dtype)
+  dscore_BxHxLxM = _product("BHLK,BHMK->BHLM", dy, v) - mean_BxHxLx1
+  dscore_BxHxLxM = (weight_BxHxLxM * dscore_BxHxLxM).astype(q.dtype)
+  dq_BxHxLxK = _product("BHLM,BHMK->BHLK", dscore_BxHxLxM, k) * scale
+  q, dy = (jnp.swapaxes(x, 2, 3) for x in (q, dy))
+  dk_BxHxKxM = _product("BHKL,BHLM->BHKM", q, dscore_BxHxLxM) * scale
+  dv_BxHxKxM = _product("BHKL,BHLM->BHKM", dy, weight_BxHxLxM)
+  dk, dv = (jnp.swapaxes(x, 2, 3) for x in (dk_BxHxKxM, dv_BxHxKxM))
+  return (*map(_like, (dq_BxHxLxK, dk, dv), (q, k, v)), dsink_H, None)
+
+
+def _like(x, other):
+  return x.astype(other.dtype)
+
+
+_attend.defvjp(_attend_forward, _attend_backward)

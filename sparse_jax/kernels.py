@@ -1,0 +1,126 @@
+"""Fused kernels for accelerators, behind the functions that they stand for.
+
+A `Kernels` is what a model computes attention and AbsTopK with. `XLA` runs
+everywhere; `FUSED` keeps in a GPU's registers what XLA writes to memory: the
+scores of attention, and the counts of a threshold search. Both are the same
+functions, under the same tests (interpreted, on CPU).
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as pl_triton
+
+from sparse_jax import attention, errors, select
+
+_ENTRIES_A_BLOCK = 8192
+_MAGNITUDE = 0x7FFFFFFF
+
+
+class Kernels(NamedTuple):
+  """How a model computes.
+
+  Attributes:
+    attend: as `attention.attend`.
+    top_k_mask: as `select.top_k_mask` along the last axis.
+  """
+
+  attend: Callable[..., jax.Array]
+  top_k_mask: Callable[[jax.Array, int], jax.Array]
+
+
+def row_top_k_mask(
+  x: jax.Array, k: int, interpret: bool | None = None
+) -> jax.Array:
+  """As `select.top_k_mask` along the last axis, every row read once.
+
+  A block of rows stays on chip while the threshold is found bit by bit and ties
+  are settled by index; XLA reads the rows anew for each of a dozen passes.
+
+  Args:
+    x: float array `[..., width]` of 16 or 32 bits.
+    k: entries kept a row, from 0 to width.
+    interpret: whether to run without a GPU, slowly; None is on CPU only.
+
+  Returns:
+    A boolean mask shaped as x, exactly k true entries a row.
+  """
+  if interpret is None:
+    interpret = jax.default_backend() == "cpu"
+  width = x.shape[-1]
+  # Triton wants powers of two.
+  padded = pl.next_power_of_2(width)
+  rows = jnp.pad(x.reshape(-1, width), ((0, 0), (0, padded - width)))
+  height = math.gcd(len(rows), max(1, _ENTRIES_A_BLOCK // padded))
+  block = pl.BlockSpec((height, padded), lambda i: (i, 0))
+  mask = pl.pallas_call(
+    functools.partial(_row_kernel, k=k, width=width),
+    out_shape=jax.ShapeDtypeStruct(rows.shape, jnp.int8),
+    grid=(len(rows) // height,),
+    in_specs=[block],
+    out_specs=block,
+    # On a GPU these choose Triton; the interpreter takes no notice.
+    compiler_params=pl_triton.CompilerParams(),
+    interpret=interpret,
+  )(rows)
+  return mask[:, :width].astype(bool).reshape(x.shape)
+
+
+def _row_kernel(x_ref, mask_ref, *, k, width):
+  x = x_ref[...]
+  index = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
+  bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
+  bits = jnp.where(index < width, bits & _MAGNITUDE, -1)
+  count = lambda found: jnp.sum(found.astype(jnp.int32), 1, keepdims=True)
+
+  def raise_threshold(i, threshold):
+    candidate = threshold | (1 << (30 - i))
+    return jnp.where(count(bits >= candidate) >= k, candidate, threshold)
+
+  # Bits that widening to float32 leaves zero are zero in the threshold too.
+  widened = jnp.finfo(jnp.float32).nmant - jnp.finfo(x.dtype).nmant
+  zeros = jnp.zeros((x.shape[0], 1), jnp.int32)
+  threshold = jax.lax.fori_loop(0, 31 - widened, raise_threshold, zeros)
+  is_tied = bits == threshold
+  missing = k - count(bits > threshold)
+
+  def raise_end(i, end):
+    candidate = end | (x.shape[1] >> i)
+    before = count(is_tied & (index < candidate))
+    return jnp.where(before <= missing, candidate, end)
+
+  end = jax.lax.fori_loop(0, x.shape[1].bit_length(), raise_end, zeros)
+  mask = (bits > threshold) | (is_tied & (index < end))
+  mask_ref[...] = mask.astype(mask_ref.dtype)
+
+
+XLA = Kernels(attention.attend, select.top_k_mask)
+FUSED = Kernels(attention.fused_attend, row_top_k_mask)
+
+
+def choose(name: str, num_devices: int = 1) -> Kernels:
+  """Returns the kernels of `train.kernels`.
+
+  Args:
+    name: "xla" or "fused".
+    num_devices: that share a step; XLA does not split a kernel between them.
+
+  Raises:
+    InputError: if "fused" is asked for where it does not run.
+  """
+  if name == "xla":
+    return XLA
+  backend = jax.default_backend()
+  if backend != "gpu" or num_devices > 1:
+    raise errors.bad_value(
+      "train.kernels",
+      name,
+      f"xla for {num_devices} {backend} device(s): the fused kernels need one"
+      " GPU",
+    )
+  return FUSED
