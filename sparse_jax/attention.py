@@ -17,6 +17,7 @@ from sparse_jax import errors
 
 _SINK_CHANNELS = 8  # Fused kernels want multiples of 8; two are used.
 _WIDEST_CUDNN = 256  # From Hopper on; 128 before.
+_NO_SINK = -1e30  # A logit; infinity times the queries' zeros is no number.
 _LEAST_QUERIES, _MOST_BLOCKS = 64, 4
 
 
@@ -79,7 +80,7 @@ def fused_attend(
   all.
 
   Args:
-    q_BxLxHxK: queries; cuDNN takes bfloat16 and float16, K a multiple of 8.
+    q_BxLxHxK: queries; for cuDNN bfloat16, K a multiple of 8.
     k_BxLxHxK: keys.
     v_BxLxHxK: values.
     sink_H: float32 logits; None is no sink.
@@ -91,7 +92,7 @@ def fused_attend(
   """
   if position_BxL is not None:
     return attend(q_BxLxHxK, k_BxLxHxK, v_BxLxHxK, sink_H, position_BxL)
-  width = q_BxLxHxK.shape[-1]
+  length, width = q_BxLxHxK.shape[1], q_BxLxHxK.shape[-1]
   if implementation == "cudnn":
     _check_cudnn(width, q_BxLxHxK.dtype)
   kernel = functools.partial(
@@ -101,11 +102,15 @@ def fused_attend(
     implementation=implementation,
   )
   if sink_H is None:
-    return kernel(q_BxLxHxK, k_BxLxHxK, v_BxLxHxK).astype(jnp.float32)
+    sink_H = jnp.full(q_BxLxHxK.shape[2], _NO_SINK)
 
   def with_sink(x_BxLxHxK, row_H, channels):
-    """Puts a position in front and channels behind."""
-    x = jnp.pad(x_BxLxHxK, ((0, 0), (0, 0), (0, 0), (0, _SINK_CHANNELS)))
+    """Puts a position in front, channels behind, and makes the length even.
+
+    cuDNN's gradient takes no odd length; no query but its own sees the last.
+    """
+    odd = 1 - x_BxLxHxK.shape[1] % 2
+    x = jnp.pad(x_BxLxHxK, ((0, 0), (0, odd), (0, 0), (0, _SINK_CHANNELS)))
     if channels:
       x = x.at[..., width : width + 2].set(1)
     row = jnp.broadcast_to(row_H, (x.shape[0], 1, *x.shape[2:]))
@@ -123,18 +128,18 @@ def fused_attend(
     with_sink(k_BxLxHxK, key_HxK, False),
     with_sink(v_BxLxHxK, 0, False),
   )
-  return y[:, 1:, :, :width].astype(jnp.float32)
+  return y[:, 1 : length + 1, :, :width].astype(jnp.float32)
 
 
 def _check_cudnn(width: int, dtype: jnp.dtype) -> None:
-  if width % 8 or width > _WIDEST_CUDNN - _SINK_CHANNELS:
+  widest = _WIDEST_CUDNN - _SINK_CHANNELS
+  if width % 8 or width > widest:
     raise errors.bad_value(
       "model.d_head",
       width,
-      f"for fused kernels a multiple of 8, at most"
-      f" {_WIDEST_CUDNN - _SINK_CHANNELS}",
+      f"a multiple of 8, at most {widest}, for fused kernels",
     )
-  if dtype not in (jnp.bfloat16, jnp.float16):
+  if dtype != jnp.bfloat16:
     raise errors.bad_value(
       "train.compute_dtype", dtype.name, "bfloat16 for fused kernels"
     )
