@@ -4,7 +4,8 @@ The sink is a dummy key of logit `sink` and value 0: the usual attention scaled
 by sigmoid(logsumexp(scores) - sink). `attend` is exact and runs everywhere;
 `fused_attend` is the same function by way of a fused kernel of JAX's.
 
-Axes: B batch, L query position, M key position, H head, K head width.
+Axes: B batch, L query position, M key position, H head, K head width; T and C:
+L and K with what the sink adds.
 """
 
 import functools
@@ -13,10 +14,9 @@ import itertools
 import jax
 import jax.numpy as jnp
 
-from sparse_jax import errors
-
 _SINK_CHANNELS = 8  # Fused kernels want multiples of 8; two are used.
-_WIDEST_CUDNN = 256  # From Hopper on; 128 before.
+# Head widths that cuDNN takes with the sink's channels (on every card).
+FUSED_WIDTHS = range(8, 128 - _SINK_CHANNELS + 1, 8)
 _NO_SINK = -1e30  # A logit; infinity times the queries' zeros is no number.
 _LEAST_QUERIES, _MOST_BLOCKS = 64, 4
 
@@ -36,6 +36,9 @@ def attend(
     v_BxMxHxK: values.
     sink_H: float32 logits; None is no sink.
     position_BxL: int, the queries' positions among the keys.
+
+  Returns:
+    float32 `[B, L, H, K]`.
   """
   # Heads first: one batched product of contiguous matrices.
   q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BxLxHxK, k_BxMxHxK, v_BxMxHxK))
@@ -72,77 +75,66 @@ def fused_attend(
 ) -> jax.Array:
   """As `attend`, by a fused kernel that never writes the scores to memory.
 
-  The kernel knows no sink, and its log-sum-exp has no gradient (JAX 0.10 drops
-  it without a word), so the sink is a key of its own at position 0, where every
+  The kernel knows no sink, and its log-sum-exp has no gradient (JAX drops it
+  without a word), so the sink is a key of its own at position 0, where every
   query sees it: zero in every channel but two, that only the sink's key and the
   queries use. Two, since a bfloat16 alone holds a logit to 1 part in 256: the
   second holds what the first leaves over. Works for any kernel, gradient and
-  all.
+  all; docs/decisions.md says what it costs.
 
   Args:
-    q_BxLxHxK: queries; for cuDNN bfloat16, K a multiple of 8.
+    q_BxLxHxK: queries; for cuDNN bfloat16, K as `FUSED_WIDTHS`.
     k_BxLxHxK: keys.
     v_BxLxHxK: values.
     sink_H: float32 logits; None is no sink.
     position_BxL: queries elsewhere than at the keys are left to `attend`.
     implementation: of `jax.nn.dot_product_attention`.
 
-  Raises:
-    InputError: if cuDNN does not take these heads.
+  Returns:
+    float32 `[B, L, H, K]`.
   """
   if position_BxL is not None:
     return attend(q_BxLxHxK, k_BxLxHxK, v_BxLxHxK, sink_H, position_BxL)
-  length, width = q_BxLxHxK.shape[1], q_BxLxHxK.shape[-1]
-  if implementation == "cudnn":
-    _check_cudnn(width, q_BxLxHxK.dtype)
-  kernel = functools.partial(
-    jax.nn.dot_product_attention,
-    scale=width**-0.5,
-    is_causal=True,
-    implementation=implementation,
-  )
+  length, num_heads, width = q_BxLxHxK.shape[1:]
   if sink_H is None:
-    sink_H = jnp.full(q_BxLxHxK.shape[2], _NO_SINK)
-
-  def with_sink(x_BxLxHxK, row_H, channels):
-    """Puts a position in front, channels behind, and makes the length even.
-
-    cuDNN's gradient takes no odd length; no query but its own sees the last.
-    """
-    odd = 1 - x_BxLxHxK.shape[1] % 2
-    x = jnp.pad(x_BxLxHxK, ((0, 0), (0, odd), (0, 0), (0, _SINK_CHANNELS)))
-    if channels:
-      x = x.at[..., width : width + 2].set(1)
-    row = jnp.broadcast_to(row_H, (x.shape[0], 1, *x.shape[2:]))
-    return jnp.concatenate([row.astype(x.dtype), x], 1)
-
+    sink_H = jnp.full(num_heads, _NO_SINK)
   logit_H = sink_H.astype(jnp.float32) * width**0.5
   # Not two casts, which XLA takes the liberty to leave out.
   held = jnp.finfo(q_BxLxHxK.dtype)
   coarse_H = jax.lax.reduce_precision(logit_H, held.nexp, held.nmant)
-  key_HxK = jnp.zeros((len(sink_H), width + _SINK_CHANNELS))
-  key_HxK = key_HxK.at[:, width].set(coarse_H)
-  key_HxK = key_HxK.at[:, width + 1].set(logit_H - coarse_H)
-  y = kernel(
-    with_sink(q_BxLxHxK, 0, True),
-    with_sink(k_BxLxHxK, key_HxK, False),
-    with_sink(v_BxLxHxK, 0, False),
+  ones, zeros = jnp.ones((num_heads, 2)), jnp.zeros((num_heads, 2))
+  both_Hx2 = jnp.stack([coarse_H, logit_H - coarse_H], -1)
+  y_BxTxHxC = jax.nn.dot_product_attention(
+    _widen(q_BxLxHxK, first_Hx2=zeros, others_Hx2=ones),
+    _widen(k_BxLxHxK, first_Hx2=both_Hx2, others_Hx2=zeros),
+    _widen(v_BxLxHxK, first_Hx2=zeros, others_Hx2=zeros),
+    scale=width**-0.5,
+    is_causal=True,
+    implementation=implementation,
   )
-  return y[:, 1 : length + 1, :, :width].astype(jnp.float32)
+  return y_BxTxHxC[:, 1 : length + 1, :, :width].astype(jnp.float32)
 
 
-def _check_cudnn(width: int, dtype: jnp.dtype) -> None:
-  widest = _WIDEST_CUDNN - _SINK_CHANNELS
-  if width % 8 or width > widest:
-    raise errors.bad_value(
-      "model.d_head",
-      width,
-      f"a multiple of 8, at most {widest}, for fused kernels",
-    )
-  if dtype != jnp.bfloat16:
-    raise errors.bad_value(
-      "train.compute_dtype", dtype.name, "bfloat16 for fused kernels"
-    )
+def _widen(x_BxLxHxK, first_Hx2, others_Hx2) -> jax.Array:
+  """Returns x with two channels more, and a position before the first.
+
+  Args:
+    x_BxLxHxK: queries, keys or values.
+    first_Hx2: the two channels at the new position; its others are zero.
+    others_Hx2: the two channels everywhere else.
+
+  Returns:
+    `[B, T, H, C]`, with zeros up to an even length and a width that kernels
+    take. No query but its own sees a position at the end.
+  """
+  batch, length = x_BxLxHxK.shape[:2]
+  spare = _SINK_CHANNELS - 2
+  x_BxTxHxK = jnp.pad(x_BxLxHxK, ((0, 0), (1, 1 - length % 2), (0, 0), (0, 0)))
+  is_first_Tx1x1 = (jnp.arange(x_BxTxHxK.shape[1]) == 0)[:, None, None]
+  two_TxHx2 = jnp.where(is_first_Tx1x1, first_Hx2, others_Hx2)
+  more_TxHxS = jnp.pad(two_TxHx2, ((0, 0), (0, 0), (0, spare)))
+  more_BxTxHxS = jnp.broadcast_to(more_TxHxS, (batch, *more_TxHxS.shape))
+  return jnp.concatenate([x_BxTxHxK, more_BxTxHxS.astype(x_BxLxHxK.dtype)], -1)
 
 
 def _blocks(length: int) -> list[tuple[int, int]]:

@@ -24,6 +24,7 @@ import numpy as np
 
 from sparse_jax import config as config_lib
 from sparse_jax import (
+  errors,
   host,
   prune,
   rules,
@@ -68,10 +69,9 @@ class Shape:
   kernels: str = "xla"
 
   def __str__(self) -> str:
-    fused = ", fused kernels" if self.kernels == "fused" else ""
     return (
       f"d_model {self.d_model}, {self.n_layer} layers,"
-      f" {self.batch_size}×{self.length}{fused}"
+      f" {self.batch_size}×{self.length}"
     )
 
   @property
@@ -247,11 +247,12 @@ class TrainingStep:
 
   def __init__(self, shape: Shape):
     self.config = shape.config()
+    dtype = train.compute_dtype(self.config.train.compute_dtype)
     model = model_lib.Model(
       self.config.model,
       self.config.sparsity,
-      train.compute_dtype(self.config.train.compute_dtype),
-      kernels_lib.choose(self.config.train.kernels),
+      dtype,
+      kernels_lib.choose(self.config, dtype),
     )
     rng = jax.random.key(0)
     optimizer = transforms.sparse_adam(
@@ -444,6 +445,48 @@ def measure_step(
   return figures
 
 
+def measure_fused(shape: Shape, rounds: int) -> list[Figure]:
+  """Measures the sparse step with fused kernels against the same without.
+
+  And AbsTopK's mask alone, at the width of the neurons. Where the kernels do
+  not run the figures are left empty and say why.
+  """
+  num_rows, width = shape.num_tokens, 4 * shape.d_model
+  k = int(shape.activation_fraction * width)
+  with_fused = dataclasses.replace(shape, kernels="fused")
+  dtype = train.compute_dtype("auto")
+  step, mask = (
+    functools.partial(Figure, name=name, shape=size, mark=1.0, at_most=True)
+    for name, size in (
+      ("time of the step with fused kernels over that without", str(shape)),
+      (
+        "time of AbsTopK's fused mask over XLA's",
+        f"{num_rows}×{width}, k = {k}, {dtype.name}",
+      ),
+    )
+  )
+  try:
+    fused = kernels_lib.choose(with_fused.config(), dtype)
+  except errors.InputError as e:
+    return [step(value=None, note=str(e)), mask(value=None, note=str(e))]
+
+  x = jax.random.normal(jax.random.key(0), (num_rows, width), dtype)
+  mask_sampler = lambda kernels: jitted_sampler(
+    lambda x: kernels.top_k_mask(x, k), x
+  )
+  figures = []
+  for figure, fused_sampler, xla_sampler in (
+    (step, TrainingStep(with_fused).sample, TrainingStep(shape).sample),
+    (mask, mask_sampler(fused), mask_sampler(kernels_lib.XLA)),
+  ):
+    medians, _ = interleave(
+      {"fused": fused_sampler, "xla": xla_sampler}, rounds
+    )
+    value = medians["fused"] / medians["xla"]
+    figures.append(figure(value=value, details=_as_details(medians)))
+  return figures
+
+
 def measure_kth(num_entries: int, rounds: int) -> list[Figure]:
   """Measures the k-th magnitude of a vector against a sort, k a tenth."""
   k = max(1, num_entries // 10)
@@ -631,6 +674,7 @@ class Plan:
     steps: training steps and their marks.
     masks: pruning steps.
     mask_mark: what those have to reach.
+    fused: the step that is measured with and without fused kernels, if any.
     num_entries: of the k-th magnitude; 0 leaves selection out.
     rows: rows and width of AbsTopK.
     product_width: of the large matrix product.
@@ -643,6 +687,7 @@ class Plan:
   steps: Sequence[tuple[Shape, StepMarks]]
   masks: Sequence[MaskShape] = ()
   mask_mark: float = 4.0
+  fused: Shape | None = None
   num_entries: int = 4 << 20
   rows: tuple[int, int] = (4096, 1024)
   product_width: int = 2048
@@ -679,17 +724,12 @@ def cpu_plan() -> Plan:
 
 
 def accelerator_plan() -> Plan:
-  """Returns what is asked of one large accelerator, in bfloat16.
-
-  Without and, on a GPU, with the fused kernels.
-  """
+  """Returns what is asked of one large accelerator, in bfloat16."""
   shape = Shape(n_layer=8, d_model=1024, batch_size=512, length=256)
   marks = StepMarks(eager=None, compiled=3.0, matrix_share=0.4)
-  steps = [(shape, marks)]
-  if jax.default_backend() == "gpu":
-    steps.append((dataclasses.replace(shape, kernels="fused"), marks))
   return Plan(
-    steps=tuple(steps),
+    steps=((shape, marks),),
+    fused=shape,
     masks=(MaskShape(n_layer=4, d_model=256, num_sequences=128, length=64),),
     product_width=8192,
     growth_base=Shape(batch_size=64, length=256),
@@ -757,6 +797,11 @@ def measurements(
         plan.rounds,
         plan.peer_steps,
       ),
+    )
+  if plan.fused:
+    yield (
+      f"fused kernels, {plan.fused}",
+      functools.partial(measure_fused, plan.fused, plan.rounds),
     )
 
 

@@ -292,8 +292,9 @@ class TrainConfig:
     adam_eps: ε, deliberately huge in the recipe.
     weight_decay: decoupled, times the current rate; matrices only.
     compute_dtype: "auto" is bfloat16 on accelerators and float32 on CPU.
-    kernels: "fused" computes attention and AbsTopK by kernels for one GPU, with
-      the same results up to rounding; "xla" runs everywhere.
+    kernels: "fused" computes attention and AbsTopK by kernels for one GPU, in
+      bfloat16, with a d_head that is a multiple of 8 and at most 120; results
+      are the same up to rounding. "xla" runs everywhere.
     checkpoint_every: steps between checkpoints.
     log_every: steps between logged metrics.
     eval_every: steps between evaluations on held-out windows.
@@ -622,9 +623,13 @@ def to_dict(config) -> dict[str, Any]:
 
 
 def settings(config: Config) -> dict[str, Any]:
-  """Returns `to_dict` without where the tokens lie: a run may be moved."""
+  """Returns `to_dict` without what belongs to a machine: a run may be moved.
+
+  That is where the tokens lie and which kernels compute.
+  """
   values = to_dict(config)
   values["data"].pop("directory")
+  values["train"].pop("kernels")
   return values
 
 

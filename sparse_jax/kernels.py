@@ -1,9 +1,10 @@
-"""Fused kernels for accelerators, behind the functions that they stand for.
+"""Fused kernels for a GPU, behind the functions that they stand for.
 
 A `Kernels` is what a model computes attention and AbsTopK with. `XLA` runs
-everywhere; `FUSED` keeps in a GPU's registers what XLA writes to memory: the
-scores of attention, and the counts of a threshold search. Both are the same
-functions, under the same tests (interpreted, on CPU).
+everywhere; `FUSED` keeps on the chip what XLA writes to memory: the scores of
+attention, and the rows of a threshold search. Both are the same functions under
+the same tests: AbsTopK's kernel interpreted on CPU, attention's by JAX's plain
+attention in cuDNN's place. docs/decisions.md says what has run where.
 """
 
 import functools
@@ -13,12 +14,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as pl_triton
 
 from sparse_jax import attention, errors, select
+from sparse_jax import config as config_lib
 
-_ENTRIES_A_BLOCK = 8192
+_ENTRIES_A_BLOCK = 4096  # 32 a thread, with Triton's 128 threads.
 _MAGNITUDE = 0x7FFFFFFF
 
 
@@ -37,10 +37,11 @@ class Kernels(NamedTuple):
 def row_top_k_mask(
   x: jax.Array, k: int, interpret: bool | None = None
 ) -> jax.Array:
-  """As `select.top_k_mask` along the last axis, every row read once.
+  """As `select.top_k_mask` along the last axis, by one kernel.
 
   A block of rows stays on chip while the threshold is found bit by bit and ties
-  are settled by index; XLA reads the rows anew for each of a dozen passes.
+  are settled by index; XLA reads the rows anew for each of a dozen passes, and
+  waits for the host between them.
 
   Args:
     x: float array `[..., width]` of 16 or 32 bits.
@@ -50,6 +51,11 @@ def row_top_k_mask(
   Returns:
     A boolean mask shaped as x, exactly k true entries a row.
   """
+  # Here, since only a GPU's users need it, and JAX means to part with Triton.
+  from jax.experimental import pallas as pl  # noqa: PLC0415
+  from jax.experimental.pallas import triton as pl_triton  # noqa: PLC0415
+
+  select.check_dtype(x)
   if interpret is None:
     interpret = jax.default_backend() == "cpu"
   width = x.shape[-1]
@@ -103,24 +109,43 @@ XLA = Kernels(attention.attend, select.top_k_mask)
 FUSED = Kernels(attention.fused_attend, row_top_k_mask)
 
 
-def choose(name: str, num_devices: int = 1) -> Kernels:
-  """Returns the kernels of `train.kernels`.
+def choose(
+  config: config_lib.Config, dtype: jnp.dtype, num_devices: int = 1
+) -> Kernels:
+  """Returns the kernels of `config.train.kernels`.
 
   Args:
-    name: "xla" or "fused".
-    num_devices: that share a step; XLA does not split a kernel between them.
+    config: resolved.
+    dtype: that the model computes in.
+    num_devices: that share a step; the kernels are not split between them.
 
   Raises:
     InputError: if "fused" is asked for where it does not run.
   """
-  if name == "xla":
+  if config.train.kernels == "xla":
     return XLA
   backend = jax.default_backend()
   if backend != "gpu" or num_devices > 1:
     raise errors.bad_value(
       "train.kernels",
-      name,
+      config.train.kernels,
       f"xla for {num_devices} {backend} device(s): the fused kernels need one"
       " GPU",
+    )
+  return check_fused(config.model, dtype)
+
+
+def check_fused(model: config_lib.ModelConfig, dtype: jnp.dtype) -> Kernels:
+  """Returns the fused kernels if they take a model's heads and dtype."""
+  widths = attention.FUSED_WIDTHS
+  if model.d_head not in widths:
+    raise errors.bad_value(
+      "model.d_head",
+      model.d_head,
+      f"a multiple of {widths.step}, at most {widths[-1]}, for fused kernels",
+    )
+  if dtype != jnp.bfloat16:
+    raise errors.bad_value(
+      "train.compute_dtype", dtype.name, "bfloat16 for fused kernels"
     )
   return FUSED

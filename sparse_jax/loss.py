@@ -54,8 +54,9 @@ def next_token_loss(
     model: the model.
     params: its parameters.
     windows_BxW: int `[B, L + 1]`; every token but the first is predicted.
-    most_logits: that exist at a time, and their gradients. More are made in
-      parts of equally many positions, in the backward pass once more.
+    most_logits: that exist at a time, over all devices, and as many gradients.
+      More are made in parts of equally many positions, in the backward pass
+      once more: at the most L parts, and few only if L has many divisors.
   """
   tokens_BxL, targets_BxL = windows_BxW[:, :-1], windows_BxW[:, 1:]
   x_BxLxD = model.residual(params, tokens_BxL)
@@ -80,7 +81,8 @@ def next_token_loss(
     return jnp.moveaxis(parts, 1, 0)
 
   losses = jax.lax.map(
-    lambda part: jax.checkpoint(part_loss)(*part),
+    # A loop already keeps the two computations apart.
+    lambda part: jax.checkpoint(part_loss, prevent_cse=False)(*part),
     jax.tree.map(cut, (x_BxLxD, tokens_BxL, targets_BxL)),
   )
   return jnp.mean(losses)

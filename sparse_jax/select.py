@@ -26,13 +26,19 @@ import numpy as np
 # Signed: CPUs compare signed integers in vectors, unsigned ones they do not.
 _INT = {2: jnp.int16, 4: jnp.int32}
 _BIT = np.arange(8, dtype=np.uint8)
+_PACKED_TOGETHER = 512
 _NUM_SLICES = 8  # With 16 the loop is cut in two: half as fast.
+
+
+def check_dtype(x: jax.Array) -> None:
+  """Raises TypeError unless x holds floats of 16 or 32 bits."""
+  if x.dtype.itemsize not in _INT or not jnp.issubdtype(x.dtype, jnp.floating):
+    raise TypeError(f"need a 16- or 32-bit float array, got {x.dtype}")
 
 
 def _magnitude_bits(x: jax.Array) -> jax.Array:
   """Returns integers that order as |x| does; NaN is above infinity."""
-  if x.dtype.itemsize not in _INT or not jnp.issubdtype(x.dtype, jnp.floating):
-    raise TypeError(f"need a 16- or 32-bit float array, got {x.dtype}")
+  check_dtype(x)
   bits = jax.lax.bitcast_convert_type(x, _INT[x.dtype.itemsize])
   return bits & jnp.iinfo(bits.dtype).max
 
@@ -345,19 +351,28 @@ _keep.defvjp(_keep_forward, _keep_backward)
 
 
 def pack_bits(mask: jax.Array) -> jax.Array:
-  """Returns a boolean mask `[..., width]` as bits, uint8 `[..., width / 8]`.
+  """Returns a boolean mask `[..., width]` as bits, eight a byte.
 
   Autodiff would keep a byte an entry until the backward pass. A byte holds
-  entries an eighth of the width apart: adjacent ones, as `jnp.packbits` takes
-  them, cost twice the temporaries.
+  entries that are up to 64 apart: adjacent ones, as `jnp.packbits` takes them,
+  cost twice the temporaries (docs/performance.md). Groups of 512 are packed by
+  themselves, so that a wide axis may be split between devices.
+
+  Returns:
+    uint8 `[..., ceil(width / 8)]`.
   """
   *rest, width = mask.shape
   mask = jnp.pad(mask, [(0, 0)] * len(rest) + [(0, -width % 8)])
-  planes = mask.reshape(*rest, 8, -1).astype(jnp.uint8)
-  return jnp.sum(planes << _BIT[:, None], -2, dtype=jnp.uint8)
+  group = math.gcd(mask.shape[-1], _PACKED_TOGETHER)
+  planes = mask.reshape(*rest, -1, 8, group // 8).astype(jnp.uint8)
+  packed = jnp.sum(planes << _BIT[:, None], -2, dtype=jnp.uint8)
+  return packed.reshape(*rest, -1)
 
 
 def unpack_bits(packed: jax.Array, width: int) -> jax.Array:
   """Returns the mask `[..., width]` that `pack_bits` has packed."""
-  planes = (packed[..., None, :] >> _BIT[:, None]) & 1
-  return planes.reshape(*packed.shape[:-1], -1)[..., :width].astype(bool)
+  *rest, num_bytes = packed.shape
+  group = math.gcd(8 * num_bytes, _PACKED_TOGETHER)
+  packed = packed.reshape(*rest, -1, 1, group // 8)
+  planes = (packed >> _BIT[:, None]) & 1
+  return planes.reshape(*rest, -1)[..., :width].astype(bool)

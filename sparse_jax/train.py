@@ -22,7 +22,6 @@ from sparse_jax import (
   data,
   errors,
   files,
-  kernels,
   prune,
   rules,
   schedules,
@@ -30,6 +29,7 @@ from sparse_jax import (
   transforms,
 )
 from sparse_jax import config as config_lib
+from sparse_jax import kernels as kernels_lib
 from sparse_jax import loss as loss_lib
 from sparse_jax import metrics as metrics_lib
 from sparse_jax import model as model_lib
@@ -153,6 +153,8 @@ def run(
     Interrupted: after SIGINT or SIGTERM, once a checkpoint is written.
   """
   workdir = pathlib.Path(workdir)
+  dtype = compute_dtype(config.train.compute_dtype)
+  kernels = kernels_lib.choose(config, dtype, jax.device_count())
   with contextlib.ExitStack() as stack:
     if jax.process_index() == 0:
       stack.enter_context(files.exclusive(workdir))
@@ -162,10 +164,11 @@ def run(
     frozen = frozen_data or checkpoints.latest_step() is not None
     tokens = _prepare_data(config, workdir, frozen)
     config = config_lib.resolve(config, tokens.tokenizer.vocab_size)
-    return _run(config, workdir, tokens, checkpoints)
+    model = model_lib.Model(config.model, config.sparsity, dtype, kernels)
+    return _run(config, model, workdir, tokens, checkpoints)
 
 
-def _run(config, workdir, tokens, checkpoints) -> Trained:
+def _run(config, model, workdir, tokens, checkpoints) -> Trained:
   train = config.train
   mesh = sharding.make_mesh(train.model_parallel)
   if train.batch_size % mesh.shape["data"]:
@@ -174,12 +177,6 @@ def _run(config, workdir, tokens, checkpoints) -> Trained:
       train.batch_size,
       f"a multiple of the {mesh.shape['data']} devices that split it",
     )
-  model = model_lib.Model(
-    config.model,
-    config.sparsity,
-    compute_dtype(train.compute_dtype),
-    kernels.choose(train.kernels, mesh.size),
-  )
   rng = jax.random.key(config.seed)
   shapes = jax.eval_shape(model.init, rng)
   optimizer = transforms.sparse_adam(config, shapes)

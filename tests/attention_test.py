@@ -1,14 +1,16 @@
 """Attention against a plain softmax with the sink as a key of its own."""
 
 import functools
+from unittest import mock
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
+from jax._src.cudnn import fused_attention_stablehlo
 
-from sparse_jax import attention, errors
+from sparse_jax import attention
 
 # The fused one by JAX's plain kernel: what it adds is the sink.
 FORMS = {
@@ -120,15 +122,21 @@ class AttentionTest(parameterized.TestCase):
         y[0, :, 0, 0], seen / (seen + np.exp(sink)), rtol=2**-8
       )
 
-  @parameterized.named_parameters(
-    ("width", 12, "bfloat16", "model.d_head=12 .*multiple of 8"),
-    ("wide", 256, "bfloat16", "model.d_head=256 .*at most 248"),
-    ("dtype", 16, "float32", "train.compute_dtype='float32' .*bfloat16"),
-  )
-  def test_what_cudnn_does_not_take_is_named(self, width, dtype, message):
-    x = jnp.zeros((1, 4, 2, width), dtype)
-    with self.assertRaisesRegex(errors.InputError, message):
-      attention.fused_attend(x, x, x, jnp.zeros(2))
+  @parameterized.product(has_sink=(True, False), length=(255, 256))
+  def test_gradient_by_cudnn_lowers(self, has_sink, length):
+    def total(q, k, v, sink):
+      y = attention.fused_attend(q, k, v, sink if has_sink else None)
+      return jnp.sum(y)
+
+    x = jax.ShapeDtypeStruct((2, length, 3, 16), jnp.bfloat16)
+    sink = jax.ShapeDtypeStruct((3,), jnp.float32)
+    # Asks for a version, which a machine without cuDNN does not have.
+    with mock.patch.object(
+      fused_attention_stablehlo, "check_cudnn_version", lambda: 91100
+    ):
+      traced = jax.jit(jax.grad(total, (0, 1, 2, 3))).trace(x, x, x, sink)
+      text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    self.assertIn("__cudnn$fmhaSoftmaxBackward", text)
 
 
 if __name__ == "__main__":

@@ -70,6 +70,7 @@ REFUSED = (
   ("train.adam_b2", -0.1, "from 0 to below 1"),
   ("train.adam_eps", 0.0, "above 0"),
   ("train.weight_decay", -0.1, "0 or more"),
+  ("train.kernels", "pallas", "one of xla, fused"),
   ("train.compute_dtype", "float16", "one of auto, float32, bfloat16"),
   ("prune.steps", 0, "at least 1"),
   ("prune.target_loss", 0.0, "above 0"),
@@ -193,6 +194,19 @@ class AcceptedTest(parameterized.TestCase):
     for unit, want in (("per_side", 0.3), ("per_pair", 0.15)):
       c = config.PruneConfig(target_loss=0.3, loss_unit=unit)
       self.assertAlmostEqual(c.target_per_side, want)
+
+  def test_a_run_may_move_to_another_machine(self):
+    there, here = (
+      config.settings(config.from_config_dict(fields))
+      for fields in (
+        {"data": {"directory": "/a"}, "train": {"kernels": "fused"}},
+        {},
+      )
+    )
+    self.assertIsNone(config.first_difference(here, there))
+    there["train"]["steps"] += 1
+    field, theirs, mine = config.first_difference(here, there)
+    self.assertEqual((field, theirs - mine), ("train.steps", 1))
 
   def test_active_channels(self):
     s = config.SparsityConfig(

@@ -280,6 +280,14 @@ class RefusedTest(parameterized.TestCase):
     ):
       train.run(config, self.workdir)
 
+  def test_kernels_that_do_not_run_here(self):
+    config = run_config(self.root / "text.txt", train={"kernels": "fused"})
+    with self.assertRaisesRegex(
+      errors.InputError, "train.kernels='fused' .* xla for 4 cpu"
+    ):
+      train.run(config, self.workdir)
+    self.assertFalse(self.workdir.exists())
+
   def test_devices_that_the_mesh_does_not_divide(self):
     config = run_config(self.root / "text.txt", train={"model_parallel": 3})
     with self.assertRaisesRegex(
