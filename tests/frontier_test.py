@@ -324,6 +324,22 @@ def result(name, model_name, width, density, loss, edges, variant=""):
   }
 
 
+class VariantsTest(absltest.TestCase):
+  def test_a_variant_beside_its_base_by_hand(self):
+    base = result("b", "b", 8, 0.5, 4.0, edges=0)
+    variant = result("v", "v", 8, 0.5, 3.75, edges=20, variant="no_sink")
+    base["tasks"]["u"] = base["tasks"]["t"] | {"num_edges": 10}
+    variant["tasks"]["u"] = variant["tasks"]["t"] | {"num_edges": 50}
+    base["tasks"]["w"] = base["tasks"]["t"]
+    # 20 over none, which counts as one, and 50 over 10: sqrt(20 * 5) = 10.
+    self.assertIn(
+      "| no_sink | 0 | 3.750 | -0.250 | 10 | t, u | 2 (3) |",
+      results.variants_table([base, variant]),
+    )
+    other_seed = base | {"seed": 1}
+    self.assertEqual(results.variants_table([other_seed, variant]), "")
+
+
 class WorkersTest(parameterized.TestCase):
   @parameterized.parameters(
     (1, [{0, 1, 2}]), (2, [{0, 2}, {1}]), (3, [{0}, {1}, {2}])

@@ -135,27 +135,27 @@ def plot_followup(path: pathlib.Path, comparison: Mapping[str, Any]) -> None:
         label=label,
         color=colour,
       )
+  densities = sorted(
+    {m["density"] for m in comparison["models"] if m["density"] < 1}
+  )
   for axes, name in ((of_loss, "held-out loss, nats a token"), (of_size, "")):
     axes.set(xscale="log", xlabel="share of nonzero block weights", ylabel=name)
+    axes.set_xticks(densities, [f"{d:.3g}" for d in densities])
+    axes.set_xticks([], minor=True)
     axes.invert_xaxis()
     axes.grid(alpha=0.2)
   of_size.set(yscale="log", ylabel="edges")
   if of_loss.lines:
     of_loss.legend(fontsize=8, frameon=False)
-  for m in with_base(comparison["models"]):
+  for i, m in enumerate(with_base(comparison["models"])):
     size = m["sizes"]["num_edges"]
     if size is None:
       continue
-    name = m["variant"] or "base"
-    colour = _DENSE if name == "base" else _COLOURS[0]
-    _errorbar(of_variants, [m["eval_loss"]], [size], color=colour)
-    of_variants.annotate(
-      name.replace("_", " "),
-      (m["eval_loss"], size["value"]),
-      xytext=(5, 5),
-      textcoords="offset points",
-      fontsize=8,
-    )
+    name = m["variant"].replace("_", " ") or "base"
+    colour = f"C{i}"
+    _errorbar(of_variants, [m["eval_loss"]], [size], label=name, color=colour)
+  if of_variants.containers:
+    of_variants.legend(fontsize=8, frameon=False)
   if not of_variants.containers:
     of_variants.text(
       0.5,

@@ -6,6 +6,7 @@ Every figure comes from the cells; nothing is entered by hand.
 import csv
 import io
 import itertools
+import math
 import operator
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -279,6 +280,36 @@ def _grid_text(outcome: Mapping[str, Any], num_finished: int) -> str:
   return "\n".join(lines)
 
 
+def variants_table(results: Sequence[cells.Result]) -> str:
+  """Returns loss and circuit size of every variant beside its base, or ""."""
+  key = lambda r: (r["width"], r["density"], r["seed"])
+  bases = {key(r): r for r in results if not r["variant"]}
+  passed = lambda r: {t for t, f in r["tasks"].items() if f.get("meets_target")}
+  edges = lambda r, task: max(1, r["tasks"][task]["num_edges"])
+  rows = []
+  for r in results:
+    base = bases.get(key(r))
+    if not r["variant"] or base is None:
+      continue
+    common = sorted(passed(r) & passed(base))
+    size = "–"
+    if common:
+      logs = [math.log(edges(r, t) / edges(base, t)) for t in common]
+      size = f"{math.exp(sum(logs) / len(logs)):.3g}"
+    rows.append(
+      f"| {r['variant']} | {r['seed']} | {r['eval_loss']:.3f} |"
+      f" {r['eval_loss'] - base['eval_loss']:+.3f} | {size} |"
+      f" {', '.join(common) or '–'} | {len(passed(r))} ({len(passed(base))}) |"
+    )
+  if not rows:
+    return ""
+  head = (
+    "| variant | seed | held-out loss | above the base's | edges over the"
+    " base's | tasks in common | tasks passed (the base's) |"
+  )
+  return "\n".join([head, "|---" * 7 + "|", *rows])
+
+
 def _machines(results) -> str:
   found = dict.fromkeys(
     f"{m['cores']} core{'s' if m['cores'] > 1 else ''} of {m['processor']}"
@@ -302,7 +333,6 @@ def markdown(
   seeds = sorted({r["seed"] for r in results})
   shown = lambda name: f"![{name}]({name}.png)\n\n```sh\n{command}\n```"
   verdicts = comparison.get("verdicts", {})
-  variants = [m for m in comparison["models"] if m["variant"]]
   zero = ", ".join(f"`{name}`" for name in comparison["without_edges"])
   sections = [
     "# Results",
@@ -337,9 +367,10 @@ def markdown(
     _left_out(comparison),
     "## Follow-up figures",
     shown("followup"),
-    "Variants, one thing changed at a time: "
-    + (", ".join(f"`{m['name']}`" for m in variants) or "none finished")
-    + ".",
+    "Variants, one thing changed at a time, against the cell of the same width,"
+    " density and seed: the loss above that cell's, and edges over its edges"
+    " (geometric mean over the tasks that both pass; no edge counts as one).",
+    variants_table(results) or "None is finished.",
     "## The paper's findings, at this scale",
     "\n".join(f"- {line}" for line in agreement_with_paper(comparison))
     or "Too few cells to say.",
