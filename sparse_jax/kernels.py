@@ -19,7 +19,6 @@ from sparse_jax import attention, errors, select
 from sparse_jax import config as config_lib
 
 _ENTRIES_A_BLOCK = 4096  # 32 a thread, with Triton's 128 threads.
-_MAGNITUDE = 0x7FFFFFFF
 
 
 class Kernels(NamedTuple):
@@ -80,8 +79,8 @@ def row_top_k_mask(
 def _row_kernel(x_ref, mask_ref, *, k, width):
   x = x_ref[...]
   index = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
-  bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
-  bits = jnp.where(index < width, bits & _MAGNITUDE, -1)
+  bits = select.magnitude_bits(x.astype(jnp.float32))
+  bits = jnp.where(index < width, bits, -1)
   count = lambda found: jnp.sum(found.astype(jnp.int32), 1, keepdims=True)
 
   def raise_threshold(i, threshold):

@@ -36,7 +36,7 @@ def check_dtype(x: jax.Array) -> None:
     raise TypeError(f"need a 16- or 32-bit float array, got {x.dtype}")
 
 
-def _magnitude_bits(x: jax.Array) -> jax.Array:
+def magnitude_bits(x: jax.Array) -> jax.Array:
   """Returns integers that order as |x| does; NaN is above infinity."""
   check_dtype(x)
   bits = jax.lax.bitcast_convert_type(x, _INT[x.dtype.itemsize])
@@ -235,7 +235,7 @@ def kth_magnitude(
     The magnitude, of x's dtype, without `axis`.
   """
   axes = _axes(x.ndim, axis)
-  bits = _magnitude_bits(x)
+  bits = magnitude_bits(x)
   low, _, _ = _threshold(bits, jnp.asarray(k, jnp.int32), axes, x.dtype)
   # The least of those that reach the threshold is the k-th.
   largest = jnp.iinfo(bits.dtype).max
@@ -265,7 +265,7 @@ def top_k_mask(
   """
   axes = _axes(x.ndim, axis)
   k = jnp.asarray(k, jnp.int32)
-  bits = _magnitude_bits(x)
+  bits = magnitude_bits(x)
   if protected is not None:
     bits = jnp.where(protected, jnp.iinfo(bits.dtype).max, bits)
   threshold, count, count_above = _threshold(

@@ -156,7 +156,7 @@ def plot_followup(path: pathlib.Path, comparison: Mapping[str, Any]) -> None:
     _errorbar(of_variants, [m["eval_loss"]], [size], label=name, color=colour)
   if of_variants.containers:
     of_variants.legend(fontsize=8, frameon=False)
-  if not of_variants.containers:
+  else:
     of_variants.text(
       0.5,
       0.5,

@@ -6,11 +6,12 @@ Every figure comes from the cells; nothing is entered by hand.
 import csv
 import io
 import itertools
-import math
 import operator
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from sparse_jax import files
 from sparse_jax.frontier import cells, compare, figures, page
@@ -284,22 +285,22 @@ def variants_table(results: Sequence[cells.Result]) -> str:
   """Returns loss and circuit size of every variant beside its base, or ""."""
   key = lambda r: (r["width"], r["density"], r["seed"])
   bases = {key(r): r for r in results if not r["variant"]}
-  passed = lambda r: {t for t, f in r["tasks"].items() if f.get("meets_target")}
-  edges = lambda r, task: max(1, r["tasks"][task]["num_edges"])
   rows = []
   for r in results:
     base = bases.get(key(r))
     if not r["variant"] or base is None:
       continue
-    common = sorted(passed(r) & passed(base))
+    (mine,), (other,) = compare.models_of([r]), compare.models_of([base])
+    common = sorted(mine.passed & other.passed)
     size = "–"
     if common:
-      logs = [math.log(edges(r, t) / edges(base, t)) for t in common]
-      size = f"{math.exp(sum(logs) / len(logs)):.3g}"
+      logs = [m.log_sizes("num_edges", common) for m in (mine, other)]
+      size = f"{np.exp(np.mean(logs[0] - logs[1])):.3g}"
     rows.append(
-      f"| {r['variant']} | {r['seed']} | {r['eval_loss']:.3f} |"
-      f" {r['eval_loss'] - base['eval_loss']:+.3f} | {size} |"
-      f" {', '.join(common) or '–'} | {len(passed(r))} ({len(passed(base))}) |"
+      f"| {r['variant']} | {r['seed']} | {mine.loss:.3f} |"
+      f" {mine.loss - other.loss:+.3f} | {size} |"
+      f" {', '.join(common) or '–'} |"
+      f" {len(mine.passed)} ({len(other.passed)}) |"
     )
   if not rows:
     return ""
