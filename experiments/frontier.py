@@ -114,7 +114,7 @@ def main(overrides: list[str]) -> int | None:
       f"--workdir={workdir}: none of {found['num_cells']} cells is finished;"
       " need a grid with a finished cell, or a run without --report"
     )
-  comparison = frontier.compare_cells(results)
+  comparison = frontier.compare_cells(results, config.contenders)
   comparison["grid"] = frontier.outcome(config, workdir)
   write = lambda: frontier.write(
     workdir,

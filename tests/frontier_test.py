@@ -1,6 +1,7 @@
 """The frontier: grid, matched-loss ratios by hand, and one small whole run."""
 
 import csv
+import dataclasses
 import email
 import json
 import math
@@ -16,7 +17,14 @@ from hypothesis import strategies as st
 
 from sparse_jax import config as config_lib
 from sparse_jax import errors, files, frontier, host
-from sparse_jax.frontier import cells, compare, grid, results, workers
+from sparse_jax.frontier import (
+  cells,
+  compare,
+  figures,
+  grid,
+  results,
+  workers,
+)
 
 _ROOT = pathlib.Path(__file__).parent.parent
 
@@ -60,6 +68,18 @@ class GridTest(parameterized.TestCase):
       ],
     )
 
+  def test_contenders_are_trained_with_every_seed(self):
+    names = ("no_sink", "no_bigram")
+    kept, _ = grid.make_cells(small(variants=names, contenders=("no_sink",)))
+    self.assertEqual(
+      [c.name for c in kept if c.variant],
+      [
+        "sparse_d32_p0.25_no_sink_s0",
+        "sparse_d32_p0.25_no_sink_s1",
+        "sparse_d32_p0.25_no_bigram_s0",
+      ],
+    )
+
   def test_a_density_below_what_is_protected_is_left_out_and_said(self):
     kept, left_out = grid.make_cells(small(densities=(0.5, 1 / 64), seeds=(0,)))
     self.assertEqual(list(left_out), ["sparse_d32_p0.01562_s0"])
@@ -86,6 +106,11 @@ class GridTest(parameterized.TestCase):
 
   @parameterized.parameters(
     ({"variants": ("no_skin",)}, "no_skin.*no_sink"),
+    ({"contenders": ("no_sink",)}, r"contenders='no_sink'.*variants=\(\)"),
+    (
+      {"variants": ("no_sink",), "contenders": ("no_sink", "no_sink")},
+      "contenders.*each name once",
+    ),
     ({"densities": (1.0,)}, "densities=1.0.*below 1"),
     ({"seeds": ()}, r"seeds=\(\).*one or more"),
     ({"dense_widths": (16, 16)}, "dense_widths.*each once"),
@@ -235,6 +260,33 @@ class CompareTest(parameterized.TestCase):
     self.assertGreaterEqual(found["ratio"]["low"], 100 / 20)
     self.assertLessEqual(found["ratio"]["high"], 400 / 20)
 
+  def test_each_seed_alone_by_hand(self):
+    dense = [model("a", 4.0, {"t": 100}), model("b", 3.0, {"t": 400})]
+    sparse = model("s", (3.0, 4.0, 4.1), {"t": 20}, density=0.1)
+    sizes = (
+      {"t": sparse.figures[0]["t"] | {"num_edges": n}} for n in (20, 5, 1)
+    )
+    sparse = dataclasses.replace(sparse, figures=tuple(sizes))
+    first, second, outside = self.ratio(dense, sparse)["by_seed"]
+    self.assertAlmostEqual(first, 400 / 20, places=6)
+    self.assertAlmostEqual(second, 100 / 5, places=6)
+    self.assertIsNone(outside)
+
+  def test_a_failed_search_does_not_decide_the_smallest_of_seeds(self):
+    worse, better = (
+      model(name, (loss, loss), {"t": edges, "u": 80})
+      for name, loss, edges in (("a", 4.0, 100), ("b", 3.0, 400))
+    )
+    failed = better.figures[0] | {
+      "t": better.figures[0]["t"] | {"num_edges": 70_000}
+    }
+    better = dataclasses.replace(better, figures=(failed, better.figures[1]))
+    sparse = model("s", (_MIDDLE, _MIDDLE), {"t": 20, "u": 2}, density=0.1)
+    found = self.ratio([worse, better], sparse)
+    smallest = found["ratios_of_smallest"]["num_edges"]
+    self.assertAlmostEqual(smallest["value"], 20.0, places=6)  # √(10·40)
+    self.assertGreater(found["ratio"]["value"], 30.0)
+
   def test_without_a_common_task_there_is_no_ratio(self):
     dense = [model("a", 4.0, {"t": 1}), model("b", 3.0, {"t": 1})]
     sparse = model("s", 3.5, {"t": 1}, t="misses")
@@ -325,6 +377,25 @@ def result(name, model_name, width, density, loss, edges, variant=""):
 
 
 class VariantsTest(absltest.TestCase):
+  def test_only_a_contender_stands_on_the_frontier_and_may_lead_it(self):
+    found = [
+      result("dense_d8_s0", "dense_d8", 8, 1.0, 4.0, 100),
+      result("dense_d16_s0", "dense_d16", 16, 1.0, 3.0, 400),
+      result("s_s0", "s", 32, 0.1, _MIDDLE, 20),
+      result("v_s0", "v", 32, 0.1, _MIDDLE, 10, variant="no_sink"),
+    ]
+    for contenders, best, label in (
+      ((), "s", None),
+      (("no_sink",), "v", "sparse, d_model 32, no sink"),
+    ):
+      comparison = frontier.compare_cells(found, contenders)
+      self.assertEqual(comparison["best"]["model"], best)
+      curves = {
+        name: ms for name, _, ms in figures._curves(comparison["models"])
+      }
+      self.assertEqual([m["name"] for m in curves["sparse, d_model 32"]], ["s"])
+      self.assertEqual(label in curves, label is not None)
+
   def test_a_variant_beside_its_base_by_hand(self):
     base = result("b", "b", 8, 0.5, 4.0, edges=0)
     variant = result("v", "v", 8, 0.5, 3.75, edges=20, variant="no_sink")

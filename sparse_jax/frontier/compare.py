@@ -223,11 +223,14 @@ def ratio_at_matched_loss(
     `ratios`: by measure, `value`, `low` and `high`, or None, and then `why`;
     `ratios_on_test`: the same over the tasks whose circuits meet the target on
     test pairs too; `ratios_with_edges`: over those whose circuits all have an
-    edge. The `loss` it is matched at, the dense models `between`
-    which was interpolated, the `tasks`, `tasks_on_test` and
-    `tasks_with_edges`, the number of
-    `seeds` of each of the three, `outside`: the share of draws left out, and
-    `left_out`: by task, the models that do not pass it.
+    edge; `ratios_of_smallest`: with the smallest circuit of a model's seeds
+    for every task, so that one failed search does not decide. The `loss` it is
+    matched at, the dense models `between` which was interpolated, the `tasks`,
+    `tasks_on_test` and `tasks_with_edges`, the number of `seeds` of each of the
+    three, `outside`: the share of draws left out,
+    `by_seed`: the ratio of edges of each of the sparse model's seeds alone,
+    None outside the dense range, and `left_out`: by task, the models that do
+    not pass it.
   """
   nothing = dict.fromkeys(MEASURES)
   result: dict[str, Any] = {
@@ -236,9 +239,11 @@ def ratio_at_matched_loss(
     "ratios": nothing,
     "ratios_on_test": nothing,
     "ratios_with_edges": nothing,
+    "ratios_of_smallest": nothing,
     "tasks": [],
     "tasks_on_test": [],
     "tasks_with_edges": [],
+    "by_seed": [],
     "left_out": {},
   }
   enclosing = bracket(dense, sparse.loss)
@@ -263,8 +268,14 @@ def ratio_at_matched_loss(
   }
   if not tasks:
     return result | {"why": "no task that all three models pass"}
-  ratios, outside = _ratios(dense, sparse, tasks, seed)
-  result |= {"ratios": ratios, "outside": outside}
+  ratios, outside, by_seed = _ratios(dense, sparse, tasks, seed)
+  result |= {"ratios": ratios, "outside": outside, "by_seed": by_seed}
+  result["ratios_of_smallest"], *_ = _ratios(
+    [_smallest_of_seeds(m, tasks) for m in _measured(dense, tasks)],
+    _smallest_of_seeds(sparse, tasks),
+    tasks,
+    seed,
+  )
   for name, keep in (
     ("on_test", Model.passes_on_test),
     ("with_edges", Model.has_edges),
@@ -272,8 +283,20 @@ def ratio_at_matched_loss(
     some = [t for t in tasks if all(keep(m, t) for m in three)]
     result[f"tasks_{name}"] = some
     if some:
-      result[f"ratios_{name}"], _ = _ratios(dense, sparse, some, seed)
+      result[f"ratios_{name}"], *_ = _ratios(dense, sparse, some, seed)
   return result
+
+
+def _smallest_of_seeds(model: Model, tasks: Sequence[str]) -> Model:
+  """Returns the model of the mean loss and of every task's smallest sizes."""
+  figures = {
+    task: model.figures[0][task]
+    | {m: min(seed[task][m] for seed in model.figures) for m in MEASURES}
+    for task in tasks
+  }
+  return dataclasses.replace(
+    model, eval_losses=(model.loss,), figures=(figures,)
+  )
 
 
 def _is_measured(model: Model, task: str) -> bool:
@@ -283,10 +306,14 @@ def _is_measured(model: Model, task: str) -> bool:
   return not any(np.isnan(model.log_sizes(m, [task])).any() for m in MEASURES)
 
 
+def _measured(models: Iterable[Model], tasks: Sequence[str]) -> list[Model]:
+  return [m for m in models if all(_is_measured(m, t) for t in tasks)]
+
+
 def _ratios(dense, sparse, tasks, seed):
-  """Returns the ratios by measure, and the share of draws left out."""
+  """Returns the ratios by measure, the draws left out, and edges by seed."""
   # In a draw other dense models may be the neighbours.
-  usable = [m for m in dense if all(_is_measured(m, t) for t in tasks)]
+  usable = _measured(dense, tasks)
   models = [*usable, sparse]
   losses = [np.array(m.eval_losses) for m in models]
   logs = [
@@ -317,12 +344,17 @@ def _ratios(dense, sparse, tasks, seed):
   ]
   inside = np.array([d for d in drawn if d is not None])
   everything = [np.arange(len(x)) for x in losses]
-  whole = log_ratios(everything, np.arange(len(tasks)))
+  all_tasks = np.arange(len(tasks))
+  whole = log_ratios(everything, all_tasks)
   found = {
     measure: _interval(whole[i], inside[:, i])
     for i, measure in enumerate(MEASURES)
   }
-  return found, 1 - len(inside) / len(drawn)
+  alone = [
+    log_ratios([*everything[:-1], [s]], all_tasks) for s in everything[-1]
+  ]
+  by_seed = [None if a is None else float(np.exp(a[0])) for a in alone]
+  return found, 1 - len(inside) / len(drawn), by_seed
 
 
 def best(ratios: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
@@ -338,26 +370,36 @@ def best(ratios: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
   return max(found, key=value, default=None)
 
 
-def compare_cells(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def compare_cells(
+  results: Sequence[Mapping[str, Any]], contenders: Sequence[str] = ()
+) -> dict[str, Any]:
   """Returns what frontier.json holds of finished cells.
 
-  `models`: each with its loss and its mean sizes over `common_tasks`; `ratios`:
-  of every model that is not dense; `best`: the largest among the sparse models
-  that are no variants. The choice of the largest is not corrected for.
-  `without_edges`: cells and tasks whose circuit has no edge and counts as one.
+  Args:
+    results: the finished cells.
+    contenders: variants that may be the best.
+
+  Returns:
+    `models`: each with its loss and its mean sizes over `common_tasks`, and
+    whether it is on the frontier: no variant, or a contender; `ratios`: of
+    every model that is not dense; `best`: the largest among the sparse models
+    on the frontier. The choice of the largest is not corrected for.
+    `without_edges`: cells and tasks whose circuit has no edge and counts as
+    one.
   """
   models = models_of(results)
   dense = [m for m in models if m.is_dense]
-  sparse = [m for m in models if not m.is_dense and not m.variant]
-  common = common_tasks([*dense, *sparse])
+  frontier = [m for m in models if not m.variant or m.variant in contenders]
+  common = common_tasks(frontier)
   ratios = [ratio_at_matched_loss(dense, m) for m in models if not m.is_dense]
-  plain = {m.name for m in sparse}
+  on_frontier = {m.name for m in frontier}
   described = [
     {
       "name": m.name,
       "width": m.width,
       "density": m.density,
       "variant": m.variant,
+      "on_frontier": m.name in on_frontier,
       "cells": list(m.cells),
       "eval_loss": m.loss,
       "eval_losses": list(m.eval_losses),
@@ -375,7 +417,7 @@ def compare_cells(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     "common_tasks": list(common),
     "models": described,
     "ratios": ratios,
-    "best": best([r for r in ratios if r["model"] in plain]),
+    "best": best([r for r in ratios if r["model"] in on_frontier]),
     "without_edges": [
       f"{r['name']}: {task}"
       for r in results

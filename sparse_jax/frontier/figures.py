@@ -34,21 +34,23 @@ def _label(model: Mapping[str, Any]) -> str:
   return f"1/{1 / model['density']:.3g}"
 
 
+def variant_label(variant: str) -> str:
+  """Returns a variant's name as a legend shows it."""
+  return variant.replace("_", " ")
+
+
 def _curves(models: Sequence[Mapping[str, Any]]):
   """Yields (label, colour, models of falling density) of every curve."""
   dense = [m for m in models if m["density"] == 1]
   yield "dense", _DENSE, sorted(dense, key=lambda m: m["width"])
-  widths = sorted({m["width"] for m in models if m["density"] < 1})
-  for i, width in enumerate(widths):
-    curve = [
-      m
-      for m in models
-      if m["width"] == width and m["density"] < 1 and not m["variant"]
-    ]
-    colour = _COLOURS[i % len(_COLOURS)]
+  sparse = [m for m in models if m["density"] < 1 and m["on_frontier"]]
+  kind = lambda m: (m["variant"], m["width"])
+  for i, (variant, width) in enumerate(sorted({kind(m) for m in sparse})):
+    curve = [m for m in sparse if kind(m) == (variant, width)]
+    changed = f", {variant_label(variant)}" if variant else ""
     yield (
-      f"sparse, d_model {width}",
-      colour,
+      f"sparse, d_model {width}{changed}",
+      _COLOURS[i % len(_COLOURS)],
       sorted(curve, key=lambda m: -m["density"]),
     )
 
@@ -151,7 +153,7 @@ def plot_followup(path: pathlib.Path, comparison: Mapping[str, Any]) -> None:
     size = m["sizes"]["num_edges"]
     if size is None:
       continue
-    name = m["variant"].replace("_", " ") or "base"
+    name = variant_label(m["variant"]) or "base"
     colour = f"C{i}"
     _errorbar(of_variants, [m["eval_loss"]], [size], label=name, color=colour)
   if of_variants.containers:

@@ -38,6 +38,8 @@ class FrontierConfig:
     seeds: of initialisation, data order and pruning.
     tasks: names, or "all"; a model is pruned on those it has learned.
     variants: names in `VARIANTS`, each trained with the first seed.
+    contenders: those of them that are trained with every seed: their models
+      stand on the frontier and may be its headline.
     variant_width: `d_model` of the variants.
     variant_density: their density.
     trust: whether the circuits of the best sparse model get their evidence.
@@ -52,6 +54,7 @@ class FrontierConfig:
   seeds: tuple[int, ...] = (0, 1)
   tasks: tuple[str, ...] = ("all",)
   variants: tuple[str, ...] = ()
+  contenders: tuple[str, ...] = ()
   variant_width: int = 128
   variant_density: float = 1 / 8
   trust: bool = True
@@ -74,8 +77,15 @@ class FrontierConfig:
     for name in self.variants:
       if name not in VARIANTS:
         raise errors.unknown_name("variant", name, VARIANTS)
-    if len(set(self.variants)) != len(self.variants):
-      raise errors.bad_value("variants", self.variants, "each name once")
+    for name in ("variants", "contenders"):
+      values = getattr(self, name)
+      if len(set(values)) != len(values):
+        raise errors.bad_value(name, values, "each name once")
+    for name in self.contenders:
+      if name not in self.variants:
+        raise errors.bad_value(
+          "contenders", name, f"names in variants={self.variants}"
+        )
     make_cells(self)  # Every cell's own settings are checked at once.
 
 
@@ -129,8 +139,9 @@ def make_cells(config: FrontierConfig) -> tuple[list[Cell], dict[str, str]]:
       for density in config.densities
     ]
   wanted += [
-    Cell(config.variant_width, config.variant_density, config.seeds[0], name)
+    Cell(config.variant_width, config.variant_density, seed, name)
     for name in config.variants
+    for seed in config.seeds[: None if name in config.contenders else 1]
   ]
   names = [cell.name for cell in wanted]
   twice = next((n for n in names if names.count(n) > 1), None)

@@ -179,6 +179,8 @@ def _ratios(comparison) -> str:
       f"{ratio['loss']:.3f}",
       *(compare.shown_interval(ratio["ratios"][m]) for m in figures.NAMES),
       ratio.get("why") or ", ".join(ratio["tasks"]),
+      _by_seed(ratio["by_seed"]),
+      compare.shown_interval(ratio["ratios_of_smallest"]["num_edges"]),
       compare.shown_interval(ratio["ratios_with_edges"]["num_edges"]),
       compare.shown_interval(ratio["ratios_on_test"]["num_edges"]),
       ", ".join(ratio["tasks_on_test"]) or "–",
@@ -186,8 +188,13 @@ def _ratios(comparison) -> str:
     for ratio in comparison["ratios"]
   ]
   header = ("model", "loss", "edges", "needed edges", "nodes", "tasks")
+  header += ("edges by seed", "edges, smallest of seeds")
   header += ("edges, none empty", "edges, test", "tasks, test")
   return _table(header, rows)
+
+
+def _by_seed(ratios: Sequence[float | None]) -> str:
+  return ", ".join("–" if r is None else f"{r:.3g}" for r in ratios) or "–"
 
 
 def _left_out(comparison) -> str:
@@ -359,7 +366,10 @@ def markdown(
     "Dense size over sparse size at the sparse model's own loss, task by task"
     " on the dense curve; nothing is extrapolated. The largest ratio is the"
     " headline; that it was chosen is not corrected for, and an interval over"
-    ' one or two seeds is too narrow. "None empty" leaves out tasks for which'
+    ' one or two seeds is too narrow. "By seed" takes each seed of the sparse'
+    ' model alone; "smallest of seeds" takes, for every model and task, the'
+    " smallest circuit of its seeds, so that one failed search does not decide."
+    ' "None empty" leaves out tasks for which'
     " some circuit has no edge; the last two columns keep the tasks whose"
     " circuits meet the target on test pairs, of new templates, too.",
     _ratios(comparison),
