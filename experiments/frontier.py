@@ -69,7 +69,7 @@ def run_cells(config: frontier.FrontierConfig, workdir: pathlib.Path) -> None:
   on_cpu = jax.default_backend() == "cpu"
   count = _WORKERS.value or (workers.default_count() if on_cpu else 1)
   todo, _ = frontier.make_cells(config)
-  missing = len(todo) - len(frontier.finished(config, workdir.absolute()))
+  missing = len(todo) - len(frontier.finished(config, workdir))
   count = min(count, missing)
   if count <= 1:
     say = lambda text: print(text, flush=True)
@@ -93,7 +93,7 @@ def run_cells(config: frontier.FrontierConfig, workdir: pathlib.Path) -> None:
     count,
     workdir / "logs",
     len(todo),
-    lambda: len(frontier.finished(config, workdir.absolute())),
+    lambda: len(frontier.finished(config, workdir)),
   )
 
 
@@ -107,7 +107,7 @@ def main(overrides: list[str]) -> int | None:
     run_cells(config, workdir)
   if _CELLS_ONLY.value:
     return None
-  results = frontier.finished(config, workdir.absolute())
+  results = frontier.finished(config, workdir)
   if not results:
     found = frontier.outcome(config, workdir)
     raise errors.InputError(

@@ -39,19 +39,21 @@ def directory_of(workdir: pathlib.Path, cell: grid.Cell) -> pathlib.Path:
 
 
 def finished(
-  config: grid.FrontierConfig, workdir: pathlib.Path
+  config: grid.FrontierConfig, workdir: files.PathLike
 ) -> list[Result]:
   """Returns the finished cells of a grid, in its order.
 
   Raises:
     InputError: if one was made with other settings, naming the field.
   """
-  found = []
-  for cell in grid.make_cells(config)[0]:
-    result = load(config, cell, workdir)
-    if result is not None and "diverged" not in result:
-      found.append(result)
-  return found
+  found = _load_all(config, pathlib.Path(workdir).absolute()).values()
+  return [r for r in found if r is not None and "diverged" not in r]
+
+
+def _load_all(config, workdir) -> dict[str, Result | None]:
+  """Returns every cell of the grid by name, as `load` does."""
+  todo, _ = grid.make_cells(config)
+  return {cell.name: load(config, cell, workdir) for cell in todo}
 
 
 def outcome(
@@ -63,10 +65,10 @@ def outcome(
   the shape does not allow the density.
   """
   workdir = pathlib.Path(workdir).absolute()
-  todo, left_out = grid.make_cells(config)
-  found = {cell.name: load(config, cell, workdir) for cell in todo}
+  _, left_out = grid.make_cells(config)
+  found = _load_all(config, workdir)
   return {
-    "num_cells": len(todo),
+    "num_cells": len(found),
     "missing": [name for name, result in found.items() if result is None],
     "diverged": {
       name: result["diverged"]
@@ -185,7 +187,7 @@ def remaining_text(
     cell.name: grid.cost(grid.run_config(config, cell), vocab_size)
     for cell in todo
   }
-  found = {cell.name: load(config, cell, workdir) for cell in todo}
+  found = _load_all(config, workdir)
   diverged = {n for n, r in found.items() if r and "diverged" in r}
   costs = {name: c for name, c in costs.items() if name not in diverged}
   done = {n: r["seconds"] for n, r in found.items() if r and n in costs}

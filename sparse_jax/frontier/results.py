@@ -179,22 +179,33 @@ def _ratios(comparison) -> str:
       f"{ratio['loss']:.3f}",
       *(compare.shown_interval(ratio["ratios"][m]) for m in figures.NAMES),
       ratio.get("why") or ", ".join(ratio["tasks"]),
-      _by_seed(ratio["by_seed"]),
-      compare.shown_interval(ratio["ratios_of_smallest"]["num_edges"]),
-      compare.shown_interval(ratio["ratios_with_edges"]["num_edges"]),
-      compare.shown_interval(ratio["ratios_on_test"]["num_edges"]),
-      ", ".join(ratio["tasks_on_test"]) or "–",
     )
     for ratio in comparison["ratios"]
   ]
   header = ("model", "loss", "edges", "needed edges", "nodes", "tasks")
-  header += ("edges by seed", "edges, smallest of seeds")
-  header += ("edges, none empty", "edges, test", "tasks, test")
   return _table(header, rows)
 
 
-def _by_seed(ratios: Sequence[float | None]) -> str:
-  return ", ".join("–" if r is None else f"{r:.3g}" for r in ratios) or "–"
+def _sensitivity(comparison) -> str:
+  """Returns the ratios of edges of other choices of seeds and tasks, or ""."""
+  shown = lambda value: "–" if value is None else f"{value:.3g}"
+  rows = [
+    (
+      f"`{ratio['model']}`",
+      compare.shown_interval(ratio["ratios"]["num_edges"]),
+      ", ".join(map(shown, ratio["by_seed"])),
+      *(
+        compare.shown_interval(ratio[f"ratios_{name}"]["num_edges"])
+        for name in ("of_smallest", "with_edges", "on_test")
+      ),
+      ", ".join(ratio["tasks_on_test"]) or "–",
+    )
+    for ratio in comparison["ratios"]
+    if ratio["ratios"]["num_edges"]
+  ]
+  header = ("model", "as above", "by seed", "smallest of seeds")
+  header += ("none empty", "on test pairs", "tasks on test pairs")
+  return _table(header, rows) if rows else ""
 
 
 def _left_out(comparison) -> str:
@@ -366,13 +377,15 @@ def markdown(
     "Dense size over sparse size at the sparse model's own loss, task by task"
     " on the dense curve; nothing is extrapolated. The largest ratio is the"
     " headline; that it was chosen is not corrected for, and an interval over"
-    ' one or two seeds is too narrow. "By seed" takes each seed of the sparse'
-    ' model alone; "smallest of seeds" takes, for every model and task, the'
-    " smallest circuit of its seeds, so that one failed search does not decide."
-    ' "None empty" leaves out tasks for which'
-    " some circuit has no edge; the last two columns keep the tasks whose"
-    " circuits meet the target on test pairs, of new templates, too.",
+    " one or two seeds is too narrow.",
     _ratios(comparison),
+    "How far the ratio of edges depends on seeds and tasks. By seed: each seed"
+    " of the sparse model alone. Smallest of seeds: for every model and task"
+    " the smallest circuit of its seeds, so that one failed search does not"
+    " decide. None empty: without the tasks for which some circuit has no edge."
+    " On test pairs: the tasks whose circuits meet the target on test pairs, of"
+    " new templates, too.",
+    _sensitivity(comparison) or "No ratio yet.",
     "Tasks left out of both sides of a ratio, because one side has not learned"
     " them or has no circuit that meets the target:",
     _left_out(comparison),
