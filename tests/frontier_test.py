@@ -167,6 +167,7 @@ def model(name, loss, edges, width=8, density=1.0, variant="", **missing):
     width=width,
     density=density,
     variant=variant,
+    activation_fraction=0.25,
     eval_losses=losses,
     figures=(figures,) * len(losses),
     target=0.15,
@@ -361,7 +362,7 @@ def result(name, model_name, width, density, loss, edges, variant=""):
     "seed": 0,
     "eval_loss": loss,
     "seconds": 60.0,
-    "settings": {"prune": {}},
+    "settings": {"prune": {}, "sparsity": {}},
     "tasks": {
       "t": {
         "learned": True,
@@ -386,10 +387,12 @@ class VariantsTest(absltest.TestCase):
     ]
     for contenders, best, label in (
       ((), "s", None),
-      (("no_sink",), "v", "sparse, d_model 32, no sink"),
+      (("no_sink",), "v", "sparse, d_model 32, sink=False"),
     ):
       comparison = frontier.compare_cells(found, contenders)
       self.assertEqual(comparison["best"]["model"], best)
+      sentence = results.headline(comparison)
+      self.assertEqual("those of v (sink=False)," in sentence, best == "v")
       curves = {
         name: ms for name, _, ms in figures._curves(comparison["models"])
       }
@@ -404,11 +407,31 @@ class VariantsTest(absltest.TestCase):
     base["tasks"]["w"] = base["tasks"]["t"]
     # 20 over none, which counts as one, and 50 over 10: sqrt(20 * 5) = 10.
     self.assertIn(
-      "| no_sink | 0 | 3.750 | -0.250 | 10 | t, u | 2 (3) |",
+      "| no_sink (sink=False) | 0 | 3.750 | -0.250 | 10 | t, u | 2 (3) |",
       results.variants_table([base, variant]),
     )
     other_seed = base | {"seed": 1}
     self.assertEqual(results.variants_table([other_seed, variant]), "")
+
+  def test_losses_by_what_abstopk_keeps(self):
+    models = [
+      {
+        "width": 8,
+        "density": 0.5,
+        "variant": variant,
+        "activation_fraction": fraction,
+        "eval_loss": loss,
+        "sizes": {"num_edges": None},
+      }
+      for variant, fraction, loss in (
+        ("", 0.25, 3.5),
+        ("no_sink", 0.25, 3.0),
+        ("activation_1_8", 0.125, 3.75),
+        ("activation_1", 1.0, 3.625),
+      )
+    ]
+    (line,) = results.agreement_with_paper({"best": None, "models": models})
+    self.assertIn("3.625 (1), 3.500 (0.25), 3.750 (0.125): least at 0.25", line)
 
 
 class WorkersTest(parameterized.TestCase):

@@ -40,6 +40,7 @@ class Model:
     width: `d_model`.
     density: final share of nonzero block weights; 1 is dense.
     variant: what else differs, or "".
+    activation_fraction: share of the channels that AbsTopK keeps; 1 is all.
     eval_losses: held-out loss in nats a token, by seed.
     figures: by seed, what is known of every task.
     target: task loss that circuits are cut to, in nats a side.
@@ -50,6 +51,7 @@ class Model:
   width: int
   density: float
   variant: str
+  activation_fraction: float
   eval_losses: tuple[float, ...]
   figures: tuple[Mapping[str, Mapping[str, Any]], ...]
   target: float
@@ -110,21 +112,25 @@ def models_of(results: Iterable[Mapping[str, Any]]) -> list[Model]:
   groups: dict[str, list[Mapping[str, Any]]] = {}
   for result in results:
     groups.setdefault(result["model"], []).append(result)
-  return [
-    Model(
-      name=name,
-      width=group[0]["width"],
-      density=group[0]["density"],
-      variant=group[0]["variant"],
-      eval_losses=tuple(r["eval_loss"] for r in group),
-      figures=tuple(r["tasks"] for r in group),
-      target=config_lib.from_dict(
-        config_lib.PruneConfig, group[0]["settings"]["prune"]
-      ).target_per_side,
-      cells=tuple(r["name"] for r in group),
-    )
-    for name, group in groups.items()
-  ]
+  return [_model_of(name, group) for name, group in groups.items()]
+
+
+def _model_of(name: str, cells: Sequence[Mapping[str, Any]]) -> Model:
+  first = cells[0]
+  of = lambda kind, group: config_lib.from_dict(kind, first["settings"][group])
+  return Model(
+    name=name,
+    width=first["width"],
+    density=first["density"],
+    variant=first["variant"],
+    activation_fraction=of(
+      config_lib.SparsityConfig, "sparsity"
+    ).activation_fraction,
+    eval_losses=tuple(r["eval_loss"] for r in cells),
+    figures=tuple(r["tasks"] for r in cells),
+    target=of(config_lib.PruneConfig, "prune").target_per_side,
+    cells=tuple(r["name"] for r in cells),
+  )
 
 
 def common_tasks(models: Sequence[Model]) -> tuple[str, ...]:
@@ -399,6 +405,7 @@ def compare_cells(
       "width": m.width,
       "density": m.density,
       "variant": m.variant,
+      "activation_fraction": m.activation_fraction,
       "on_frontier": m.name in on_frontier,
       "cells": list(m.cells),
       "eval_loss": m.loss,

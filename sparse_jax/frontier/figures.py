@@ -11,6 +11,7 @@ from matplotlib import axes as axes_lib
 from matplotlib import figure
 
 from sparse_jax import files
+from sparse_jax.frontier import grid
 
 NAMES = {
   "num_edges": "edges",
@@ -34,11 +35,6 @@ def _label(model: Mapping[str, Any]) -> str:
   return f"1/{1 / model['density']:.3g}"
 
 
-def variant_label(variant: str) -> str:
-  """Returns a variant's name as a legend shows it."""
-  return variant.replace("_", " ")
-
-
 def _curves(models: Sequence[Mapping[str, Any]]):
   """Yields (label, colour, models of falling density) of every curve."""
   dense = [m for m in models if m["density"] == 1]
@@ -47,7 +43,7 @@ def _curves(models: Sequence[Mapping[str, Any]]):
   kind = lambda m: (m["variant"], m["width"])
   for i, (variant, width) in enumerate(sorted({kind(m) for m in sparse})):
     curve = [m for m in sparse if kind(m) == (variant, width)]
-    changed = f", {variant_label(variant)}" if variant else ""
+    changed = f", {grid.changes(variant)}" if variant else ""
     yield (
       f"sparse, d_model {width}{changed}",
       _COLOURS[i % len(_COLOURS)],
@@ -153,7 +149,7 @@ def plot_followup(path: pathlib.Path, comparison: Mapping[str, Any]) -> None:
     size = m["sizes"]["num_edges"]
     if size is None:
       continue
-    name = variant_label(m["variant"]) or "base"
+    name = grid.changes(m["variant"]) or "base"
     colour = f"C{i}"
     _errorbar(of_variants, [m["eval_loss"]], [size], label=name, color=colour)
   if of_variants.containers:

@@ -22,6 +22,12 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+def changes(variant: str) -> str:
+  """Returns what a variant sets, as in "sink=False"; "" for no variant."""
+  fields = VARIANTS[variant] if variant else {}
+  return ", ".join(f"{k.rpartition('.')[2]}={v}" for k, v in fields.items())
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FrontierConfig:
   """A grid of models that share data, tasks and the search for circuits.

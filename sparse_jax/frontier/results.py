@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sparse_jax import files
-from sparse_jax.frontier import cells, compare, figures, page
+from sparse_jax.frontier import cells, compare, figures, grid, page
 
 # "Weight-sparse transformers have interpretable circuits", abstract, figure 2.
 PAPER_RATIO = 16
@@ -124,9 +124,13 @@ def headline(comparison: Mapping[str, Any]) -> str:
   edges, needed, nodes = (
     compare.shown_interval(found["ratios"][m]) for m in compare.MEASURES
   )
+  models = {m["name"]: m for m in comparison["models"]}
+  changed = grid.changes(models[found["model"]]["variant"])
+  recipe = f" ({changed})" if changed else ""
   return (
     f"At a held-out loss of {found['loss']:.3f} nats a token, dense circuits"
-    f" have {edges} times as many edges as those of {found['model']}, {needed}"
+    f" have {edges} times as many edges as those of {found['model']}{recipe},"
+    f" {needed}"
     f" times as many that are needed, {nodes} times as"
     f" many nodes (geometric mean over {tasks}; {resampled(found)}; dense sizes"
     f" interpolated between {' and '.join(found['between'])})."
@@ -247,7 +251,7 @@ def agreement_with_paper(comparison: Mapping[str, Any]) -> list[str]:
     if len(row) > 1:
       losses = ", ".join(f"{m['eval_loss']:.3f} (d{m['width']})" for m in row)
       lines.append(f"Width at density {density:.3g}: loss {losses}.")
-  return lines
+  return lines + _along_activation(comparison["models"])
 
 
 def _along_density(width, curve) -> list[str]:
@@ -280,6 +284,28 @@ def _along_density(width, curve) -> list[str]:
       f" falls, as in the paper: {'yes' if holds else 'no'}."
     )
   return lines
+
+
+def _along_activation(models) -> list[str]:
+  """In the paper some AbsTopK helps and too much hurts (figure 37)."""
+  varied = [
+    m
+    for m in figures.with_base(models)
+    if not m["variant"]
+    or set(grid.VARIANTS[m["variant"]]) == {"sparsity.activation_fraction"}
+  ]
+  varied.sort(key=lambda m: -m["activation_fraction"])
+  if len(varied) < 2:
+    return []
+  shown = ", ".join(
+    f"{m['eval_loss']:.3f} ({m['activation_fraction']:.3g})" for m in varied
+  )
+  best = min(varied, key=lambda m: m["eval_loss"])["activation_fraction"]
+  return [
+    "The paper finds that some AbsTopK helps and too much hurts (its figure"
+    f" 37). By the share of channels that it keeps, the loss here is {shown}:"
+    f" least at {best:.3g}."
+  ]
 
 
 def _grid_text(outcome: Mapping[str, Any], num_finished: int) -> str:
@@ -315,9 +341,9 @@ def variants_table(results: Sequence[cells.Result]) -> str:
       logs = [m.log_sizes("num_edges", common) for m in (mine, other)]
       size = f"{np.exp(np.mean(logs[0] - logs[1])):.3g}"
     rows.append(
-      f"| {r['variant']} | {r['seed']} | {mine.loss:.3f} |"
-      f" {mine.loss - other.loss:+.3f} | {size} |"
-      f" {', '.join(common) or '–'} |"
+      f"| {r['variant']} ({grid.changes(r['variant'])}) | {r['seed']} |"
+      f" {mine.loss:.3f} |"
+      f" {mine.loss - other.loss:+.3f} | {size} | {', '.join(common) or '–'} |"
       f" {len(mine.passed)} ({len(other.passed)}) |"
     )
   if not rows:
