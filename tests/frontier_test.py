@@ -320,6 +320,10 @@ class CompareTest(parameterized.TestCase):
     # {t, u} by 3 models is 6 pairs, {t} by 4 is 4.
     self.assertEqual(compare.common_tasks(models), ("t", "u"))
     self.assertEqual(compare.common_tasks([]), ())
+    # More models weigh more than more tasks: {t} by 5, not {t, u, v, w} by 2.
+    wide = [model(n, 3.0, dict.fromkeys("tuvw", 5)) for n in "pq"]
+    narrow = [model(n, 3.0, {"t": 5}) for n in "xyz"]
+    self.assertEqual(compare.common_tasks([*wide, *narrow]), ("t",))
     # One model alone is no comparison, however much it passes.
     many = model("m", 3.0, dict.fromkeys("abcdefgh", 5))
     self.assertEqual(compare.common_tasks([*models, many]), ("t", "u"))
@@ -405,13 +409,20 @@ class VariantsTest(absltest.TestCase):
     base["tasks"]["u"] = base["tasks"]["t"] | {"num_edges": 10}
     variant["tasks"]["u"] = variant["tasks"]["t"] | {"num_edges": 50}
     base["tasks"]["w"] = base["tasks"]["t"]
+    (row,) = compare.beside_base([base, variant])
+    self.assertEqual(row["tasks"], ["t", "u"])
+    self.assertEqual((row["above"], row["passed"]), (-0.25, (2, 3)))
     # 20 over none, which counts as one, and 50 over 10: sqrt(20 * 5) = 10.
-    self.assertIn(
-      "| no_sink (sink=False) | 0 | 3.750 | -0.250 | 10 | t, u | 2 (3) |",
-      results.variants_table([base, variant]),
-    )
+    self.assertAlmostEqual(row["edges"], 10.0)
     other_seed = base | {"seed": 1}
-    self.assertEqual(results.variants_table([other_seed, variant]), "")
+    self.assertEqual(compare.beside_base([other_seed, variant]), [])
+
+  def test_a_variant_with_no_task_in_common_has_no_size(self):
+    base = result("b", "b", 8, 0.5, 4.0, edges=1)
+    variant = result("v", "v", 8, 0.5, 3.75, edges=20, variant="no_sink")
+    variant["tasks"] = {"u": variant["tasks"]["t"]}
+    (row,) = compare.beside_base([base, variant])
+    self.assertIsNone(row["edges"])
 
   def test_losses_by_what_abstopk_keeps(self):
     models = [
@@ -510,7 +521,7 @@ class WriteTest(absltest.TestCase):
     self.assertNotIn("outside the interval", text)
     self.assertIn("make it", text)
     self.assertEqual((root / "docs" / "results.md").read_text(), text)
-    for name in ("frontier", "followup"):
+    for name in ("frontier", "tasks", "followup"):
       png = (root / f"{name}.png").read_bytes()
       self.assertEqual(png[:8], b"\x89PNG\r\n\x1a\n")
       self.assertIn(b"<svg", (root / f"{name}.svg").read_bytes())

@@ -138,8 +138,9 @@ def common_tasks(models: Sequence[Model]) -> tuple[str, ...]:
 
   Means over different tasks cannot be compared. Of all sets of tasks that two
   models have in common: one that dense and sparse models pass, if there is one;
-  then the one with the most (model, task) pairs, each model passing all of the
-  set; then the one of more tasks.
+  then the one with the largest number of models that pass all of it, times the
+  square root of its number of tasks, by which the error of a mean falls; then
+  the one of more tasks.
   """
   pairs = itertools.combinations([m.passed for m in models], 2)
   candidates = {a & b for a, b in pairs} - {frozenset()}
@@ -147,7 +148,8 @@ def common_tasks(models: Sequence[Model]) -> tuple[str, ...]:
   def score(tasks):
     kinds = [m.is_dense for m in models if tasks <= m.passed]
     both = len(set(kinds)) > 1
-    return both, len(tasks) * len(kinds), len(tasks), sorted(tasks)
+    weight = len(tasks) ** 0.5 * len(kinds)
+    return both, weight, len(tasks), sorted(tasks)
 
   return tuple(sorted(max(candidates, key=score, default=())))
 
@@ -376,6 +378,40 @@ def best(ratios: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
   return max(found, key=value, default=None)
 
 
+def beside_base(
+  results: Sequence[Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+  """Returns every variant's cell beside its base: the one without the variant.
+
+  Each has the `variant` and `seed`, its `loss`, `above`: by how much that is
+  higher than the base's, the `tasks` that both pass, `edges` over the base's
+  (geometric mean over those tasks, None without any), and how many tasks it and
+  the base have `passed`. Variants without a finished base are left out.
+  """
+  key = lambda r: (r["width"], r["density"], r["seed"])
+  bases = {key(r): r for r in results if not r["variant"]}
+  rows = []
+  for result in results:
+    base = bases.get(key(result))
+    if not result["variant"] or base is None:
+      continue
+    (mine,), (other,) = models_of([result]), models_of([base])
+    tasks = sorted(mine.passed & other.passed)
+    logs = [m.log_sizes("num_edges", tasks) for m in (mine, other)]
+    rows.append(
+      {
+        "variant": result["variant"],
+        "seed": result["seed"],
+        "loss": mine.loss,
+        "above": mine.loss - other.loss,
+        "tasks": tasks,
+        "edges": float(np.exp(np.mean(logs[0] - logs[1]))) if tasks else None,
+        "passed": (len(mine.passed), len(other.passed)),
+      }
+    )
+  return rows
+
+
 def compare_cells(
   results: Sequence[Mapping[str, Any]], contenders: Sequence[str] = ()
 ) -> dict[str, Any]:
@@ -390,6 +426,7 @@ def compare_cells(
     whether it is on the frontier: no variant, or a contender; `ratios`: of
     every model that is not dense; `best`: the largest among the sparse models
     on the frontier. The choice of the largest is not corrected for.
+    `variants`: as `beside_base` returns.
     `without_edges`: cells and tasks whose circuit has no edge and counts as
     one.
   """
@@ -425,6 +462,7 @@ def compare_cells(
     "models": described,
     "ratios": ratios,
     "best": best([r for r in ratios if r["model"] in on_frontier]),
+    "variants": beside_base(results),
     "without_edges": [
       f"{r['name']}: {task}"
       for r in results

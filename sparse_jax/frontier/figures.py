@@ -1,6 +1,7 @@
 """The pictures: size against loss, and the follow-up figures."""
 
 import io
+import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from matplotlib import axes as axes_lib
 from matplotlib import figure
 
 from sparse_jax import files
-from sparse_jax.frontier import grid
+from sparse_jax.frontier import compare, grid
 
 NAMES = {
   "num_edges": "edges",
@@ -62,6 +63,19 @@ def _errorbar(axes: axes_lib.Axes, x, sizes, **style):
   )
 
 
+def _shared_legend(drawing: figure.Figure, handles, labels) -> None:
+  """Puts one legend for all panels below them, if there is anything in it."""
+  if labels:
+    drawing.legend(
+      list(handles),
+      list(labels),
+      loc="outside lower center",
+      ncols=len(labels),
+      fontsize=8,
+      frameon=False,
+    )
+
+
 def plot_frontier(path: pathlib.Path, comparison: Mapping[str, Any]) -> None:
   """Draws circuit size against held-out loss, one curve a width.
 
@@ -92,14 +106,59 @@ def plot_frontier(path: pathlib.Path, comparison: Mapping[str, Any]) -> None:
     axes.set(yscale="log", xlabel="held-out loss, nats a token", ylabel=name)
     axes.invert_xaxis()
     axes.grid(alpha=0.2)
-  if panels[0].containers:
-    panels[0].legend(fontsize=8, frameon=False)
+  _shared_legend(drawing, *panels[0].get_legend_handles_labels())
   tasks = comparison["common_tasks"]
   drawing.suptitle(
     "Size of circuits that meet the target loss on validation pairs: geometric"
     f" mean over {len(tasks)} tasks; better models to the right",
     fontsize=10,
   )
+  _save(drawing, path)
+
+
+def plot_tasks(
+  path: pathlib.Path,
+  results: Sequence[Mapping[str, Any]],
+  comparison: Mapping[str, Any],
+) -> None:
+  """Draws every circuit's edges against its model's loss, a panel a task.
+
+  Args:
+    path: without suffix; `.png` and `.svg` are written.
+    results: the finished cells.
+    comparison: as `compare.compare_cells` returns.
+  """
+  names = compare.pruned_tasks(results)
+  rows = max(-(-len(names) // 4), 1)
+  drawing = figure.Figure(figsize=(13, 0.6 + 2.6 * rows), layout="constrained")
+  panels = drawing.subplots(
+    rows, 4, sharex=True, sharey=True, squeeze=False
+  ).flat
+  cells = {r["name"]: r for r in results}
+  handles = {}
+  for axes, task in itertools.zip_longest(panels, names):
+    if task is None:
+      axes.set_axis_off()
+      continue
+    for label, colour, curve in _curves(comparison["models"]):
+      points = [
+        (cells[name]["eval_loss"], max(found["num_edges"], 1))
+        for m in curve
+        for name in m["cells"]
+        if (found := cells[name]["tasks"].get(task, {})).get("meets_target")
+      ]
+      if points:
+        handles[label] = axes.plot(
+          *zip(*points, strict=True), "o", ms=4, color=colour
+        )[0]
+    axes.set_title(task, fontsize=9)
+    axes.set_yscale("log")
+    axes.grid(alpha=0.2)
+  if names:
+    drawing.axes[0].invert_xaxis()
+  drawing.supxlabel("held-out loss, nats a token", fontsize=9)
+  drawing.supylabel("edges", fontsize=9)
+  _shared_legend(drawing, handles.values(), handles.keys())
   _save(drawing, path)
 
 
@@ -145,38 +204,33 @@ def plot_followup(path: pathlib.Path, comparison: Mapping[str, Any]) -> None:
   of_size.set(yscale="log", ylabel="edges")
   if of_loss.lines:
     of_loss.legend(fontsize=8, frameon=False)
-  for i, m in enumerate(with_base(comparison["models"])):
-    size = m["sizes"]["num_edges"]
-    if size is None:
-      continue
-    name = grid.changes(m["variant"]) or "base"
-    colour = f"C{i}"
-    _errorbar(of_variants, [m["eval_loss"]], [size], label=name, color=colour)
-  if of_variants.containers:
-    of_variants.legend(fontsize=8, frameon=False)
-  else:
-    of_variants.text(
-      0.5,
-      0.5,
-      "no variant is finished",
-      ha="center",
-      transform=of_variants.transAxes,
-    )
-  of_variants.set(
-    yscale="log",
-    xlabel="held-out loss, nats a token",
-    ylabel="edges",
-    title="one thing changed at a time",
-  )
-  of_variants.invert_xaxis()
-  of_variants.grid(alpha=0.2)
+  _plot_variants(of_variants, comparison["variants"])
   _save(drawing, path)
 
 
-def with_base(models: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-  """Returns the variants, behind the model that they are variants of."""
-  variants = [m for m in models if m["variant"]]
-  same = lambda m: any(
-    (m["width"], m["density"]) == (v["width"], v["density"]) for v in variants
+def _plot_variants(axes: axes_lib.Axes, rows) -> None:
+  """Draws edges over the base's against loss above the base's."""
+  axes.plot([0], [1], marker="*", ms=11, ls="", color=_DENSE, label="base")
+  names = list(dict.fromkeys(v["variant"] for v in rows))
+  for i, name in enumerate(names):
+    shown = [v for v in rows if v["variant"] == name and v["edges"]]
+    axes.plot(
+      [v["above"] for v in shown],
+      [v["edges"] for v in shown],
+      marker="o",
+      ms=5,
+      ls="",
+      color=f"C{i}",
+      label=grid.changes(name),
+    )
+  axes.set(
+    yscale="log",
+    xlabel="held-out loss above the base's, nats a token",
+    ylabel="edges over the base's",
+    title="one thing changed at a time" if rows else "no variant is finished",
   )
-  return [m for m in models if not m["variant"] and same(m)] + variants
+  for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+    ticks("{x:g}")
+  axes.legend(fontsize=8, frameon=False)
+  axes.invert_xaxis()
+  axes.grid(alpha=0.2, which="both")

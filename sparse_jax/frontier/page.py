@@ -27,6 +27,7 @@ def write(
   text = page.document(
     "Sparse and dense circuits at the same loss",
     _picture(workdir / "frontier.png", "Circuit size against held-out loss"),
+    _picture(workdir / "tasks.png", "The same for every task by itself"),
     _ratio_table(comparison),
     _cell_table(results),
     _el(

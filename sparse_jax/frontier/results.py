@@ -11,8 +11,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from sparse_jax import files
 from sparse_jax.frontier import cells, compare, figures, grid, page
 
@@ -30,8 +28,8 @@ def write(
 ) -> str:
   """Writes everything that the finished cells show; returns the Markdown.
 
-  `frontier.json`, `frontier.csv`, `frontier.{png,svg}`, `followup.{png,svg}`,
-  `frontier.html` and `results.md`.
+  `frontier.json`, `frontier.csv`, `results.md`, `frontier.html`, and the
+  pictures `frontier`, `tasks` and `followup` as PNG and SVG.
 
   Args:
     workdir: of the grid.
@@ -61,6 +59,7 @@ def write(
   for directory in (workdir, *([] if docs is None else [docs])):
     directory = pathlib.Path(directory)
     figures.plot_frontier(directory / "frontier", comparison)
+    figures.plot_tasks(directory / "tasks", results, comparison)
     figures.plot_followup(directory / "followup", comparison)
     files.write_bytes(directory / "results.md", text.encode())
   page.write(workdir, results, comparison)
@@ -290,7 +289,7 @@ def _along_activation(models) -> list[str]:
   """In the paper some AbsTopK helps and too much hurts (figure 37)."""
   varied = [
     m
-    for m in figures.with_base(models)
+    for m in _with_base(models)
     if not m["variant"]
     or set(grid.VARIANTS[m["variant"]]) == {"sparsity.activation_fraction"}
   ]
@@ -306,6 +305,15 @@ def _along_activation(models) -> list[str]:
     f" 37). By the share of channels that it keeps, the loss here is {shown}:"
     f" least at {best:.3g}."
   ]
+
+
+def _with_base(models):
+  """Returns the variants, behind the model that they are variants of."""
+  variants = [m for m in models if m["variant"]]
+  same = lambda m: any(
+    (m["width"], m["density"]) == (v["width"], v["density"]) for v in variants
+  )
+  return [m for m in models if not m["variant"] and same(m)] + variants
 
 
 def _grid_text(outcome: Mapping[str, Any], num_finished: int) -> str:
@@ -325,34 +333,24 @@ def _grid_text(outcome: Mapping[str, Any], num_finished: int) -> str:
   return "\n".join(lines)
 
 
-def variants_table(results: Sequence[cells.Result]) -> str:
-  """Returns loss and circuit size of every variant beside its base, or ""."""
-  key = lambda r: (r["width"], r["density"], r["seed"])
-  bases = {key(r): r for r in results if not r["variant"]}
-  rows = []
-  for r in results:
-    base = bases.get(key(r))
-    if not r["variant"] or base is None:
-      continue
-    (mine,), (other,) = compare.models_of([r]), compare.models_of([base])
-    common = sorted(mine.passed & other.passed)
-    size = "–"
-    if common:
-      logs = [m.log_sizes("num_edges", common) for m in (mine, other)]
-      size = f"{np.exp(np.mean(logs[0] - logs[1])):.3g}"
-    rows.append(
-      f"| {r['variant']} ({grid.changes(r['variant'])}) | {r['seed']} |"
-      f" {mine.loss:.3f} |"
-      f" {mine.loss - other.loss:+.3f} | {size} | {', '.join(common) or '–'} |"
-      f" {len(mine.passed)} ({len(other.passed)}) |"
+def _variants(comparison) -> str:
+  """Returns every variant beside its base, or ""."""
+  rows = [
+    (
+      f"{v['variant']} ({grid.changes(v['variant'])})",
+      str(v["seed"]),
+      f"{v['loss']:.3f}",
+      f"{v['above']:+.3f}",
+      "–" if v["edges"] is None else f"{v['edges']:.3g}",
+      ", ".join(v["tasks"]) or "–",
+      "{} ({})".format(*v["passed"]),
     )
-  if not rows:
-    return ""
-  head = (
-    "| variant | seed | held-out loss | above the base's | edges over the"
-    " base's | tasks in common | tasks passed (the base's) |"
-  )
-  return "\n".join([head, "|---" * 7 + "|", *rows])
+    for v in comparison["variants"]
+  ]
+  header = ("variant", "seed", "held-out loss", "above the base's")
+  header += ("edges over the base's", "tasks in common")
+  header += ("tasks passed (the base's)",)
+  return _table(header, rows) if rows else ""
 
 
 def _machines(results) -> str:
@@ -397,6 +395,9 @@ def markdown(
     + (f" Circuits of no edge count as one: {zero}." if zero else ""),
     shown("frontier"),
     _models(comparison),
+    "Every task by itself: each point is a circuit of one cell that meets the"
+    " target, drawn at one if it has no edge.",
+    shown("tasks"),
     "Edges of every circuit, those that are needed in brackets:",
     _per_task(results),
     "## Ratio at matched loss",
@@ -420,7 +421,7 @@ def markdown(
     "Variants, one thing changed at a time, against the cell of the same width,"
     " density and seed: the loss above that cell's, and edges over its edges"
     " (geometric mean over the tasks that both pass; no edge counts as one).",
-    variants_table(results) or "None is finished.",
+    _variants(comparison) or "None is finished.",
     "## The paper's findings, at this scale",
     "\n".join(f"- {line}" for line in agreement_with_paper(comparison))
     or "Too few cells to say.",
