@@ -253,6 +253,16 @@ class CompareTest(parameterized.TestCase):
     self.assertAlmostEqual(some, 10.0, places=6)
     self.assertAlmostEqual(found["ratio"]["value"], math.sqrt(500), places=6)
 
+  def test_a_wider_dense_model_of_higher_loss_is_no_baseline(self):
+    by_width = lambda *losses: [
+      model(str(i), loss, {"t": 1}, width=8 * (i + 1))
+      for i, loss in enumerate(losses)
+    ]
+    names = lambda models: [m.name for m in compare.baseline(models)]
+    self.assertEqual(names(by_width(4.0, 3.0, 3.5, 2.0)[::-1]), ["0", "1", "3"])
+    self.assertEqual(names(by_width(4.0, 4.0)), ["0"])
+    self.assertEqual(names([]), [])
+
   def test_draws_outside_the_dense_range_are_left_out_and_counted(self):
     dense = [model("a", 4.0, {"t": 100}), model("b", 3.0, {"t": 400})]
     # Of four draws of its seeds one has both at 2.9, below the better model.
@@ -379,6 +389,26 @@ def result(name, model_name, width, density, loss, edges, variant=""):
       "<u>": {"learned": False, "reasons": ["accuracy"]},
     },
   }
+
+
+class BaselineTest(absltest.TestCase):
+  def test_a_beaten_dense_model_is_shown_apart_and_said(self):
+    found = [
+      result("dense_d8_s0", "dense_d8", 8, 1.0, 4.0, 100),
+      result("dense_d16_s0", "dense_d16", 16, 1.0, 3.0, 400),
+      result("dense_d32_s0", "dense_d32", 32, 1.0, 3.2, 40_000),
+      result("s_s0", "s", 32, 0.1, _MIDDLE, 20),
+    ]
+    comparison = frontier.compare_cells(found)
+    self.assertAlmostEqual(
+      comparison["best"]["ratios"]["num_edges"]["value"], 10
+    )
+    (ratio,) = comparison["ratios"]
+    self.assertGreater(ratio["with_all_dense"]["value"], 100)
+    curves = {c: ms for c, _, ms in figures._curves(comparison["models"])}
+    apart = curves["dense, a narrower one is better"]
+    self.assertEqual([m["name"] for m in apart], ["dense_d32"])
+    self.assertIn("`dense_d32`", results._beaten(comparison))
 
 
 class VariantsTest(absltest.TestCase):

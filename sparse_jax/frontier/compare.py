@@ -187,6 +187,19 @@ def _interval(value, drawn) -> dict[str, float | None]:
   return {"value": float(np.exp(value)), "low": low, "high": high}
 
 
+def baseline(dense: Iterable[Model]) -> list[Model]:
+  """Returns the dense models whose loss no narrower one equals or beats.
+
+  A wider model of higher loss is undertrained: its circuits are larger than
+  dense ones of that loss need to be.
+  """
+  kept: list[Model] = []
+  for model in sorted(dense, key=lambda m: m.width):
+    if not kept or model.loss < kept[-1].loss:
+      kept.append(model)
+  return kept
+
+
 def bracket(dense: Sequence[Model], loss: float) -> tuple[Model, Model] | None:
   """Returns the neighbouring dense models whose losses enclose `loss`.
 
@@ -423,18 +436,27 @@ def compare_cells(
 
   Returns:
     `models`: each with its loss and its mean sizes over `common_tasks`, and
-    whether it is on the frontier: no variant, or a contender; `ratios`: of
-    every model that is not dense; `best`: the largest among the sparse models
-    on the frontier. The choice of the largest is not corrected for.
+    whether it is on the frontier: in the dense `baseline`, or sparse and no
+    variant, or a contender; `ratios`: of every model that is not dense, and
+    as `with_all_dense` that of edges without regard to `baseline`; `best`: the
+    largest among the sparse models on the frontier. The choice of the largest
+    is not corrected for.
     `variants`: as `beside_base` returns.
     `without_edges`: cells and tasks whose circuit has no edge and counts as
     one.
   """
   models = models_of(results)
   dense = [m for m in models if m.is_dense]
-  frontier = [m for m in models if not m.variant or m.variant in contenders]
+  sparse = [m for m in models if not m.is_dense]
+  frontier = baseline(dense) + [
+    m for m in sparse if not m.variant or m.variant in contenders
+  ]
   common = common_tasks(frontier)
-  ratios = [ratio_at_matched_loss(dense, m) for m in models if not m.is_dense]
+  ratios = [
+    ratio_at_matched_loss(baseline(dense), m)
+    | {"with_all_dense": ratio_at_matched_loss(dense, m)["ratios"]["num_edges"]}
+    for m in sparse
+  ]
   on_frontier = {m.name for m in frontier}
   described = [
     {

@@ -21,6 +21,7 @@ NAMES = {
 }
 _COLOURS = ("#1a5a96", "#c04a12", "#1d7a55", "#8743b3", "#a06a00")
 _DENSE = "#22262b"
+_BEATEN = "#9aa0a6"
 
 
 def _save(drawing: figure.Figure, path: pathlib.Path) -> None:
@@ -39,7 +40,12 @@ def _label(model: Mapping[str, Any]) -> str:
 def _curves(models: Sequence[Mapping[str, Any]]):
   """Yields (label, colour, models of falling density) of every curve."""
   dense = [m for m in models if m["density"] == 1]
-  yield "dense", _DENSE, sorted(dense, key=lambda m: m["width"])
+  for label, colour, on_frontier in (
+    ("dense", _DENSE, True),
+    ("dense, a narrower one is better", _BEATEN, False),
+  ):
+    curve = [m for m in dense if m["on_frontier"] == on_frontier]
+    yield label, colour, sorted(curve, key=lambda m: m["width"])
   sparse = [m for m in models if m["density"] < 1 and m["on_frontier"]]
   kind = lambda m: (m["variant"], m["width"])
   for i, (variant, width) in enumerate(sorted({kind(m) for m in sparse})):
@@ -104,6 +110,7 @@ def plot_frontier(path: pathlib.Path, comparison: Mapping[str, Any]) -> None:
           color=colour,
         )
     axes.set(yscale="log", xlabel="held-out loss, nats a token", ylabel=name)
+    axes.margins(x=0.12)
     axes.invert_xaxis()
     axes.grid(alpha=0.2)
   _shared_legend(drawing, *panels[0].get_legend_handles_labels())
@@ -172,7 +179,7 @@ def plot_followup(path: pathlib.Path, comparison: Mapping[str, Any]) -> None:
   drawing = figure.Figure(figsize=(13, 4.6), layout="constrained")
   of_loss, of_size, of_variants = drawing.subplots(1, 3)
   for label, colour, curve in _curves(comparison["models"]):
-    if label == "dense" or not curve:
+    if not curve or curve[0]["density"] == 1:
       continue
     of_loss.plot(
       [m["density"] for m in curve],

@@ -189,6 +189,21 @@ def _ratios(comparison) -> str:
   return _table(header, rows)
 
 
+def _beaten(comparison) -> str:
+  """Returns why some dense models are not in the baseline, or ""."""
+  names = [
+    f"`{m['name']}`"
+    for m in comparison["models"]
+    if m["density"] == 1 and not m["on_frontier"]
+  ]
+  if not names:
+    return ""
+  return (
+    f" Not in the dense curve, because a narrower dense model has at most the"
+    f" same loss: {', '.join(names)}."
+  )
+
+
 def _sensitivity(comparison) -> str:
   """Returns the ratios of edges of other choices of seeds and tasks, or ""."""
   shown = lambda value: "–" if value is None else f"{value:.3g}"
@@ -201,13 +216,15 @@ def _sensitivity(comparison) -> str:
         compare.shown_interval(ratio[f"ratios_{name}"]["num_edges"])
         for name in ("of_smallest", "with_edges", "on_test")
       ),
+      compare.shown_interval(ratio["with_all_dense"]),
       ", ".join(ratio["tasks_on_test"]) or "–",
     )
     for ratio in comparison["ratios"]
     if ratio["ratios"]["num_edges"]
   ]
   header = ("model", "as above", "by seed", "smallest of seeds")
-  header += ("none empty", "on test pairs", "tasks on test pairs")
+  header += ("none empty", "on test pairs", "all dense")
+  header += ("tasks on test pairs",)
   return _table(header, rows) if rows else ""
 
 
@@ -404,14 +421,15 @@ def markdown(
     "Dense size over sparse size at the sparse model's own loss, task by task"
     " on the dense curve; nothing is extrapolated. The largest ratio is the"
     " headline; that it was chosen is not corrected for, and an interval over"
-    " one or two seeds is too narrow.",
+    " one or two seeds is too narrow." + _beaten(comparison),
     _ratios(comparison),
-    "How far the ratio of edges depends on seeds and tasks. By seed: each seed"
-    " of the sparse model alone. Smallest of seeds: for every model and task"
-    " the smallest circuit of its seeds, so that one failed search does not"
-    " decide. None empty: without the tasks for which some circuit has no edge."
-    " On test pairs: the tasks whose circuits meet the target on test pairs, of"
-    " new templates, too.",
+    "How far the ratio of edges depends on seeds, tasks and the dense curve. By"
+    " seed: each seed of the sparse model alone, a dash outside the dense"
+    " losses. Smallest of seeds: for every model and task the smallest circuit"
+    " of its seeds, so that one failed search does not decide. None empty:"
+    " without the tasks for which some circuit has no edge. On test pairs: with"
+    " the tasks whose circuits meet the target on test pairs, of new templates."
+    " All dense: between dense models that a narrower one beats as well.",
     _sensitivity(comparison) or "No ratio yet.",
     "Tasks left out of both sides of a ratio, because one side has not learned"
     " them or has no circuit that meets the target:",
