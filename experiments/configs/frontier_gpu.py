@@ -31,6 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.sparse_steps = 4000
   c.seeds = (0, 1)
   c.variants = tuple(sorted(frontier.VARIANTS))
+  c.contenders = ("activation_1",)
   c.variant_width = 256
   c.variant_density = 1 / 8
   c.trust = False

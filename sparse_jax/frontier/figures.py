@@ -138,12 +138,10 @@ def plot_tasks(
   names = compare.pruned_tasks(results)
   rows = max(-(-len(names) // 4), 1)
   drawing = figure.Figure(figsize=(13, 0.6 + 2.6 * rows), layout="constrained")
-  panels = drawing.subplots(
-    rows, 4, sharex=True, sharey=True, squeeze=False
-  ).flat
+  panels = drawing.subplots(rows, 4, sharex=True, sharey=True, squeeze=False)
   cells = {r["name"]: r for r in results}
   handles = {}
-  for axes, task in itertools.zip_longest(panels, names):
+  for axes, task in itertools.zip_longest(panels.flat, names):
     if task is None:
       axes.set_axis_off()
       continue
@@ -163,8 +161,10 @@ def plot_tasks(
     axes.grid(alpha=0.2)
   if names:
     drawing.axes[0].invert_xaxis()
-  drawing.supxlabel("held-out loss, nats a token", fontsize=9)
-  drawing.supylabel("edges", fontsize=9)
+  for axes in panels[-1]:
+    axes.set_xlabel("held-out loss, nats a token", fontsize=9)
+  for axes in panels[:, 0]:
+    axes.set_ylabel("edges", fontsize=9)
   _shared_legend(drawing, handles.values(), handles.keys())
   _save(drawing, path)
 
