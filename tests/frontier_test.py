@@ -12,8 +12,10 @@ import sys
 import tempfile
 
 import hypothesis
+import numpy as np
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
+from matplotlib import colors, image
 
 from sparse_jax import config as config_lib
 from sparse_jax import errors, files, frontier, host
@@ -411,6 +413,28 @@ class BaselineTest(absltest.TestCase):
     self.assertIn("`dense_d32`", results._beaten(comparison))
 
 
+class PointsTest(absltest.TestCase):
+  def test_the_picture_has_the_curve_s_colour_where_a_point_is(self):
+    root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    found = [
+      result("dense_d8_s0", "dense_d8", 8, 1.0, 4.0, 100),
+      result("s_s0", "s", 32, 0.1, 3.0, 0),
+    ]
+    comparison = frontier.compare_cells(found)
+    points = figures.plot_tasks(root / "tasks", found, comparison)
+    self.assertEqual(
+      [(p.cell, p.task, p.edges) for p in points],
+      [("dense_d8_s0", "t", 100), ("s_s0", "t", 0)],
+    )
+    picture = image.imread(root / "tasks.png")
+    height, width, _ = picture.shape
+    for point, colour in zip(
+      points, (figures._DENSE, figures._COLOURS[0]), strict=True
+    ):
+      pixel = picture[int(point.y * height), int(point.x * width)]
+      np.testing.assert_allclose(pixel[:3], colors.to_rgb(colour), atol=0.01)
+
+
 class VariantsTest(absltest.TestCase):
   def test_only_a_contender_stands_on_the_frontier_and_may_lead_it(self):
     found = [
@@ -563,6 +587,8 @@ class WriteTest(absltest.TestCase):
     page = (root / "frontier.html").read_text()
     self.assertIn('href="cells/s_s0/report.html"', page)
     self.assertNotIn("<u>", page)
+    self.assertIn("<title>s_s0, t: 20 edges</title>", page)
+    self.assertIn("have 10 times as many edges as those of s", page)
 
   def test_the_headline_without_a_ratio_says_so(self):
     found = [result("dense_d8_s0", "dense_d8", 8, 1.0, 4.0, 100)]

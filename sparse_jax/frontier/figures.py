@@ -1,5 +1,6 @@
 """The pictures: size against loss, and the follow-up figures."""
 
+import dataclasses
 import io
 import itertools
 import pathlib
@@ -123,39 +124,58 @@ def plot_frontier(path: pathlib.Path, comparison: Mapping[str, Any]) -> None:
   _save(drawing, path)
 
 
+@dataclasses.dataclass(frozen=True)
+class Point:
+  """Where a circuit is in a picture.
+
+  Attributes:
+    cell: name of the model's cell.
+    task: what the circuit does.
+    edges: how many it has.
+    x: share of the picture's width, from the left.
+    y: share of its height, from the top.
+  """
+
+  cell: str
+  task: str
+  edges: int
+  x: float
+  y: float
+
+
 def plot_tasks(
   path: pathlib.Path,
   results: Sequence[Mapping[str, Any]],
   comparison: Mapping[str, Any],
-) -> None:
+) -> list[Point]:
   """Draws every circuit's edges against its model's loss, a panel a task.
 
   Args:
     path: without suffix; `.png` and `.svg` are written.
     results: the finished cells.
     comparison: as `compare.compare_cells` returns.
+
+  Returns:
+    Where its points are, so that a page can link each to its circuit.
   """
   names = compare.pruned_tasks(results)
   rows = max(-(-len(names) // 4), 1)
   drawing = figure.Figure(figsize=(13, 0.6 + 2.6 * rows), layout="constrained")
   panels = drawing.subplots(rows, 4, sharex=True, sharey=True, squeeze=False)
   cells = {r["name"]: r for r in results}
-  handles = {}
+  handles, drawn = {}, []
   for axes, task in itertools.zip_longest(panels.flat, names):
     if task is None:
       axes.set_axis_off()
       continue
     for label, colour, curve in _curves(comparison["models"]):
-      points = [
-        (cells[name]["eval_loss"], max(found["num_edges"], 1))
-        for m in curve
-        for name in m["cells"]
-        if (found := cells[name]["tasks"].get(task, {})).get("meets_target")
-      ]
-      if points:
-        handles[label] = axes.plot(
-          *zip(*points, strict=True), "o", ms=4, color=colour
-        )[0]
+      for name in (name for m in curve for name in m["cells"]):
+        found = cells[name]["tasks"].get(task, {})
+        if found.get("meets_target"):
+          edges = found["num_edges"]
+          at = cells[name]["eval_loss"], max(edges, 1)
+          (handles[label],) = axes.plot(*at, "o", ms=4, color=colour)
+          drawn.append((name, task, edges, axes, at))
     axes.set_title(task, fontsize=9)
     axes.set_yscale("log")
     axes.grid(alpha=0.2)
@@ -166,7 +186,13 @@ def plot_tasks(
   for axes in panels[:, 0]:
     axes.set_ylabel("edges", fontsize=9)
   _shared_legend(drawing, handles.values(), handles.keys())
-  _save(drawing, path)
+  _save(drawing, path)  # After it the layout is final.
+  share = drawing.transFigure.inverted().transform
+  points = []
+  for *described, axes, at in drawn:
+    x, y = share(axes.transData.transform(at))
+    points.append(Point(*described, x=float(x), y=1 - float(y)))
+  return points
 
 
 def plot_followup(path: pathlib.Path, comparison: Mapping[str, Any]) -> None:

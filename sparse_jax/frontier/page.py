@@ -2,6 +2,7 @@
 
 import base64
 import pathlib
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,18 +17,28 @@ def write(
   workdir: pathlib.Path,
   results: Sequence[cells.Result],
   comparison: Mapping[str, Any],
+  points: Sequence[figures.Point],
+  headline: str,
 ) -> None:
   """Writes frontier.html into a grid's directory.
 
   Self-contained but for the links to the cells' own pages, which are relative.
+
+  Args:
+    workdir: of the grid, with the pictures.
+    results: its finished cells.
+    comparison: as `compare.compare_cells` returns, with `grid`.
+    points: of tasks.png, as `figures.plot_tasks` returns.
+    headline: what the grid has shown, in a sentence.
 
   Raises:
     InputError: if a picture is missing or the disk refuses.
   """
   text = page.document(
     "Sparse and dense circuits at the same loss",
+    _el("p", headline, class_="lead"),
     _picture(workdir / "frontier.png", "Circuit size against held-out loss"),
-    _picture(workdir / "tasks.png", "The same for every task by itself"),
+    _linked_picture(workdir / "tasks.png", points),
     _ratio_table(comparison),
     _cell_table(results),
     _el(
@@ -39,11 +50,58 @@ def write(
   files.write_bytes(workdir / "frontier.html", text.encode())
 
 
-def _picture(path: pathlib.Path, text: str) -> markup.Markup:
+def _source(path: pathlib.Path) -> str:
   with files.disk_errors(path):
     data = base64.b64encode(path.read_bytes()).decode("ascii")
-  source = f"data:image/png;base64,{data}"
-  return _el("figure", _el("img", src=source, alt=text, width="100%"))
+  return f"data:image/png;base64,{data}"
+
+
+def _picture(path: pathlib.Path, text: str) -> markup.Markup:
+  return _el("figure", _el("img", src=_source(path), alt=text, width="100%"))
+
+
+def _page_of(cell: str) -> str:
+  return f"cells/{cell}/report.html"
+
+
+def _linked_picture(
+  path: pathlib.Path, points: Sequence[figures.Point]
+) -> markup.Markup:
+  """Returns a picture whose points lead to their circuits' pages."""
+  with files.disk_errors(path):
+    # A PNG's first chunk holds its size in pixels.
+    width, height = struct.unpack(">II", path.read_bytes()[16:24])
+  links = [
+    _el(
+      "a",
+      _el("title", f"{p.cell}, {p.task}: {parts.plural(p.edges, 'edge')}"),
+      _el(
+        "circle",
+        cx=f"{p.x * width:.1f}",
+        cy=f"{p.y * height:.1f}",
+        r=9,
+        fill="transparent",
+      ),
+      href=_page_of(p.cell),
+    )
+    for p in points
+  ]
+  return _el(
+    "figure",
+    _el(
+      "svg",
+      _el("title", "Edges against held-out loss, task by task"),
+      _el("image", href=_source(path), width=width, height=height),
+      links,
+      viewBox=f"0 0 {width} {height}",
+      width="100%",
+    ),
+    _el(
+      "figcaption",
+      "Every circuit that meets the target: its edges, one if it has none,"
+      " against its model's loss. A point leads to its circuit's page.",
+    ),
+  )
 
 
 def _ratio_table(comparison: Mapping[str, Any]) -> markup.Markup:
@@ -79,7 +137,7 @@ def _cell_table(results: Sequence[cells.Result]) -> markup.Markup:
     name = result["name"]
     link = name
     if any(f["learned"] for f in found.values()):
-      link = _el("a", name, href=f"cells/{name}/report.html")
+      link = _el("a", name, href=_page_of(name))
     rows.append(
       (
         link,

@@ -59,10 +59,10 @@ def write(
   for directory in (workdir, *([] if docs is None else [docs])):
     directory = pathlib.Path(directory)
     figures.plot_frontier(directory / "frontier", comparison)
-    figures.plot_tasks(directory / "tasks", results, comparison)
+    points = figures.plot_tasks(directory / "tasks", results, comparison)
     figures.plot_followup(directory / "followup", comparison)
     files.write_bytes(directory / "results.md", text.encode())
-  page.write(workdir, results, comparison)
+  page.write(workdir, results, comparison, points, headline(comparison))
   return text
 
 
