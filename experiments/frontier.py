@@ -7,6 +7,7 @@ several machines that share the workdir. Writes frontier.json, .csv, .png, .svg
 and .html, and results.md.
 """
 
+import dataclasses
 import pathlib
 import shlex
 import sys
@@ -131,9 +132,13 @@ def main(overrides: list[str]) -> int | None:
     of_best = next(r for r in results if r["model"] == best["model"])
     measure = config.trust and not _REPORT.value
     comparison["verdicts_of"] = of_best["name"]
-    comparison["verdicts"] = frontier.verdicts(
+    verdicts = frontier.verdicts(
       config, of_best, workdir, best["tasks"], measure
     )
+    comparison["verdicts"] = {
+      task: [dataclasses.asdict(claim) for claim in found]
+      for task, found in verdicts.items()
+    }
     write()
   print(f"\n{frontier.headline(comparison)}\n")
   print(f"page: {workdir / 'frontier.html'}, text: {workdir / 'results.md'}")

@@ -590,6 +590,22 @@ class WriteTest(absltest.TestCase):
     self.assertIn("<title>s_s0, t: 20 edges</title>", page)
     self.assertIn("have 10 times as many edges as those of s", page)
 
+  def test_verdicts_by_hand(self):
+    claim = lambda name, holds: {"name": name, "holds": holds, "need": "x"}
+    comparison = {
+      "verdicts_of": "s_s0",
+      "verdicts": {
+        "t": [claim("a", True), claim("b", False)],
+        "u": [claim("a", False)],
+      },
+    }
+    text = results._verdicts(comparison)
+    self.assertIn("`s_s0`", text)
+    self.assertIn("| claim | needs | t | u |", text)
+    self.assertIn("| a | x | yes | **no** |", text)
+    self.assertIn("| b | x | **no** | – |", text)
+    self.assertEqual(results._verdicts({}), "")
+
   def test_the_headline_without_a_ratio_says_so(self):
     found = [result("dense_d8_s0", "dense_d8", 8, 1.0, 4.0, 100)]
     text = results.headline(frontier.compare_cells(found))

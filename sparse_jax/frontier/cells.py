@@ -28,6 +28,7 @@ from sparse_jax import (
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
 from sparse_jax.frontier import grid
+from sparse_jax.trust import claims
 
 Result = dict[str, Any]  # What cell.json holds.
 FILE = "cell.json"
@@ -341,8 +342,8 @@ def verdicts(
   workdir: files.PathLike,
   names: Sequence[str],
   measure: bool,
-) -> dict[str, str]:
-  """Returns the trust verdicts of a cell's circuits, by task.
+) -> dict[str, list[claims.Claim]]:
+  """Returns what is claimed of a cell's circuits and whether it holds, by task.
 
   Evidence that a circuit already has is not measured again.
 
@@ -370,7 +371,7 @@ def verdicts(
         continue
       _add_evidence(settings, directory, circuit, by_name[name])
       circuit.save(path)
-    found[name] = circuit.metrics["trust"]["verdict"]
+    found[name] = claims.claims(circuit.metrics["trust"])
   learned = [n for n, f in result["tasks"].items() if f["learned"]]
   write_page(directory, learned, settings.model.d_head)
   return found

@@ -35,7 +35,8 @@ def write(
     workdir: of the grid.
     results: its finished cells, at least one.
     comparison: as `compare.compare_cells` returns, with `grid`, as
-      `cells.outcome` returns, and perhaps `verdicts` and `verdicts_of`.
+      `cells.outcome` returns, and perhaps `verdicts`: every claim's fields
+      by task, and `verdicts_of`: the cell.
     command: what a reader types to make all of it again.
     environment: as `host.environment` returns.
     docs: another directory that gets `results.md` and the pictures.
@@ -370,6 +371,33 @@ def _variants(comparison) -> str:
   return _table(header, rows) if rows else ""
 
 
+def _verdicts(comparison) -> str:
+  """Returns which claims hold of which circuit, or ""."""
+  by_task = comparison.get("verdicts")
+  if not by_task:
+    return ""
+  claims = {c["name"]: c["need"] for found in by_task.values() for c in found}
+  holds = {
+    (task, c["name"]): c["holds"]
+    for task, found in by_task.items()
+    for c in found
+  }
+  shown = {True: "yes", False: "**no**", None: "–"}
+  rows = [
+    (
+      name,
+      need,
+      *(shown[holds.get((task, name))] for task in by_task),
+    )
+    for name, need in claims.items()
+  ]
+  return (
+    f"Of `{comparison['verdicts_of']}`: what the evidence says of each circuit,"
+    " and what it needs for a yes. The figures are on the circuits' pages.\n\n"
+    + _table(("claim", "needs", *by_task), rows)
+  )
+
+
 def _machines(results) -> str:
   found = dict.fromkeys(
     f"{m['cores']} core{'s' if m['cores'] > 1 else ''} of {m['processor']}"
@@ -392,7 +420,6 @@ def markdown(
   seconds = sum(r["seconds"] for r in results)
   seeds = sorted({r["seed"] for r in results})
   shown = lambda name: f"![{name}]({name}.png)\n\n```sh\n{command}\n```"
-  verdicts = comparison.get("verdicts", {})
   zero = ", ".join(f"`{name}`" for name in comparison["without_edges"])
   sections = [
     "# Results",
@@ -444,10 +471,6 @@ def markdown(
     "\n".join(f"- {line}" for line in agreement_with_paper(comparison))
     or "Too few cells to say.",
     "## Verdicts on the best circuits",
-    "\n".join(
-      f"- `{task}` in `{comparison['verdicts_of']}`: {text}"
-      for task, text in verdicts.items()
-    )
-    or "Not measured.",
+    _verdicts(comparison) or "Not measured.",
   ]
   return "\n\n".join(sections) + "\n"
