@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 
+import browser
 import hypothesis
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -610,6 +611,34 @@ class WriteTest(absltest.TestCase):
     found = [result("dense_d8_s0", "dense_d8", 8, 1.0, 4.0, 100)]
     text = results.headline(frontier.compare_cells(found))
     self.assertIn("no ratio", text)
+
+
+class BrowserTest(absltest.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.browser = browser.start(cls)
+
+  def test_a_click_on_a_point_leads_to_its_circuits(self):
+    root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    found = [
+      result("dense_d8_s0", "dense_d8", 8, 1.0, 4.0, 100),
+      result("s_s0", "s", 32, 0.1, 3.0, 20),
+    ]
+    grid_outcome = {"num_cells": 2, "missing": [], "diverged": {}}
+    comparison = frontier.compare_cells(found) | {
+      "grid": grid_outcome | {"left_out": {}}
+    }
+    frontier.write(root, found, comparison, "make it", host.environment())
+    path = root / "cells" / "s_s0" / "report.html"
+    files.write_bytes(path, b"<title>circuits of s</title>")
+    self.browser.get((root / "frontier.html").as_uri())
+    (point,) = self.browser.find_elements(
+      "css selector", "a[href*=s_s0] circle"
+    )
+    point.click()
+    self.assertEqual(self.browser.title, "circuits of s")
+    self.assertEqual(self.browser.get_log("browser"), [])
 
 
 _CONFIG = """

@@ -6,10 +6,10 @@ import json
 import math
 import os
 import pathlib
-import shutil
 import tempfile
 import time
 
+import browser
 import hypothesis
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
@@ -17,8 +17,6 @@ from hypothesis import strategies as st
 from sparse_jax import errors, report, sites
 from sparse_jax.report import charts, draw, layout, markup, section, view
 
-_CHROMIUM = "/usr/bin/chromium"
-_CHROMEDRIVER = "/usr/bin/chromedriver"
 _HOSTILE = (
   "</script><script>window.pwned = 1</script>",
   '"><img src=x onerror="window.pwned = 1">',
@@ -719,43 +717,11 @@ class FileTest(parameterized.TestCase):
     self.assertEqual((self.dir / "file").read_text(), "kept")
 
 
-def start_browser(profile):
-  """Returns a headless Chromium that logs console and network."""
-  from selenium import webdriver  # noqa: PLC0415
-
-  options = webdriver.ChromeOptions()
-  options.binary_location = _CHROMIUM
-  for flag in (
-    "headless=new",
-    "no-sandbox",
-    "disable-gpu",
-    "disable-quic",
-    "no-first-run",
-    "disable-background-networking",
-    "disable-component-update",
-    "disable-sync",
-    "disable-dev-shm-usage",
-    f"user-data-dir={profile}",
-  ):
-    options.add_argument(f"--{flag}")
-  options.set_capability(
-    "goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"}
-  )
-  service = webdriver.ChromeService(executable_path=_CHROMEDRIVER)
-  return webdriver.Chrome(options=options, service=service)
-
-
 class BrowserTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    try:
-      import selenium  # noqa: F401, PLC0415
-    except ImportError:
-      raise absltest.SkipTest("needs selenium") from None
-    for program in (_CHROMIUM, _CHROMEDRIVER):
-      if not shutil.which(program):
-        raise absltest.SkipTest(f"needs {program}")
+    cls.browser = browser.start(cls)
     directory = cls.enterClassContext(tempfile.TemporaryDirectory())
     cls.path = pathlib.Path(directory, "page.html")
     circuits = [
@@ -773,8 +739,6 @@ class BrowserTest(parameterized.TestCase):
       {"step": i, "train_loss": 9 / i, "density": 1 / i} for i in range(1, 50)
     ]
     report.write_page(cls.path, circuits, training=training)
-    cls.browser = start_browser(pathlib.Path(directory, "profile"))
-    cls.addClassCleanup(cls.browser.quit)
 
   def setUp(self):
     super().setUp()
