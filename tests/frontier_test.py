@@ -271,6 +271,9 @@ class CompareTest(parameterized.TestCase):
     # Of four draws of its seeds one has both at 2.9, below the better model.
     found = self.ratio(dense, model("s", (2.9, 3.5), {"t": 20}, density=0.1))
     self.assertAlmostEqual(found["outside"], 0.25, delta=0.05)
+    share = f"without the {found['outside']:.0%} of draws"
+    self.assertIn(share, results.resampled(found))
+    self.assertNotIn("draws", results.resampled(found | {"outside": 0.0}))
     self.assertGreaterEqual(found["ratio"]["low"], 100 / 20)
     self.assertLessEqual(found["ratio"]["high"], 400 / 20)
 

@@ -109,7 +109,10 @@ def resampled(ratio: Mapping[str, Any]) -> str:
   if not over:
     return "one task and one seed a model: no interval"
   alone = "" if max(seeds) > 1 else ", one seed a model"
-  return f"90% bootstrap interval over {' and '.join(over)}{alone}"
+  outside = ratio["outside"]
+  without = f", without the {outside:.0%} of draws" if outside else ""
+  without += " whose loss no two dense models enclose" if outside else ""
+  return f"90% bootstrap interval over {' and '.join(over)}{alone}{without}"
 
 
 def headline(comparison: Mapping[str, Any]) -> str:
@@ -212,6 +215,7 @@ def _sensitivity(comparison) -> str:
     (
       f"`{ratio['model']}`",
       compare.shown_interval(ratio["ratios"]["num_edges"]),
+      f"{ratio['outside']:.0%}",
       ", ".join(map(shown, ratio["by_seed"])),
       *(
         compare.shown_interval(ratio[f"ratios_{name}"]["num_edges"])
@@ -223,7 +227,8 @@ def _sensitivity(comparison) -> str:
     for ratio in comparison["ratios"]
     if ratio["ratios"]["num_edges"]
   ]
-  header = ("model", "as above", "by seed", "smallest of seeds")
+  header = ("model", "as above", "draws outside", "by seed")
+  header += ("smallest of seeds",)
   header += ("none empty", "on test pairs", "all dense")
   header += ("tasks on test pairs",)
   return _table(header, rows) if rows else ""
@@ -450,13 +455,15 @@ def markdown(
     " headline; that it was chosen is not corrected for, and an interval over"
     " one or two seeds is too narrow." + _beaten(comparison),
     _ratios(comparison),
-    "How far the ratio of edges depends on seeds, tasks and the dense curve. By"
-    " seed: each seed of the sparse model alone, a dash outside the dense"
-    " losses. Smallest of seeds: for every model and task the smallest circuit"
-    " of its seeds, so that one failed search does not decide. None empty:"
-    " without the tasks for which some circuit has no edge. On test pairs: with"
-    " the tasks whose circuits meet the target on test pairs, of new templates."
-    " All dense: between dense models that a narrower one beats as well.",
+    "How far the ratio of edges depends on seeds, tasks and the dense"
+    " curve. Draws outside: the share of the interval's draws whose loss no"
+    " two dense models enclose, which are left out. By seed: each seed of"
+    " the sparse model alone, a dash outside the dense losses. Smallest of"
+    " seeds: for every model and task the smallest circuit of its seeds, so"
+    " that one failed search does not decide. None empty: without the tasks"
+    " for which some circuit has no edge. On test pairs: with the tasks"
+    " whose circuits meet the target on test pairs, of new templates. All"
+    " dense: between dense models that a narrower one beats as well.",
     _sensitivity(comparison) or "No ratio yet.",
     "Tasks left out of both sides of a ratio, because one side has not learned"
     " them or has no circuit that meets the target:",
