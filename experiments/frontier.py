@@ -3,8 +3,8 @@
   python -m experiments.frontier --workdir=runs/frontier
 
 The same command resumes and skips what is finished, and may be started on
-several machines that share the workdir. Writes frontier.json, .csv, .png, .svg
-and .html, and results.md.
+several machines that share the workdir. Writes frontier.json, .csv and .html,
+results.md, and the pictures frontier, tasks and followup as .png and .svg.
 """
 
 import dataclasses
@@ -69,9 +69,9 @@ def run_cells(config: frontier.FrontierConfig, workdir: pathlib.Path) -> None:
   """Runs what is not finished, in this process or in several."""
   on_cpu = jax.default_backend() == "cpu"
   count = _WORKERS.value or (workers.default_count() if on_cpu else 1)
-  todo, _ = frontier.make_cells(config)
-  missing = len(todo) - len(frontier.finished(config, workdir))
-  count = min(count, missing)
+  num_missing = lambda: len(frontier.outcome(config, workdir)["missing"])
+  total = num_missing()
+  count = min(count, total)
   if count <= 1:
     say = lambda text: print(text, flush=True)
     frontier.run(config, workdir, say)
@@ -93,8 +93,8 @@ def run_cells(config: frontier.FrontierConfig, workdir: pathlib.Path) -> None:
     ],
     count,
     workdir / "logs",
-    len(todo),
-    lambda: len(frontier.finished(config, workdir)),
+    total,
+    lambda: total - num_missing(),
   )
 
 

@@ -10,6 +10,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from unittest import mock
 
 import browser
 import hypothesis
@@ -174,6 +175,7 @@ def model(name, loss, edges, width=8, density=1.0, variant="", **missing):
     eval_losses=losses,
     figures=(figures,) * len(losses),
     target=0.15,
+    tokens=1000,
     cells=tuple(f"{name}_s{i}" for i in range(len(losses))),
   )
 
@@ -289,6 +291,18 @@ class CompareTest(parameterized.TestCase):
     self.assertAlmostEqual(second, 100 / 5, places=6)
     self.assertIsNone(outside)
 
+  def test_without_a_draw_inside_there_is_no_interval(self):
+    dense = [model("a", (4.0, 3.0), {"t": 9}), model("b", (3.0, 2.0), {"t": 9})]
+    sparse = model("s", 3.2, {"t": 3}, density=0.1)
+    with mock.patch.object(np.random, "default_rng") as rng:
+      # Always the last seed: 3.0 and 2.0 do not enclose 3.2, their means do.
+      last = lambda low, high, size: np.full(size, high - 1)
+      rng.return_value.integers = last
+      found = self.ratio(dense, sparse)
+    self.assertEqual(found["outside"], 1)
+    self.assertAlmostEqual(found["ratio"]["value"], 3.0)
+    self.assertIsNone(found["ratio"]["low"])
+
   def test_a_failed_search_does_not_decide_the_smallest_of_seeds(self):
     worse, better = (
       model(name, (loss, loss), {"t": edges, "u": 80})
@@ -362,12 +376,15 @@ class CompareTest(parameterized.TestCase):
     self.assertLess(found["low"], found["high"])
 
   def test_best_leaves_a_lucky_single_task_aside(self):
-    row = lambda value, tasks: {
+    row = lambda value, tasks, with_edges=None: {
       "ratios": {"num_edges": {"value": value} if value else None},
       "tasks": tasks,
+      "tasks_with_edges": tasks if with_edges is None else with_edges,
     }
     rows = [row(50, ["t"]), row(8, ["t", "u", "v"]), row(9, ["t", "u"])]
-    best = compare.best([*rows, row(None, ["t"] * 9)])
+    best = compare.best(
+      [*rows, row(None, ["t"] * 9, []), row(70, ["t"] * 3, [])]
+    )
     self.assertEqual(best["ratios"]["num_edges"]["value"], 9)
     self.assertIsNone(compare.best([]))
 
@@ -381,6 +398,7 @@ def result(name, model_name, width, density, loss, edges, variant=""):
     "variant": variant,
     "seed": 0,
     "eval_loss": loss,
+    "tokens": 4_096_000,
     "seconds": 60.0,
     "settings": {"prune": {}, "sparsity": {}},
     "tasks": {
@@ -573,6 +591,8 @@ class WriteTest(absltest.TestCase):
     )
     self.assertIn("have 10 times as many edges as those of s", text)
     self.assertIn("4 of the grid's 6 cells are finished", text)
+    self.assertIn("4.1M", text)
+    self.assertIn("(4 on a machine that was not noted)", text)
     self.assertIn("`later_s0`", text)
     self.assertIn("`wild_s0` diverged: training stopped", text)
     # Without a spread nothing is said about the paper's ratio.
@@ -640,6 +660,7 @@ class BrowserTest(absltest.TestCase):
       "css selector", "a[href*=s_s0] circle"
     )
     point.click()
+    self.assertTrue(self.browser.current_url.endswith("report.html#c0"))
     self.assertEqual(self.browser.title, "circuits of s")
     self.assertEqual(self.browser.get_log("browser"), [])
 

@@ -1,4 +1,4 @@
-"""The frontier on one accelerator: 105M tokens a model, d_model to 1024.
+"""The frontier on one accelerator: 105M tokens and more, d_model to 1024.
 
   python -m experiments.frontier --workdir=runs/frontier_gpu \
     --config=experiments/configs/frontier_gpu.py

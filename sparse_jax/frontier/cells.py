@@ -233,7 +233,6 @@ def run_cell(
       # It would diverge again: only its file's removal makes it try again.
       files.write_json(directory / FILE, {**described, "diverged": str(e)})
       raise
-    trained_at = time.perf_counter()
     figures = prune_cell(config, run_settings, trained, directory)
   seconds = earlier + time.perf_counter() - start
   result = {
@@ -245,7 +244,6 @@ def run_cell(
     "nonzero_block_weights": train.block_density(trained.params),
     "model_fingerprint": checkpoint.fingerprint(trained.model, trained.params),
     "seconds": seconds,
-    "pruning_seconds": time.perf_counter() - trained_at,
     "tasks": figures,
     "machine": host.environment()["machine"],
     "tokens_sha256": trained.data.manifest["sha256"][data.TOKENS],
@@ -322,6 +320,11 @@ def prune_cell(
   return figures
 
 
+def learned_tasks(result: Result) -> list[str]:
+  """Returns the tasks that a cell was pruned on, in the order of its page."""
+  return [name for name, f in result["tasks"].items() if f["learned"]]
+
+
 def write_page(
   directory: pathlib.Path, names: Sequence[str], d_head: int
 ) -> None:
@@ -372,8 +375,7 @@ def verdicts(
       _add_evidence(settings, directory, circuit, by_name[name])
       circuit.save(path)
     found[name] = claims.claims(circuit.metrics["trust"])
-  learned = [n for n, f in result["tasks"].items() if f["learned"]]
-  write_page(directory, learned, settings.model.d_head)
+  write_page(directory, learned_tasks(result), settings.model.d_head)
   return found
 
 

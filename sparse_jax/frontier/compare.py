@@ -44,6 +44,7 @@ class Model:
     eval_losses: held-out loss in nats a token, by seed.
     figures: by seed, what is known of every task.
     target: task loss that circuits are cut to, in nats a side.
+    tokens: that each cell was trained on.
     cells: names of the cells, by seed.
   """
 
@@ -55,6 +56,7 @@ class Model:
   eval_losses: tuple[float, ...]
   figures: tuple[Mapping[str, Mapping[str, Any]], ...]
   target: float
+  tokens: int
   cells: tuple[str, ...]
 
   @property
@@ -129,6 +131,7 @@ def _model_of(name: str, cells: Sequence[Mapping[str, Any]]) -> Model:
     eval_losses=tuple(r["eval_loss"] for r in cells),
     figures=tuple(r["tasks"] for r in cells),
     target=of(config_lib.PruneConfig, "prune").target_per_side,
+    tokens=first["tokens"],
     cells=tuple(r["name"] for r in cells),
   )
 
@@ -232,8 +235,9 @@ def ratio_at_matched_loss(
   Dense sizes are interpolated between two neighbouring dense models, linearly
   in log size over log loss, task by task; the ratio is the geometric mean over
   the tasks that all three pass. The bootstrap resamples the seeds of each model
-  and the tasks, finds the neighbours anew and interpolates anew; draws whose
-  loss no two dense models enclose are left out and counted.
+  and the tasks, finds the neighbours anew, among the dense models that pass
+  these tasks, and interpolates anew; draws whose loss no two of them enclose
+  are left out and counted.
 
   Args:
     dense: the dense models.
@@ -363,7 +367,7 @@ def _ratios(dense, sparse, tasks, seed):
     log_ratios([draw(len(x)) for x in losses], draw(len(tasks)))
     for _ in range(_RESAMPLES)
   ]
-  inside = np.array([d for d in drawn if d is not None])
+  inside = np.reshape([d for d in drawn if d is not None], (-1, len(MEASURES)))
   everything = [np.arange(len(x)) for x in losses]
   all_tasks = np.arange(len(tasks))
   whole = log_ratios(everything, all_tasks)
@@ -382,9 +386,9 @@ def best(ratios: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
   """Returns the comparison of the largest ratio of edges, None without any.
 
   Those over less than half as many tasks as another are left aside: one lucky
-  task is no headline.
+  task is no headline. So are those with an empty circuit in every task.
   """
-  found = [r for r in ratios if r["ratios"]["num_edges"]]
+  found = [r for r in ratios if r["tasks_with_edges"]]
   most = max((len(r["tasks"]) for r in found), default=0)
   found = [r for r in found if 2 * len(r["tasks"]) >= most]
   value = lambda r: r["ratios"]["num_edges"]["value"]
@@ -467,6 +471,7 @@ def compare_cells(
       "activation_fraction": m.activation_fraction,
       "on_frontier": m.name in on_frontier,
       "cells": list(m.cells),
+      "tokens": m.tokens,
       "eval_loss": m.loss,
       "eval_losses": list(m.eval_losses),
       "passed": sorted(m.passed),

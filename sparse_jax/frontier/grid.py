@@ -48,7 +48,8 @@ class FrontierConfig:
       stand on the frontier and may be its headline.
     variant_width: `d_model` of the variants.
     variant_density: their density.
-    trust: whether the circuits of the best sparse model get their evidence.
+    trust: whether the circuits of the best sparse model's first seed, on the
+      tasks of its ratio, get their evidence.
   """
 
   run: config_lib.Config = dataclasses.field(default_factory=config_lib.Config)

@@ -8,7 +8,7 @@ from typing import Any
 
 from sparse_jax import files
 from sparse_jax.frontier import cells, compare, figures
-from sparse_jax.report import markup, page, parts
+from sparse_jax.report import markup, page, parts, section
 
 _el = markup.el
 
@@ -38,7 +38,7 @@ def write(
     "Sparse and dense circuits at the same loss",
     _el("p", headline, class_="lead"),
     _picture(workdir / "frontier.png", "Circuit size against held-out loss"),
-    _linked_picture(workdir / "tasks.png", points),
+    _linked_picture(workdir / "tasks.png", points, results),
     _ratio_table(comparison),
     _cell_table(results),
     _el(
@@ -65,9 +65,13 @@ def _page_of(cell: str) -> str:
 
 
 def _linked_picture(
-  path: pathlib.Path, points: Sequence[figures.Point]
+  path: pathlib.Path,
+  points: Sequence[figures.Point],
+  results: Sequence[cells.Result],
 ) -> markup.Markup:
-  """Returns a picture whose points lead to their circuits' pages."""
+  """Returns a picture whose points lead to their circuits."""
+  learned = {r["name"]: cells.learned_tasks(r) for r in results}
+  circuit_of = lambda p: section.anchor(learned[p.cell].index(p.task))
   with files.disk_errors(path):
     # A PNG's first chunk holds its size in pixels.
     width, height = struct.unpack(">II", path.read_bytes()[16:24])
@@ -82,7 +86,7 @@ def _linked_picture(
         r=9,
         fill="transparent",
       ),
-      href=_page_of(p.cell),
+      href=f"{_page_of(p.cell)}#{circuit_of(p)}",
     )
     for p in points
   ]
@@ -98,8 +102,9 @@ def _linked_picture(
     ),
     _el(
       "figcaption",
-      "Every circuit that meets the target: its edges, one if it has none,"
-      " against its model's loss. A point leads to its circuit's page.",
+      "Circuits that meet the target: their edges, one if there is none,"
+      " against their model's loss. A point leads to its circuit. Variants that"
+      " are no contenders are in the follow-up figures alone.",
     ),
   )
 
@@ -136,7 +141,7 @@ def _cell_table(results: Sequence[cells.Result]) -> markup.Markup:
     found = result["tasks"]
     name = result["name"]
     link = name
-    if any(f["learned"] for f in found.values()):
+    if cells.learned_tasks(result):
       link = _el("a", name, href=_page_of(name))
     rows.append(
       (

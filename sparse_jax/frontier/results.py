@@ -3,6 +3,7 @@
 Every figure comes from the cells; nothing is entered by hand.
 """
 
+import collections
 import csv
 import io
 import itertools
@@ -13,6 +14,7 @@ from typing import Any
 
 from sparse_jax import files
 from sparse_jax.frontier import cells, compare, figures, grid, page
+from sparse_jax.report import parts
 
 # "Weight-sparse transformers have interpretable circuits", abstract, figure 2.
 PAPER_RATIO = 16
@@ -150,13 +152,14 @@ def _models(comparison) -> str:
     (
       f"`{m['name']}`",
       str(len(m["cells"])),
+      f"{m['tokens'] / 1e6:.3g}M",
       f"{m['eval_loss']:.3f}",
       str(len(m["passed"])),
       *(compare.shown_interval(m["sizes"][name]) for name in figures.NAMES),
     )
     for m in comparison["models"]
   ]
-  header = ("model", "seeds", "held-out loss", "tasks passed")
+  header = ("model", "seeds", "tokens", "held-out loss", "tasks passed")
   return _table((*header, "edges", "needed edges", "nodes"), rows)
 
 
@@ -185,12 +188,21 @@ def _ratios(comparison) -> str:
       f"`{ratio['model']}`",
       f"{ratio['loss']:.3f}",
       *(compare.shown_interval(ratio["ratios"][m]) for m in figures.NAMES),
-      ratio.get("why") or ", ".join(ratio["tasks"]),
+      ratio.get("why") or _compared(ratio),
     )
     for ratio in comparison["ratios"]
   ]
   header = ("model", "loss", "edges", "needed edges", "nodes", "tasks")
   return _table(header, rows)
+
+
+def _compared(ratio) -> str:
+  """Returns a ratio's tasks; those with an empty circuit are marked."""
+  marked = [
+    task if task in ratio["tasks_with_edges"] else f"{task}\\*"
+    for task in ratio["tasks"]
+  ]
+  return f"{len(marked)}: {', '.join(marked)}"
 
 
 def _beaten(comparison) -> str:
@@ -302,8 +314,8 @@ def _along_density(width, curve) -> list[str]:
     shown = ", ".join(f"{v:.4g} (density {d:.3g})" for d, v in points)
     holds = all(in_order(a, b) for (_, a), (_, b) in itertools.pairwise(points))
     lines.append(
-      f"d_model {width}: {what} is {shown}; it {verb} throughout as density"
-      f" falls, as in the paper: {'yes' if holds else 'no'}."
+      f"d_model {width}: {what} is {shown}; it {verb} as density falls, as in"
+      f" the paper: {'yes' if holds else 'no'}."
     )
   return lines
 
@@ -404,14 +416,18 @@ def _verdicts(comparison) -> str:
 
 
 def _machines(results) -> str:
-  found = dict.fromkeys(
-    f"{m['cores']} core{'s' if m['cores'] > 1 else ''} of {m['processor']}"
-    if m["backend"] == "cpu"
-    else m["device"]
-    for r in results
-    if (m := r.get("machine"))
-  )
-  return "; ".join(found) or "a machine that was not noted"
+  """Returns how many cells ran on what."""
+  found = collections.Counter(map(_machine, results))
+  return ", ".join(f"{count} on {what}" for what, count in found.most_common())
+
+
+def _machine(result) -> str:
+  machine = result.get("machine")
+  if not machine:
+    return "a machine that was not noted"
+  if machine["backend"] != "cpu":
+    return machine["device"]
+  return f"{parts.plural(machine['cores'], 'core')} of {machine['processor']}"
 
 
 def markdown(
@@ -431,21 +447,23 @@ def markdown(
     headline(comparison),
     _grid_text(comparison["grid"], len(results)),
     "Made by the command below, which writes this file: seeds"
-    f" {', '.join(map(str, seeds))}; the cells' own times add up to"
-    f" {cells.duration(seconds)}, each on {_machines(results)}; Python"
+    f" {', '.join(map(str, seeds))}; the times of the cells, which run side by"
+    f" side, add up to {cells.duration(seconds)} ({_machines(results)}); Python"
     f" {versions['python']}, JAX {versions['jax']}. A cell is a finished"
     " training run, pruned on every task that it has learned with one budget"
     " of search.",
     "## Circuit size against loss",
     "Circuits meet the target loss on validation pairs. Geometric means over "
     + (", ".join(comparison["common_tasks"]) or "no task in common")
-    + "; models that do not pass all of these are not drawn. Intervals are 90%"
+    + "; models that do not pass all of these are not drawn, nor are variants"
+    " that are no contenders. Intervals are 90%"
     " bootstrap intervals over tasks, and over seeds where there are several."
     + (f" Circuits of no edge count as one: {zero}." if zero else ""),
     shown("frontier"),
     _models(comparison),
-    "Every task by itself: each point is a circuit of one cell that meets the"
-    " target, drawn at one if it has no edge.",
+    "Every task by itself: each point is a circuit that meets the target, drawn"
+    " at one if it has no edge. Variants that are no contenders are in the"
+    " follow-up figures alone.",
     shown("tasks"),
     "Edges of every circuit, those that are needed in brackets:",
     _per_task(results),
@@ -453,7 +471,10 @@ def markdown(
     "Dense size over sparse size at the sparse model's own loss, task by task"
     " on the dense curve; nothing is extrapolated. The largest ratio is the"
     " headline; that it was chosen is not corrected for, and an interval over"
-    " one or two seeds is too narrow." + _beaten(comparison),
+    " one or two seeds is too narrow. Nor is it corrected for that a variant"
+    " may have been made a contender because of its first seed. A star: some"
+    " circuit of the task has no edge and counts as one; a ratio of nothing"
+    " else says little." + _beaten(comparison),
     _ratios(comparison),
     "How far the ratio of edges depends on seeds, tasks and the dense"
     " curve. Draws outside: the share of the interval's draws whose loss no"

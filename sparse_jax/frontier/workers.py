@@ -38,8 +38,8 @@ def run_workers(
     command: what each of them runs.
     count: of processes.
     logs: directory of what they print, `worker-N.log`.
-    total: cells of the grid.
-    num_finished: returns how many of them are finished.
+    total: cells that are to be run.
+    num_finished: returns how many of them have been.
 
   Raises:
     InputError: if one of them failed, naming its log.

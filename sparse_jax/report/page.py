@@ -57,7 +57,10 @@ def render(
   return document(
     title,
     _overview(circuits),
-    [section.circuit_section(c, f"c{i}") for i, c in enumerate(circuits)],
+    [
+      section.circuit_section(c, section.anchor(i))
+      for i, c in enumerate(circuits)
+    ],
     _training(rows) if rows else None,
   )
 
@@ -117,7 +120,7 @@ def _overview(circuits: Sequence[view.CircuitView]) -> markup.Markup:
     m, (nodes, edges) = circuit.metrics, circuit.graph
     rows.append(
       (
-        _el("a", circuit.task, href=f"#c{i}"),
+        _el("a", circuit.task, href=f"#{section.anchor(i)}"),
         markup.count(len(nodes)),
         markup.count(len(edges)),
         *(markup.number(m.get(f"{p}test_loss")) for _, p, _ in parts.MODELS),

@@ -76,6 +76,11 @@ def _headline(circuit: view.CircuitView) -> markup.Markup:
   return _el("p", sentence, class_="lead")
 
 
+def anchor(index: int) -> str:
+  """Returns the id of a page's section on its circuit of that index."""
+  return f"c{index}"
+
+
 def circuit_section(circuit: view.CircuitView, prefix: str) -> markup.Markup:
   """Returns a circuit's section; `prefix` starts every id in it."""
   heading = f"{prefix}-heading"
