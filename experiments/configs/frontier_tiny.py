@@ -3,8 +3,8 @@
   python -m experiments.frontier --workdir=runs/frontier_tiny \
     --config=experiments/configs/frontier_tiny.py
 
-Four models, under 15 minutes on two CPU cores. So small models learn few tasks:
-the ratio rests on one of them.
+Four models, 14 minutes on two CPU cores. So small models learn few tasks: the
+ratio rests on one of them.
 """
 
 import ml_collections
