@@ -203,15 +203,15 @@ def baseline(dense: Iterable[Model]) -> list[Model]:
   return kept
 
 
-def bracket(dense: Sequence[Model], loss: float) -> tuple[Model, Model] | None:
-  """Returns the neighbouring dense models whose losses enclose `loss`.
+def bracket(dense: Sequence[float], loss: float) -> tuple[int, int] | None:
+  """Returns which two neighbours among the dense models' losses enclose `loss`.
 
   The one of higher loss first; None outside the dense range: nothing is
   extrapolated.
   """
-  ordered = sorted(dense, key=lambda m: -m.loss)
-  for worse, better in itertools.pairwise(ordered):
-    if better.loss <= loss <= worse.loss:
+  order = sorted(range(len(dense)), key=lambda i: -dense[i])
+  for worse, better in itertools.pairwise(order):
+    if dense[better] <= loss <= dense[worse]:
       return worse, better
   return None
 
@@ -271,18 +271,19 @@ def ratio_at_matched_loss(
     "by_seed": [],
     "left_out": {},
   }
-  enclosing = bracket(dense, sparse.loss)
+  enclosing = bracket([m.loss for m in dense], sparse.loss)
   if enclosing is None:
     losses = sorted(m.loss for m in dense)
     span = f"{losses[0]:.3f} to {losses[-1]:.3f}" if losses else "none"
     return result | {
       "why": f"loss {sparse.loss:.3f} outside the dense models' ({span})"
     }
-  three = (*enclosing, sparse)
+  between = [dense[i] for i in enclosing]
+  three = (*between, sparse)
   names = sorted(set().union(*(m.figures[0] for m in three)))
   tasks = [t for t in names if all(_is_measured(m, t) for m in three)]
   result |= {
-    "between": [m.name for m in enclosing],
+    "between": [m.name for m in between],
     "seeds": [len(m.eval_losses) for m in three],
     "tasks": tasks,
     "left_out": {
@@ -352,14 +353,14 @@ def _ratios(dense, sparse, tasks, seed):
       x[:, s][:, :, chosen].mean((1, 2))
       for x, s in zip(logs, seeds, strict=True)
     ]
-    of_sparse = at[-1]
-    order = sorted(range(len(usable)), key=lambda i: -at[i])
-    for worse, better in itertools.pairwise(order):
-      if at[better] <= of_sparse <= at[worse]:
-        weight = interpolation_weight(of_sparse, at[worse], at[better])
-        between = (1 - weight) * sizes[worse] + weight * sizes[better]
-        return between - sizes[-1]
-    return None
+    *of_dense, of_sparse = at
+    enclosing = bracket(of_dense, of_sparse)
+    if enclosing is None:
+      return None
+    worse, better = enclosing
+    weight = interpolation_weight(of_sparse, at[worse], at[better])
+    between = (1 - weight) * sizes[worse] + weight * sizes[better]
+    return between - sizes[-1]
 
   rng = np.random.default_rng(seed)
   draw = lambda n: rng.integers(0, n, n)
@@ -452,12 +453,13 @@ def compare_cells(
   models = models_of(results)
   dense = [m for m in models if m.is_dense]
   sparse = [m for m in models if not m.is_dense]
-  frontier = baseline(dense) + [
+  dense_curve = baseline(dense)
+  frontier = dense_curve + [
     m for m in sparse if not m.variant or m.variant in contenders
   ]
   common = common_tasks(frontier)
   ratios = [
-    ratio_at_matched_loss(baseline(dense), m)
+    ratio_at_matched_loss(dense_curve, m)
     | {"with_all_dense": ratio_at_matched_loss(dense, m)["ratios"]["num_edges"]}
     for m in sparse
   ]

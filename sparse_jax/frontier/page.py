@@ -50,14 +50,18 @@ def write(
   files.write_bytes(workdir / "frontier.html", text.encode())
 
 
-def _source(path: pathlib.Path) -> str:
+def _read(path: pathlib.Path) -> bytes:
   with files.disk_errors(path):
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
-  return f"data:image/png;base64,{data}"
+    return path.read_bytes()
+
+
+def _source(png: bytes) -> str:
+  return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
 
 
 def _picture(path: pathlib.Path, text: str) -> markup.Markup:
-  return _el("figure", _el("img", src=_source(path), alt=text, width="100%"))
+  source = _source(_read(path))
+  return _el("figure", _el("img", src=source, alt=text, width="100%"))
 
 
 def _page_of(cell: str) -> str:
@@ -72,9 +76,9 @@ def _linked_picture(
   """Returns a picture whose points lead to their circuits."""
   learned = {r["name"]: cells.learned_tasks(r) for r in results}
   circuit_of = lambda p: section.anchor(learned[p.cell].index(p.task))
-  with files.disk_errors(path):
-    # A PNG's first chunk holds its size in pixels.
-    width, height = struct.unpack(">II", path.read_bytes()[16:24])
+  png = _read(path)
+  # A PNG's first chunk holds its size in pixels.
+  width, height = struct.unpack(">II", png[16:24])
   links = [
     _el(
       "a",
@@ -95,7 +99,7 @@ def _linked_picture(
     _el(
       "svg",
       _el("title", "Edges against held-out loss, task by task"),
-      _el("image", href=_source(path), width=width, height=height),
+      _el("image", href=_source(png), width=width, height=height),
       links,
       viewBox=f"0 0 {width} {height}",
       width="100%",

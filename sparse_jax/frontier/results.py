@@ -59,13 +59,19 @@ def write(
   )
   files.write_bytes(workdir / "frontier.csv", _csv(results).encode())
   text = markdown(results, comparison, command, environment)
-  for directory in (workdir, *([] if docs is None else [docs])):
-    directory = pathlib.Path(directory)
-    figures.plot_frontier(directory / "frontier", comparison)
-    points = figures.plot_tasks(directory / "tasks", results, comparison)
-    figures.plot_followup(directory / "followup", comparison)
-    files.write_bytes(directory / "results.md", text.encode())
+  files.write_bytes(workdir / "results.md", text.encode())
+  figures.plot_frontier(workdir / "frontier", comparison)
+  points = figures.plot_tasks(workdir / "tasks", results, comparison)
+  figures.plot_followup(workdir / "followup", comparison)
   page.write(workdir, results, comparison, points, headline(comparison))
+  if docs is not None:
+    pictures = itertools.product(
+      ("frontier", "tasks", "followup"), ("png", "svg")
+    )
+    for name in ("results.md", *map(".".join, pictures)):
+      files.write_bytes(
+        pathlib.Path(docs) / name, (workdir / name).read_bytes()
+      )
   return text
 
 
@@ -111,10 +117,13 @@ def resampled(ratio: Mapping[str, Any]) -> str:
   if not over:
     return "one task and one seed a model: no interval"
   alone = "" if max(seeds) > 1 else ", one seed a model"
-  outside = ratio["outside"]
-  without = f", without the {outside:.0%} of draws" if outside else ""
-  without += " whose loss no two dense models enclose" if outside else ""
-  return f"90% bootstrap interval over {' and '.join(over)}{alone}{without}"
+  text = f"90% bootstrap interval over {' and '.join(over)}{alone}"
+  if not ratio["outside"]:
+    return text
+  return (
+    f"{text}, without the {ratio['outside']:.0%} of draws whose loss no two"
+    " dense models enclose"
+  )
 
 
 def headline(comparison: Mapping[str, Any]) -> str:
@@ -135,8 +144,7 @@ def headline(comparison: Mapping[str, Any]) -> str:
   return (
     f"At a held-out loss of {found['loss']:.3f} nats a token, dense circuits"
     f" have {edges} times as many edges as those of {found['model']}{recipe},"
-    f" {needed}"
-    f" times as many that are needed, {nodes} times as"
+    f" {needed} times as many that are needed, {nodes} times as"
     f" many nodes (geometric mean over {tasks}; {resampled(found)}; dense sizes"
     f" interpolated between {' and '.join(found['between'])})."
   )
