@@ -14,14 +14,15 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-# Before JAX loads: its start-up notes are no news to a user on a laptop.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
 import ml_collections
 from absl import flags, logging
 
 from sparse_jax import config as config_lib
-from sparse_jax import errors, host, train
+from sparse_jax.training import loop
+from sparse_jax.utils import errors, host
+
+# Before JAX loads: its start-up notes are no news to a user on a laptop.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 def run(main: Callable[[list[str]], int | None], description: str) -> None:
@@ -72,7 +73,7 @@ def _status(main, description: str, argv: Sequence[str]) -> int:
   except (errors.InputError, flags.Error) as e:
     print("error: " + " ".join(str(e).split()), file=sys.stderr)
     return 2
-  except train.Interrupted as e:
+  except loop.Interrupted as e:
     print(str(e), file=sys.stderr)
     return 130
   except KeyboardInterrupt:

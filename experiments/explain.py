@@ -13,8 +13,10 @@ import numpy as np
 from absl import flags
 
 from experiments import cli
-from sparse_jax import checkpoint, errors, explain, files, metrics, trust
+from sparse_jax import checkpoint, explain
 from sparse_jax import circuit as circuit_lib
+from sparse_jax.faithfulness import measure
+from sparse_jax.utils import errors, files, progress
 
 _MODEL = flags.DEFINE_string("model", None, "Model directory.")
 _CIRCUITS = flags.DEFINE_list(
@@ -49,7 +51,7 @@ def circuit_directories(paths: list[str]) -> list[pathlib.Path]:
 
 
 def influences_text(found: list[explain.Influence]) -> str:
-  """Returns the circuits' table; gaps in nats."""
+  """Returns the circuits' table; diffs in nats."""
   width = max(len(i.task) for i in found)
   lines = [
     f"{'circuit':<{width}} {'answers':<18} {'mass':>6} {'model':>7}"
@@ -58,8 +60,9 @@ def influences_text(found: list[explain.Influence]) -> str:
   for i in found:
     answers = " over ".join(map(repr, i.answers))
     lines.append(
-      f"{i.task:<{width}} {answers:<18} {i.mass:>6.1%} {i.full_gap:>7.2f}"
-      f" {i.circuit_gap:>8.2f} {i.without_gap:>8.2f} {i.effect:>7.2f}"
+      f"{i.task:<{width}} {answers:<18} {i.mass:>6.1%}"
+      f" {i.full_difference:>7.2f} {i.circuit_difference:>8.2f}"
+      f" {i.without_difference:>8.2f} {i.effect:>7.2f}"
       f"{'  decides' if i.decides else ''}"
     )
   return "\n".join(lines)
@@ -122,10 +125,10 @@ def main(overrides: list[str]) -> None:
     )
   )
   found = {}
-  with metrics.progress_bar(len(directories), 0, "circuits") as bar:
+  with progress.progress_bar(len(directories), 0, "circuits") as bar:
     for directory in directories:
       circuit = circuit_lib.Circuit.load(directory)
-      trust.check_circuit(model, params, circuit)
+      measure.check_circuit(model, params, circuit)
       said, sequence = explain.influence(
         model, params, circuit, tokenizer, tokens
       )

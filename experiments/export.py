@@ -11,8 +11,10 @@ import pathlib
 from absl import flags
 
 from experiments import cli
-from sparse_jax import checkpoint, errors, released
-from sparse_jax import model as model_lib
+from sparse_jax import checkpoint
+from sparse_jax.model import transformer
+from sparse_jax.released import models as released_models
+from sparse_jax.utils import errors
 
 _MODEL = flags.DEFINE_string(
   "model", None, "Model directory: one of ours or a released one."
@@ -33,13 +35,13 @@ def main(overrides: list[str]) -> None:
     )
   model, params = checkpoint.load_model(source)
   kept = tokenizer = None
-  if released.is_released(source):
-    kept = released.read_fields(source)
+  if released_models.is_released(source):
+    kept = released_models.read_fields(source)
   if checkpoint.has_tokenizer(source):
     tokenizer = checkpoint.load_tokenizer(source)
-  released.save_model(out, model, params, tokenizer, kept)
-  count = model_lib.num_parameters(params)
-  print(f"{count:,} parameters in {out / released.SAFETENSORS_WEIGHTS}")
+  released_models.save_model(out, model, params, tokenizer, kept)
+  count = transformer.num_parameters(params)
+  print(f"{count:,} parameters in {out / released_models.SAFETENSORS_WEIGHTS}")
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ import jax
 from absl import flags
 
 from experiments import cli
-from sparse_jax import errors, frontier, host
+from sparse_jax import frontier
 from sparse_jax.frontier import workers
+from sparse_jax.utils import errors, host
 
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Directory of the grid; the same one resumes."

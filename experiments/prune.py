@@ -13,18 +13,14 @@ import pathlib
 from absl import flags
 
 from experiments import cli
-from sparse_jax import (
-  checkpoint,
-  circuit_table,
-  errors,
-  evaluate,
-  files,
-  report,
-  search,
-  tasks,
-  trust,
-)
+from sparse_jax import checkpoint, report, tasks
 from sparse_jax import config as config_lib
+from sparse_jax.faithfulness import criteria, measure
+from sparse_jax.pruning import search
+from sparse_jax.pruning import table as table_lib
+from sparse_jax.tasks import evaluation
+from sparse_jax.tasks import sequences as sequences_lib
+from sparse_jax.utils import errors, files
 
 _MODEL = flags.DEFINE_string("model", None, "Model directory.")
 _TASKS = flags.DEFINE_list(
@@ -44,8 +40,8 @@ _STORAGE = flags.DEFINE_string(
 _BELOW_GATE = flags.DEFINE_bool(
   "below_gate", False, "Also prune tasks the model has not learned; marked."
 )
-_TRUST = flags.DEFINE_bool(
-  "trust", True, "Whether every circuit gets its evidence: minutes each."
+_FAITHFULNESS = flags.DEFINE_bool(
+  "faithfulness", True, "Whether every circuit gets its evidence: minutes each."
 )
 
 
@@ -72,10 +68,12 @@ def main(overrides: list[str]) -> int | None:
   tokenizer = checkpoint.load_tokenizer(_MODEL.value)
   means = checkpoint.load_means(_MODEL.value)
   found, skipped = tasks.make_tasks(_TASKS.value, tokenizer)
-  gap_function = evaluate.make_gap_function(model, params)
+  difference_function = evaluation.make_difference_function(model, params)
   chosen, learned = [], {}
   for task in found:
-    verdict = search.judge_task(gap_function, task, config.prune, config.seed)
+    verdict = evaluation.check_learned(
+      difference_function, task, config.prune, config.seed
+    )
     learned[task.name] = verdict.learned
     if verdict.learned or _BELOW_GATE.value:
       chosen.append(task)
@@ -91,18 +89,18 @@ def main(overrides: list[str]) -> int | None:
 
   def save(circuit):
     circuit.metrics["learned"] = learned[circuit.task]
-    if _TRUST.value:
+    if _FAITHFULNESS.value:
       task = by_name[circuit.task]
-      circuit.metrics["trust"] = trust.measure(
+      circuit.metrics["faithfulness"] = measure.measure(
         model,
         params,
         circuit,
         task,
-        trust.Trust(
+        measure.Trust(
           config.prune,
           means,
           config.seed,
-          trust.natural_prompts(task, config) if has_run else None,
+          sequences_lib.natural_prompts(task, config) if has_run else None,
         ),
       )
     circuit.save(workdir / circuit.task)
@@ -119,9 +117,9 @@ def main(overrides: list[str]) -> int | None:
       storage=_STORAGE.value,
       on_circuit=save,
     )
-    rows = [circuit_table.row(circuit) for circuit in circuits.values()]
-    circuit_table.write(workdir, rows, skipped)
-    circuit_table.plot_curves(workdir / "curves.png", circuits.values())
+    rows = [table_lib.row(circuit) for circuit in circuits.values()]
+    table_lib.write(workdir, rows, skipped)
+    table_lib.plot_curves(workdir / "curves.png", circuits.values())
     report.write_page(
       workdir / "report.html",
       [
@@ -130,10 +128,10 @@ def main(overrides: list[str]) -> int | None:
       ],
       title="Circuits",
     )
-  print(f"\n{circuit_table.text(rows)}")
-  if _TRUST.value:
+  print(f"\n{table_lib.text(rows)}")
+  if _FAITHFULNESS.value:
     for name, circuit in circuits.items():
-      print(f"\n{name}\n{trust.summary(circuit.metrics['trust'])}")
+      print(f"\n{name}\n{criteria.summary(circuit.metrics['trust'])}")
   print(f"\nreport: {workdir / 'report.html'}")
   return None
 

@@ -12,19 +12,14 @@ from typing import Any
 from absl import flags
 
 from experiments import cli
-from sparse_jax import (
-  checkpoint,
-  evaluate,
-  files,
-  host,
-  metrics,
-  report,
-  search,
-  tasks,
-  train,
-  trust,
-)
+from sparse_jax import checkpoint, report, tasks
 from sparse_jax import config as config_lib
+from sparse_jax.faithfulness import criteria, measure
+from sparse_jax.pruning import search
+from sparse_jax.tasks import evaluation
+from sparse_jax.tasks import sequences as sequences_lib
+from sparse_jax.training import loop, metric_log
+from sparse_jax.utils import files, host
 
 _WORKDIR = flags.DEFINE_string(
   "workdir", "runs/quickstart", "Directory of the run; the same one resumes."
@@ -37,19 +32,23 @@ _CONFIG = flags.DEFINE_string(
 
 
 def find_circuits(
-  trained: train.Trained, config: config_lib.Config, workdir: pathlib.Path
+  trained: loop.Trained, config: config_lib.Config, workdir: pathlib.Path
 ) -> dict[str, Any]:
   """Prunes the tasks that the model has learned; returns figures by task.
 
   The first task is the headline: it is pruned in any case, and marked if the
   model has not learned it.
   """
-  gap_function = evaluate.make_gap_function(trained.model, trained.params)
+  difference_function = evaluation.make_difference_function(
+    trained.model, trained.params
+  )
   means = checkpoint.load_means(trained.model_directory)
   figures: dict[str, Any] = {}
   for name in config.tasks:
     task = tasks.make_task(name, trained.data.tokenizer)
-    verdict = search.judge_task(gap_function, task, config.prune, config.seed)
+    verdict = evaluation.check_learned(
+      difference_function, task, config.prune, config.seed
+    )
     if not verdict.learned and name != config.tasks[0]:
       figures[name] = {"learned": False, "reasons": list(verdict.reasons)}
       continue
@@ -57,16 +56,16 @@ def find_circuits(
       trained.model, trained.params, task, config.prune, means, config.seed
     )
     circuit.metrics["learned"] = verdict.learned
-    circuit.metrics["trust"] = trust.measure(
+    circuit.metrics["faithfulness"] = measure.measure(
       trained.model,
       trained.params,
       circuit,
       task,
-      trust.Trust(
+      measure.Trust(
         config.prune,
         means,
         config.seed,
-        trust.natural_prompts(task, config),
+        sequences_lib.natural_prompts(task, config),
         # Four more prunings: `experiments.verify` does them.
         with_controls=False,
       ),
@@ -79,7 +78,7 @@ def find_circuits(
 def run(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, Any]:
   """Runs the whole path; returns what summary.json holds."""
   start = time.perf_counter()
-  trained = train.run(config, workdir)
+  trained = loop.run(config, workdir)
   trained_at = time.perf_counter()
   with files.exclusive(workdir):
     figures = find_circuits(trained, config, workdir)
@@ -92,12 +91,12 @@ def run(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, Any]:
         for name, metrics_of_task in figures.items()
         if "num_nodes" in metrics_of_task
       ],
-      training=metrics.read_jsonl(workdir / "metrics.jsonl"),
+      training=metric_log.read_jsonl(workdir / "metrics.jsonl"),
       title="Circuits of a weight-sparse transformer",
     )
     summary = {
       "eval_loss": trained.eval_loss,
-      "block_weights_zero": 1 - train.block_density(trained.params),
+      "block_weights_zero": 1 - loop.block_density(trained.params),
       "tasks": figures,
       "training_seconds": trained_at - start,
       "seconds": time.perf_counter() - start,
@@ -133,7 +132,7 @@ def summary_text(summary: dict[str, Any]) -> str:
     if not m["meets_target"]:
       lines.append("  misses the target loss on validation pairs")
     lines += ["", f"is {name}'s circuit what the model computes?"]
-    lines += [trust.summary(m["trust"]), ""]
+    lines += [criteria.summary(m["faithfulness"]), ""]
     if not m["learned"]:
       lines.append("  below the gate: the full model has not learned this task")
   return "\n".join(lines)

@@ -9,7 +9,9 @@ import pathlib
 from absl import flags
 
 from experiments import cli
-from sparse_jax import errors, metrics, report
+from sparse_jax import report
+from sparse_jax.training import metric_log
+from sparse_jax.utils import errors
 
 _CIRCUITS = flags.DEFINE_list(
   "circuits", None, "Circuit directories, separated by commas."
@@ -30,7 +32,7 @@ def main(overrides: list[str]) -> None:
   if _METRICS.value:
     if not pathlib.Path(_METRICS.value).is_file():
       raise errors.bad_value("--metrics", _METRICS.value, "an existing file")
-    training = metrics.read_jsonl(_METRICS.value)
+    training = metric_log.read_jsonl(_METRICS.value)
   circuits = [report.from_directory(path) for path in _CIRCUITS.value]
   report.write_page(_OUT.value, circuits, training=training)
   print(f"report: {_OUT.value}")

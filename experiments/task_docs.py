@@ -8,8 +8,9 @@ import functools
 from absl import flags
 
 from experiments import cli
-from sparse_jax import checkpoint, files, tasks
+from sparse_jax import checkpoint, tasks
 from sparse_jax.tasks import docs
+from sparse_jax.utils import files
 
 _MODEL = flags.DEFINE_string(
   "model", None, "Model directory; its tokenizer states the tasks."

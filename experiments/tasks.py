@@ -14,10 +14,13 @@ from typing import Any
 from absl import flags
 
 from experiments import cli
-from sparse_jax import checkpoint, evaluate, files, metrics, tasks
+from sparse_jax import checkpoint, tasks
 from sparse_jax import config as config_lib
-from sparse_jax import model as model_lib
 from sparse_jax.data import sources
+from sparse_jax.model import fingerprint as fingerprint_lib
+from sparse_jax.model import transformer
+from sparse_jax.tasks import evaluation, learned
+from sparse_jax.utils import files, progress
 
 _MODEL = flags.DEFINE_string("model", None, "Model directory.")
 _TASKS = flags.DEFINE_list(
@@ -49,9 +52,9 @@ class Row:
   """
 
   task: tasks.Task
-  test: evaluate.Score
-  natural: evaluate.Score | None
-  verdict: tasks.Verdict
+  test: evaluation.Score
+  natural: evaluation.Score | None
+  verdict: learned.Verdict
 
   def to_dict(self) -> dict[str, Any]:
     """Returns what the JSON file holds of it."""
@@ -67,8 +70,8 @@ class Row:
 
 
 def measure(
-  model: model_lib.Model,
-  params: model_lib.Params,
+  model: transformer.Model,
+  params: transformer.Params,
   made: Sequence[tasks.Task],
   prompts: dict[str, tasks.Prompts | None],
   target_loss: float,
@@ -81,21 +84,21 @@ def measure(
     model: the full model.
     params: its parameters.
     made: the tasks.
-    prompts: natural prompts by task name, as `tasks.harvest` returns.
+    prompts: natural prompts by task name, as `natural.harvest` returns.
     target_loss: what circuits are pruned to, in nats a side.
     num_pairs: test pairs a task; all there are where there are fewer.
     seed: of the pairs.
   """
-  gaps = evaluate.make_gap_function(model, params)
+  diffs = evaluation.make_difference_function(model, params)
   rows = []
-  with metrics.progress_bar(len(made), 0, "measuring") as bar:
+  with progress.progress_bar(len(made), 0, "measuring") as bar:
     for task in made:
       bar.set_postfix_str(task.name)
       pairs = task.pairs("test", num_pairs, seed, at_most=True)
-      test = evaluate.score_pairs(gaps, pairs, seed)
+      test = evaluation.score_pairs(diffs, pairs, seed)
       found = prompts.get(task.name)
-      natural = evaluate.score_prompts(gaps, found, seed) if found else None
-      verdict = tasks.judge(test.loss.value, test.accuracy.value, target_loss)
+      natural = evaluation.score_prompts(diffs, found, seed) if found else None
+      verdict = learned.judge(test.loss.value, test.accuracy.value, target_loss)
       rows.append(Row(task, test, natural, verdict))
       bar.update()
   return rows
@@ -138,7 +141,7 @@ def table(rows: Sequence[Row]) -> str:
   )
 
 
-def _figures(score: evaluate.Score) -> tuple[str, str]:
+def _figures(score: evaluation.Score) -> tuple[str, str]:
   loss, accuracy = score.loss, score.accuracy
   return (
     f"{loss.value:.3f} [{loss.low:.3f}, {loss.high:.3f}]",
@@ -181,7 +184,7 @@ def main(overrides: list[str]) -> None:
   prompts = {}
   natural = any(task.find_points for task in made) and _NATURAL.value > 0
   if natural:
-    prompts = tasks.harvest(
+    prompts = natural.harvest(
       made,
       sources.documents(config.data, "eval", progress=True),
       _NATURAL.value,
@@ -211,7 +214,7 @@ def main(overrides: list[str]) -> None:
     files.write_json(
       _OUT.value,
       {
-        "model_fingerprint": checkpoint.fingerprint(model, params),
+        "model_fingerprint": fingerprint_lib.fingerprint(model, params),
         "seed": _SEED.value,
         "target_loss": config.prune.target_per_side,
         "gate": {

@@ -10,7 +10,7 @@ import jax
 from absl import flags
 
 from experiments import cli
-from sparse_jax import sharding, train
+from sparse_jax.training import loop, sharding
 
 _CONFIG = flags.DEFINE_string("config", None, "Python file with get_config().")
 _WORKDIR = flags.DEFINE_string(
@@ -31,11 +31,11 @@ def main(overrides: list[str]) -> None:
   config = cli.load_config(_CONFIG.value, overrides)
   if _DISTRIBUTED.value:
     sharding.join_processes()
-  trained = train.run(config, _WORKDIR.value)
+  trained = loop.run(config, _WORKDIR.value)
   if jax.process_index() == 0:
     print(
       f"held-out loss {trained.eval_loss:.4f} nats a token, block weights"
-      f" {100 * (1 - train.block_density(trained.params)):.1f}% zero;"
+      f" {100 * (1 - loop.block_density(trained.params)):.1f}% zero;"
       f" model in {trained.model_directory}"
     )
 

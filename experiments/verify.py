@@ -12,9 +12,12 @@ import pathlib
 from absl import flags
 
 from experiments import cli
-from sparse_jax import checkpoint, errors, tasks, trust
+from sparse_jax import checkpoint, tasks
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
+from sparse_jax.faithfulness import criteria, measure
+from sparse_jax.tasks import sequences as sequences_lib
+from sparse_jax.utils import errors
 
 _CIRCUIT = flags.DEFINE_string("circuit", None, "Circuit directory.")
 _MODEL = flags.DEFINE_string(
@@ -57,7 +60,7 @@ def as_stored(config: config_lib.Config, stored) -> config_lib.Config:
     settings, seed = stored["prune"], stored["seed"]
   except (KeyError, TypeError) as e:
     raise errors.InputError(
-      "circuit.json: metrics.trust has no settings; need what trust.measure"
+      "circuit.json: metrics.faithfulness has no settings; need what the search"
       " returned"
     ) from e
   prune = config_lib.from_dict(config_lib.PruneConfig, settings, "prune.")
@@ -77,38 +80,38 @@ def main(overrides: list[str]) -> int:
   circuit = circuit_lib.Circuit.load(directory)
   where = pathlib.Path(_MODEL.value or model_directory(directory))
   model, params = checkpoint.load_model(where)
-  trust.check_circuit(model, params, circuit)
+  measure.check_circuit(model, params, circuit)
   tokenizer = checkpoint.load_tokenizer(where)
   means = checkpoint.load_means(where)
   run = checkpoint.load_run(where)
   config = run or config_lib.Config()
-  stored = circuit.metrics.get("trust")
+  stored = circuit.metrics.get("faithfulness")
   if stored is not None:
     config = as_stored(config, stored)
   task = tasks.make_task(_TASK.value or circuit.task, tokenizer)
   natural = None
   if _NATURAL.value and run is not None:
-    natural = trust.natural_prompts(task, config)
-  found = trust.measure(
+    natural = sequences_lib.natural_prompts(task, config)
+  found = measure.measure(
     model,
     params,
     circuit,
     task,
-    trust.Trust(
+    measure.Trust(
       config.prune, means, config.seed, natural, with_controls=_CONTROLS.value
     ),
   )
   print(f"{circuit.task}: {circuit.num_nodes} nodes, {circuit.num_edges} edges")
-  print(trust.summary(found))
-  wrong = trust.headline(circuit.metrics, found)
+  print(criteria.summary(found))
+  wrong = measure.headline(circuit.metrics, found)
   if stored is None and not wrong:
-    metrics = {**circuit.metrics, "trust": found}
+    metrics = {**circuit.metrics, "faithfulness": found}
     dataclasses.replace(circuit, metrics=metrics).save(directory)
     print("no evidence was stored with it; now it is")
     return 0
   if stored is not None:
-    wrong += trust.reproduce(stored, found)
-    for name in trust.left_out(stored, found):
+    wrong += measure.reproduce(stored, found)
+    for name in measure.left_out(stored, found):
       print(f"not measured again: {name}")
   for line in wrong:
     print(f"does not reproduce: {line}")

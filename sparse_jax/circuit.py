@@ -15,116 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparse_jax import config as config_lib
-from sparse_jax import errors, files, sites, taps
-from sparse_jax import model as model_lib
+from sparse_jax import sites
+from sparse_jax.model import edges as edges_lib
+from sparse_jax.model import hooks, transformer
+from sparse_jax.utils import errors, files
 
 _FORMAT = "sparse_jax circuit 1"
-
-
-def parameter(params: model_lib.Params, path: str) -> jax.Array:
-  """Returns the parameter at a path such as `layers/mlp/c_fc/kernel`."""
-  for key in path.split("/"):
-    params = params[key]
-  return params
-
-
-def edge_weights(
-  kind: sites.EdgeKind,
-  params: model_lib.Params,
-  node_mask: Mapping[str, np.ndarray],
-) -> np.ndarray:
-  """Returns a kind's weights between kept nodes, zero elsewhere.
-
-  Args:
-    kind: which edges.
-    params: the model's parameters.
-    node_mask: per site `[layers, width]` of booleans; a site that is absent is
-      wholly open.
-
-  Returns:
-    `[layers, source width, target width]`.
-  """
-  kernel = np.asarray(parameter(params, kind.matrix), np.float32)
-  width = kernel.shape[-1] // kind.num_blocks
-  weight = kernel[..., kind.block * width : (kind.block + 1) * width]
-  if kind.source in node_mask:
-    source = np.asarray(node_mask[kind.source], bool)
-    weight = weight * source[:, :, None]
-  if kind.target in node_mask:
-    weight = weight * np.asarray(node_mask[kind.target], bool)[:, None, :]
-  return weight
-
-
-def count_edges(
-  params: model_lib.Params, node_mask: Mapping[str, np.ndarray]
-) -> int:
-  """Returns the number of nonzero weights between kept nodes."""
-  return sum(
-    int(np.count_nonzero(edge_weights(kind, params, node_mask)))
-    for kind in sites.EDGE_KINDS
-  )
-
-
-def find_edges(
-  params: model_lib.Params, node_mask: Mapping[str, np.ndarray]
-) -> list[dict[str, Any]]:
-  """Returns every edge as circuit.json has it, by layer and kind."""
-  found = []
-  for kind in sites.EDGE_KINDS:
-    weight = edge_weights(kind, params, node_mask)
-    for layer, source, target in zip(*np.nonzero(weight), strict=True):
-      found.append(
-        {
-          "from": _node(kind.source, layer, source),
-          "to": _node(kind.target, layer, target),
-          "weight": float(weight[layer, source, target]),
-          "kind": kind.name,
-        }
-      )
-  order = list(sites.EDGE_KINDS)
-  rank = {kind.name: i for i, kind in enumerate(order)}
-  layer_of = lambda edge: int(edge["from"]["site"].split(".")[0])
-  return sorted(found, key=lambda e: (layer_of(e), rank[e["kind"]]))
-
-
-def _node(site: str, row: int, index: int) -> dict[str, Any]:
-  return {"site": sites.site_id(site, int(row)), "index": int(index)}
-
-
-def count_token_edges(
-  params: model_lib.Params,
-  node_mask: Mapping[str, np.ndarray],
-  prompt_tokens: np.ndarray,
-  answer_tokens: np.ndarray,
-) -> dict[str, int]:
-  """Returns the embedding's and unembedding's edges, counted apart.
-
-  `num_embedding_edges`: nonzero embedding weights of tokens that occur in the
-  prompts, into residual channels that some kept node reads.
-  `num_unembedding_edges`: nonzero unembedding weights of the answer tokens,
-  from residual channels that some kept node writes.
-  """
-  reads = _any_channel(node_mask, ("attn.act_in", "mlp.act_in"))
-  writes = _any_channel(node_mask, ("attn.resid_delta", "mlp.resid_delta"))
-  embed = np.asarray(parameter(params, sites.EMBED))
-  if isinstance(reads, np.ndarray):
-    reads = reads[: embed.shape[1]]  # Concatenated positions come behind.
-  tied = sites.UNEMBED.split("/")[0] not in params
-  unembed = embed if tied else np.asarray(parameter(params, sites.UNEMBED))
-  return {
-    "num_embedding_edges": int(
-      np.count_nonzero(embed[np.unique(prompt_tokens)] * reads)
-    ),
-    "num_unembedding_edges": int(
-      np.count_nonzero(unembed[np.unique(answer_tokens)] * writes)
-    ),
-  }
-
-
-def _any_channel(node_mask, names) -> np.ndarray | bool:
-  if any(name not in node_mask for name in names):
-    return True
-  return np.any([np.any(node_mask[name], 0) for name in names], 0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -182,31 +78,35 @@ class Circuit:
     names = list(sites.SITES)
     single = lambda node: not sites.SITES[names[node[1]]].per_layer
     found.sort(key=lambda node: (single(node), *node))
-    return [_node(names[site], row, index) for row, site, index in found]
+    return [
+      edges_lib.node(names[site], row, index) for row, site, index in found
+    ]
 
   @property
-  def model(self) -> model_lib.Model:
+  def model(self) -> transformer.Model:
     """The model it runs in."""
-    return model_lib.Model(self.model_config, self.sparsity)
+    return transformer.Model(self.model_config, self.sparsity)
 
-  def tap(self, params: model_lib.Params, tokens: jax.Array) -> model_lib.Tap:
-    """Returns the tap that ablates everything outside the circuit.
+  def hook(
+    self, params: transformer.Params, tokens: jax.Array
+  ) -> transformer.Hook:
+    """Returns the hook that ablates everything outside the circuit.
 
     Args:
       params: parameters of the model it was cut from.
       tokens: int `[B, L]`, what it is going to run on.
     """
-    tap = taps.gate(
+    hook = hooks.gate(
       jax.tree.map(jnp.asarray, dict(self.node_mask)),
       jax.tree.map(jnp.asarray, dict(self.means)),
     )
     if not self.freeze_norms:
-      return tap
+      return hook
     full: dict[str, jax.Array] = {}
-    self.model.residual(params, tokens, taps.record(full))
-    return taps.compose(taps.freeze_norms(full), tap)
+    self.model.residual(params, tokens, hooks.record(full))
+    return hooks.compose(hooks.freeze_norms_at(full), hook)
 
-  def apply(self, params: model_lib.Params, tokens: jax.Array) -> jax.Array:
+  def apply(self, params: transformer.Params, tokens: jax.Array) -> jax.Array:
     """Returns the circuit's logits: the model with everything else ablated.
 
     Args:
@@ -216,7 +116,7 @@ class Circuit:
     Returns:
       float32 `[B, L, V]`, times the fitted `logit_scale`.
     """
-    logits = self.model.apply(params, tokens, self.tap(params, tokens))
+    logits = self.model.apply(params, tokens, self.hook(params, tokens))
     return self.logit_scale * logits
 
   def save(self, directory: files.PathLike) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 
 import ml_collections
 
-from sparse_jax import errors, sites
+from sparse_jax import sites
+from sparse_jax.utils import errors
 
 
 def _check(ok: bool, name: str, value, accepted: str) -> None:

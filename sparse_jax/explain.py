@@ -14,44 +14,47 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparse_jax import calibrate, errors, prune, sites, taps
 from sparse_jax import circuit as circuit_lib
-from sparse_jax import model as model_lib
+from sparse_jax import sites
+from sparse_jax.model import hooks, transformer
+from sparse_jax.tasks import logit_difference as logit_difference_lib
+from sparse_jax.tasks import sequences as sequences_lib
+from sparse_jax.utils import errors
 
 _NUM_TOP = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Influence:
-  """What one circuit says of a prompt; gaps are logit differences in nats.
+  """What one circuit says of a prompt; diffs are logit differences in nats.
 
   Attributes:
     task: the circuit's task.
     answers: texts of its two answers, the likelier one first.
     mass: the model's probability of the two together.
-    full_gap: first answer's logit minus the second's, in the whole model.
-    circuit_gap: the same of the circuit alone, as it is calibrated.
-    without_gap: the same of the model without the circuit.
+    full_difference: first answer's logit minus the second's, whole model.
+    circuit_difference: the same of the circuit alone, as it is calibrated.
+    without_difference: the same of the model without the circuit.
     has_top: whether the model's most likely next token is one of the answers.
   """
 
   task: str
   answers: tuple[str, str]
   mass: float
-  full_gap: float
-  circuit_gap: float
-  without_gap: float
+  full_difference: float
+  circuit_difference: float
+  without_difference: float
   has_top: bool
 
   @property
   def effect(self) -> float:
     """How much of the model's preference goes with the circuit, in nats."""
-    return self.full_gap - self.without_gap
+    return self.full_difference - self.without_difference
 
   @property
   def decides(self) -> bool:
     """Whether the circuit makes the model's choice here."""
-    return self.has_top and self.circuit_gap > 0 and self.effect > 0
+    return self.has_top and self.circuit_difference > 0 and self.effect > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Part:
     token: the prompt's token there.
     value: its value there, in the circuit.
     ablated: its ablation value.
-    worth: the circuit's gap minus that without the node, in nats.
+    worth: the circuit's diff minus that without the node, in nats.
   """
 
   node: str
@@ -98,7 +101,7 @@ def answer_pairs(circuit: circuit_lib.Circuit) -> list[tuple[str, str]]:
 
 
 def top_tokens(
-  model: model_lib.Model, params: model_lib.Params, tokens: Sequence[int]
+  model: transformer.Model, params: transformer.Params, tokens: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns (the model's most likely next tokens, all probabilities `[V]`)."""
   batch = jnp.asarray(tokens, jnp.int32)[None]
@@ -108,12 +111,12 @@ def top_tokens(
 
 
 def influence(
-  model: model_lib.Model,
-  params: model_lib.Params,
+  model: transformer.Model,
+  params: transformer.Params,
   circuit: circuit_lib.Circuit,
   tokenizer,
   tokens: Sequence[int],
-) -> tuple[Influence, prune.Sequences]:
+) -> tuple[Influence, sequences_lib.Sequences]:
   """Returns what a circuit says of a prompt, and the prompt as a sequence.
 
   Of several pairs of answers the one that the model finds likeliest counts.
@@ -139,52 +142,62 @@ def influence(
         " from"
       )
     pairs.append(sorted(ids, key=lambda i: -probabilities[i]))
-  right, wrong = max(pairs, key=lambda ids: probabilities[ids].sum())
-  sequence = prune.Sequences(
+  correct, incorrect = max(pairs, key=lambda ids: probabilities[ids].sum())
+  sequence = sequences_lib.Sequences(
     tokens=jnp.asarray(tokens, jnp.int32)[None],
     positions=jnp.array([len(tokens) - 1]),
-    right=jnp.array([right]),
-    wrong=jnp.array([wrong]),
+    correct=jnp.array([correct]),
+    incorrect=jnp.array([incorrect]),
   )
   kept = {n: jnp.asarray(m) for n, m in circuit.node_mask.items()}
-  gap = _gap_function(model, circuit)
+  diff = _difference_function(model, circuit)
   full, alone, without = (
-    gap(params, sequence, gates)
+    diff(params, sequence, gates)
     for gates in (
       jax.tree.map(jnp.ones_like, kept),
       kept,
       jax.tree.map(jnp.logical_not, kept),
     )
   )
-  sign = calibrate.answer_sign(sequence.right, sequence.wrong)
-  fitted = calibrate.Calibration(
+  sign = logit_difference_lib.answer_sign(sequence.correct, sequence.incorrect)
+  fitted = logit_difference_lib.Calibration(
     circuit.logit_scale, circuit.details.get("answer_shift", 0.0)
   )
   return (
     Influence(
       task=circuit.task,
-      answers=tuple(tokenizer.token_text(int(i)) for i in (right, wrong)),
-      mass=float(probabilities[[right, wrong]].sum()),
-      full_gap=float(full),
-      circuit_gap=float(calibrate.calibrate(alone, sign[0], fitted)),
-      without_gap=float(without),
-      has_top=int(top[0]) in (right, wrong),
+      answers=tuple(tokenizer.token_text(int(i)) for i in (correct, incorrect)),
+      mass=float(probabilities[[correct, incorrect]].sum()),
+      full_difference=float(full),
+      circuit_difference=float(
+        logit_difference_lib.calibrate(alone, sign[0], fitted)
+      ),
+      without_difference=float(without),
+      has_top=int(top[0]) in (correct, incorrect),
     ),
     sequence,
   )
 
 
-def _gap_function(model, circuit):
+def _difference_function(model, circuit):
   means = {n: jnp.asarray(m) for n, m in circuit.means.items()}
 
   @jax.jit
-  def gap(params, sequence, gates):
-    tap = prune.circuit_tap(
-      model, params, sequence, gates, means, circuit.freeze_norms
+  def diff(params, sequence, gates):
+    hook = hooks.circuit_hook(
+      model,
+      params,
+      sequence.tokens,
+      sequence.positions,
+      gates,
+      means,
+      circuit.freeze_norms,
     )
-    return prune.answer_gap(model, params, sequence, tap)[0]
+    return logit_difference_lib.logit_difference(model, params, sequence, hook)[
+      0
+    ]
 
-  return gap
+  return diff
 
 
 def _record(model, params, circuit, tokens) -> dict[str, jax.Array]:
@@ -193,8 +206,8 @@ def _record(model, params, circuit, tokens) -> dict[str, jax.Array]:
   @jax.jit
   def run(params, tokens):
     acts: dict[str, jax.Array] = {}
-    tap = taps.compose(circuit.tap(params, tokens), taps.record(acts))
-    model.residual(params, tokens, tap)
+    hook = hooks.compose(circuit.hook(params, tokens), hooks.record(acts))
+    model.residual(params, tokens, hook)
     return acts
 
   return run(params, tokens)
@@ -213,16 +226,16 @@ def nearest(found: Sequence[Influence]) -> Influence | None:
   Where no circuit has the model's next token among its answers, one may still
   make the model's choice between its own two.
   """
-  makes = (i for i in found if i.circuit_gap > 0 and i.effect > 0)
+  makes = (i for i in found if i.circuit_difference > 0 and i.effect > 0)
   return max(makes, key=lambda i: i.mass, default=None)
 
 
 def parts(
-  model: model_lib.Model,
-  params: model_lib.Params,
+  model: transformer.Model,
+  params: transformer.Params,
   circuit: circuit_lib.Circuit,
   tokenizer,
-  sequence: prune.Sequences,
+  sequence: sequences_lib.Sequences,
 ) -> list[Part]:
   """Returns what each node does on a prompt, the most needed first.
 
@@ -230,9 +243,9 @@ def parts(
   """
   tokens = np.asarray(sequence.tokens[0])
   acts = _record(model, params, circuit, sequence.tokens)
-  gap = _gap_function(model, circuit)
+  diff = _difference_function(model, circuit)
   kept = {n: np.asarray(m) for n, m in circuit.node_mask.items()}
-  whole = float(gap(params, sequence, kept))
+  whole = float(diff(params, sequence, kept))
   found = []
   for name, mask in kept.items():
     for row, index in zip(*np.nonzero(mask), strict=True):
@@ -242,7 +255,7 @@ def parts(
       position = int(np.argmax(np.abs(value_L - ablated)))
       without = {n: m.copy() for n, m in kept.items()}
       without[name][row, index] = False
-      lost = whole - float(gap(params, sequence, without))
+      lost = whole - float(diff(params, sequence, without))
       found.append(
         Part(
           node=f"{site}:{index}",
@@ -257,8 +270,8 @@ def parts(
 
 
 def attention_of(
-  model: model_lib.Model,
-  params: model_lib.Params,
+  model: transformer.Model,
+  params: transformer.Params,
   circuit: circuit_lib.Circuit,
   tokens: jax.Array,
 ) -> dict[str, np.ndarray]:
@@ -274,7 +287,7 @@ def attention_of(
   """
   config = model.config
   acts = _record(model, params, circuit, tokens)
-  pattern = np.asarray(taps.attention_patterns(model, params, acts))
+  pattern = np.asarray(hooks.attention_patterns(model, params, acts))
   value = circuit.node_mask.get("attn.v")
   if value is None:
     return {}

@@ -13,7 +13,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from sparse_jax import errors
+import jax
+
+from sparse_jax.utils import errors
 
 Width = Literal["d_model", "d_in", "d_attn", "d_mlp"]
 
@@ -145,3 +147,8 @@ def all_site_ids(n_layer: int) -> tuple[str, ...]:
 def num_rows(name: str, n_layer: int) -> int:
   """Returns the leading size of a site's `[layer, width]` arrays."""
   return n_layer if SITES[name].per_layer else 1
+
+
+def path_name(path) -> str:
+  """Returns a pytree key path as `layers/attn/c_attn/kernel`."""
+  return jax.tree_util.keystr(path, simple=True, separator="/")

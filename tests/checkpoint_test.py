@@ -14,10 +14,13 @@ import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from sparse_jax import checkpoint, errors
+from sparse_jax import checkpoint
 from sparse_jax import config as config_lib
-from sparse_jax import model as model_lib
 from sparse_jax.data import tokenizer as tokenizer_lib
+from sparse_jax.model import fingerprint as fingerprint_lib
+from sparse_jax.model import transformer
+from sparse_jax.training import checkpoints as checkpoints_lib
+from sparse_jax.utils import errors
 
 
 def one_layer():
@@ -183,24 +186,24 @@ class ModelDirectoryTest(parameterized.TestCase):
 class FingerprintTest(absltest.TestCase):
   def test_changes_with_a_weight_and_with_the_model_only(self):
     model, params = one_layer()
-    before = checkpoint.fingerprint(model, params)
+    before = fingerprint_lib.fingerprint(model, params)
     self.assertRegex(before, "^sha256:[0-9a-f]{64}$")
     self.assertEqual(
-      checkpoint.fingerprint(model, jax.tree.map(np.array, params)), before
+      fingerprint_lib.fingerprint(model, jax.tree.map(np.array, params)), before
     )
     changed = jax.tree.map(np.array, params)
     changed["ln_f"]["scale"][0] = np.nextafter(changed["ln_f"]["scale"][0], 9)
-    other = model_lib.Model(
+    other = transformer.Model(
       model.config,
       config_lib.SparsityConfig(activation_fraction=0.5, min_alive=0),
     )
-    annealed = model_lib.Model(
+    annealed = transformer.Model(
       model.config,
       config_lib.SparsityConfig(density=0.7, min_alive=0),
     )
-    self.assertNotEqual(checkpoint.fingerprint(model, changed), before)
-    self.assertNotEqual(checkpoint.fingerprint(other, params), before)
-    self.assertEqual(checkpoint.fingerprint(annealed, params), before)
+    self.assertNotEqual(fingerprint_lib.fingerprint(model, changed), before)
+    self.assertNotEqual(fingerprint_lib.fingerprint(other, params), before)
+    self.assertEqual(fingerprint_lib.fingerprint(annealed, params), before)
 
 
 class TrainingCheckpointsTest(absltest.TestCase):
@@ -210,7 +213,7 @@ class TrainingCheckpointsTest(absltest.TestCase):
     self.path = root / "checkpoints"
 
   def open(self):
-    checkpoints = checkpoint.TrainingCheckpoints(self.path)
+    checkpoints = checkpoints_lib.TrainingCheckpoints(self.path)
     self.addCleanup(checkpoints.close)
     return checkpoints
 

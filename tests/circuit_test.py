@@ -10,7 +10,11 @@ import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from sparse_jax import checkpoint, circuit, prune, sites
+from sparse_jax import circuit, sites
+from sparse_jax.model import fingerprint as fingerprint_lib
+from sparse_jax.model import hooks
+from sparse_jax.tasks import logit_difference as logit_difference_lib
+from sparse_jax.tasks import sequences as sequences_lib
 
 
 def new_directory(test) -> pathlib.Path:
@@ -23,7 +27,7 @@ def make_circuit(share=0.4, **fields):
   mask = helpers.random_masks(model, share)
   made = circuit.Circuit(
     task="single_double_quote",
-    model_fingerprint=checkpoint.fingerprint(model, params),
+    model_fingerprint=fingerprint_lib.fingerprint(model, params),
     model_config=model.config,
     sparsity=model.sparsity,
     ablation="mean_pretrain",
@@ -70,26 +74,33 @@ class CircuitTest(parameterized.TestCase):
   def test_frozen_norms_are_the_whole_models_and_are_kept_in_the_file(self):
     made, model, params, tokens = make_circuit()
     frozen = dataclasses.replace(made, freeze_norms=True)
-    sequences = prune.Sequences(
+    sequences = sequences_lib.Sequences(
       tokens,
       np.full(len(tokens), tokens.shape[1] - 1),
       np.arange(len(tokens)),
       np.arange(len(tokens)) + 20,
     )
-    tap = prune.circuit_tap(
-      model, params, sequences, made.node_mask, made.means, freeze_norms=True
+    hook = hooks.circuit_hook(
+      model,
+      params,
+      sequences.tokens,
+      sequences.positions,
+      made.node_mask,
+      made.means,
+      freeze_norms=True,
     )
-    want = prune.answer_gap(model, params, sequences, tap)
+    want = logit_difference_lib.logit_difference(model, params, sequences, hook)
     directory = new_directory(self) / "c"
     frozen.save(directory)
     loaded = circuit.Circuit.load(directory)
     rows = np.arange(len(tokens))
-    gap = lambda logits: (
-      logits[rows, -1, sequences.right] - logits[rows, -1, sequences.wrong]
+    diff = lambda logits: (
+      logits[rows, -1, sequences.correct]
+      - logits[rows, -1, sequences.incorrect]
     )
-    got = gap(loaded.apply(params, tokens)) / made.logit_scale
+    got = diff(loaded.apply(params, tokens)) / made.logit_scale
     np.testing.assert_allclose(got, want, atol=1e-4)
-    free = gap(made.apply(params, tokens)) / made.logit_scale
+    free = diff(made.apply(params, tokens)) / made.logit_scale
     self.assertGreater(np.abs(free - want).max(), 1e-2)
 
   @parameterized.parameters(

@@ -6,7 +6,8 @@ import re
 import ml_collections
 from absl.testing import absltest, parameterized
 
-from sparse_jax import config, errors, sites
+from sparse_jax import config, sites
+from sparse_jax.utils import errors
 
 # (field, value, what is accepted): the message is `field=value is not accepted;
 # need …`.

@@ -3,6 +3,8 @@
 import os
 import pathlib
 
+import hypothesis
+
 # Tests compile much and compute little.
 os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "")
@@ -17,7 +19,6 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
 )
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
-import hypothesis
 
 hypothesis.settings.register_profile(
   "ci", deadline=None, derandomize=True, database=None

@@ -13,11 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
-from sparse_jax import checkpoint, errors, explain, prune, taps
+from sparse_jax import checkpoint, explain
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
-from sparse_jax import model as model_lib
 from sparse_jax.data import tokenizer as tokenizer_lib
+from sparse_jax.model import edges as edges_lib
+from sparse_jax.model import fingerprint as fingerprint_lib
+from sparse_jax.model import hooks, transformer
+from sparse_jax.tasks import logit_difference as logit_difference_lib
+from sparse_jax.utils import errors
 
 _TEXT = "\n".join(
   f"x = ['{w}', \"{w}\", ({w}, 1)]\ndef {w}():\n  return {w}"
@@ -31,9 +35,9 @@ def influence(**fields):
       "task": "t",
       "answers": ("a", "b"),
       "mass": 0.5,
-      "full_gap": 2.0,
-      "circuit_gap": 1.0,
-      "without_gap": 0.5,
+      "full_difference": 2.0,
+      "circuit_difference": 1.0,
+      "without_difference": 0.5,
       "has_top": True,
       **fields,
     }
@@ -46,16 +50,16 @@ class DecidingTest(absltest.TestCase):
     self.assertTrue(influence().decides)
     for fields in (
       {"has_top": False},
-      {"circuit_gap": -0.1},
-      {"without_gap": 2.5},
+      {"circuit_difference": -0.1},
+      {"without_difference": 2.5},
     ):
       self.assertFalse(influence(**fields).decides, fields)
-    strong = influence(task="u", without_gap=-1.0)
-    other = influence(task="v", has_top=False, without_gap=-9.0)
+    strong = influence(task="u", without_difference=-1.0)
+    other = influence(task="v", has_top=False, without_difference=-9.0)
     self.assertIs(explain.deciding([influence(), strong, other]), strong)
     self.assertIsNone(explain.deciding([other]))
     likelier = influence(task="w", has_top=False, mass=0.6)
-    against = influence(mass=0.9, circuit_gap=-1.0)
+    against = influence(mass=0.9, circuit_difference=-1.0)
     self.assertIs(explain.nearest([other, likelier, against]), likelier)
     self.assertIsNone(explain.nearest([against]))
 
@@ -72,13 +76,15 @@ class ExplainTest(absltest.TestCase):
       d_mlp=16,
       vocab_size=cls.tokenizer.vocab_size,
     )
-    cls.model = model_lib.Model(config, config_lib.SparsityConfig(min_alive=0))
+    cls.model = transformer.Model(
+      config, config_lib.SparsityConfig(min_alive=0)
+    )
     cls.params = jax.jit(cls.model.init)(jax.random.key(0))
     mask = helpers.random_masks(cls.model, 0.15)
     example = {"answer": "'", "counter_answer": '"'}
     cls.circuit = circuit_lib.Circuit(
       task="quotes",
-      model_fingerprint=checkpoint.fingerprint(cls.model, cls.params),
+      model_fingerprint=fingerprint_lib.fingerprint(cls.model, cls.params),
       model_config=config,
       sparsity=cls.model.sparsity,
       ablation="mean_pretrain",
@@ -86,7 +92,7 @@ class ExplainTest(absltest.TestCase):
       logit_scale=2.0,
       node_mask=mask,
       means=helpers.random_means(cls.model),
-      edges=circuit_lib.find_edges(cls.params, mask),
+      edges=edges_lib.find_edges(cls.params, mask),
       metrics={},
       details={"examples": [example, example]},
     )
@@ -95,19 +101,23 @@ class ExplainTest(absltest.TestCase):
     )
     cls.tokens = cls.tokenizer.encode("x = ['alpha")
 
-  def test_gaps_are_those_of_whole_forward_passes(self):
+  def test_diffs_are_those_of_whole_forward_passes(self):
     found, sequence = explain.influence(
       self.model, self.params, self.circuit, self.tokenizer, self.tokens
     )
-    ids = int(sequence.right[0]), int(sequence.wrong[0])
+    ids = int(sequence.correct[0]), int(sequence.incorrect[0])
     self.assertCountEqual(found.answers, ("'", '"'))
     batch = jnp.asarray(self.tokens)[None]
-    gap = lambda logits: float(logits[0, -1, ids[0]] - logits[0, -1, ids[1]])
+    diff = lambda logits: float(logits[0, -1, ids[0]] - logits[0, -1, ids[1]])
     full = self.model.apply(self.params, batch)
-    self.assertAlmostEqual(found.full_gap, gap(full), places=4)
-    self.assertGreater(found.full_gap, 0)  # The likelier answer comes first.
+    self.assertAlmostEqual(found.full_difference, diff(full), places=4)
+    self.assertGreater(
+      found.full_difference, 0
+    )  # The likelier answer comes first.
     self.assertAlmostEqual(
-      found.circuit_gap, gap(self.circuit.apply(self.params, batch)), places=4
+      found.circuit_difference,
+      diff(self.circuit.apply(self.params, batch)),
+      places=4,
     )
     rest = dataclasses.replace(
       self.circuit,
@@ -115,12 +125,12 @@ class ExplainTest(absltest.TestCase):
       node_mask={n: ~m for n, m in self.circuit.node_mask.items()},
     )
     self.assertAlmostEqual(
-      found.without_gap, gap(rest.apply(self.params, batch)), places=4
+      found.without_difference, diff(rest.apply(self.params, batch)), places=4
     )
     mass = np.asarray(jax.nn.softmax(full[0, -1]))[list(ids)].sum()
     self.assertAlmostEqual(found.mass, mass, places=5)
 
-  def test_a_nodes_worth_is_the_gap_lost_without_it(self):
+  def test_a_nodes_worth_is_the_diff_lost_without_it(self):
     _, sequence = explain.influence(
       self.model, self.params, self.circuit, self.tokenizer, self.tokens
     )
@@ -135,16 +145,16 @@ class ExplainTest(absltest.TestCase):
     layer, _, name = site.partition(".")
     mask = {n: m.copy() for n, m in self.circuit.node_mask.items()}
     self.assertTrue(mask[name][int(layer), int(index)])
-    gap = lambda gates: prune.answer_gap(
+    diff = lambda gates: logit_difference_lib.logit_difference(
       self.model,
       self.params,
       sequence,
-      taps.gate(jax.tree.map(jnp.asarray, gates), self.circuit.means),
+      hooks.gate(jax.tree.map(jnp.asarray, gates), self.circuit.means),
     )[0]
-    whole = gap(mask)
+    whole = diff(mask)
     mask[name][int(layer), int(index)] = False
     np.testing.assert_allclose(
-      first.worth, 2.0 * (whole - gap(mask)), atol=1e-4
+      first.worth, 2.0 * (whole - diff(mask)), atol=1e-4
     )
 
   def test_attention_is_a_distribution_less_the_sink(self):

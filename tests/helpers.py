@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparse_jax import config as config_lib
-from sparse_jax import model as model_lib
-from sparse_jax import prune, sites
+from sparse_jax import sites
+from sparse_jax.model import transformer
+from sparse_jax.pruning import masks as masks_lib
+from sparse_jax.tasks import sequences as sequences_lib
 
 
 def tiny_model(activation_fraction: float = 0.25, **fields):
@@ -25,7 +27,7 @@ def tiny_model(activation_fraction: float = 0.25, **fields):
   sparsity = config_lib.SparsityConfig(
     activation_fraction=activation_fraction, min_alive=0
   )
-  model = model_lib.Model(config, sparsity)
+  model = transformer.Model(config, sparsity)
   params = jax.jit(model.init)(jax.random.key(0))
   rng = np.random.default_rng(1)
   params = jax.tree.map(
@@ -36,7 +38,7 @@ def tiny_model(activation_fraction: float = 0.25, **fields):
   return model, params, tokens
 
 
-def random_masks(model: model_lib.Model, share: float, seed: int = 0):
+def random_masks(model: transformer.Model, share: float, seed: int = 0):
   """Returns per node site `[layers, width]` masks, `share` of them true."""
   rng = np.random.default_rng(seed)
   return {
@@ -45,7 +47,7 @@ def random_masks(model: model_lib.Model, share: float, seed: int = 0):
   }
 
 
-def random_means(model: model_lib.Model, seed: int = 0):
+def random_means(model: transformer.Model, seed: int = 0):
   """Returns per node site `[layers, width]` float32 ablation values."""
   rng = np.random.default_rng(seed)
   return {
@@ -54,7 +56,7 @@ def random_means(model: model_lib.Model, seed: int = 0):
   }
 
 
-def mask_shape(model: model_lib.Model, name: str) -> tuple[int, int]:
+def mask_shape(model: transformer.Model, name: str) -> tuple[int, int]:
   """Returns the shape of a site's masks."""
   rows = sites.num_rows(name, model.config.n_layer)
   return rows, model.config.width(name)
@@ -72,10 +74,11 @@ def settings(config, **fields):
   """Returns a `prune.Setting` of several runs: the config's, but for fields."""
   runs = len(next(iter(fields.values())))
   values = {
-    name: [getattr(config, name, 0)] * runs for name in prune.Setting._fields
+    name: [getattr(config, name, 0)] * runs
+    for name in masks_lib.Hyperparameters._fields
   } | fields
   seed = jnp.array(values.pop("seed"), jnp.int32)
-  return prune.Setting(
+  return masks_lib.Hyperparameters(
     **{name: jnp.array(v, jnp.float32) for name, v in values.items()}, seed=seed
   )
 
@@ -83,9 +86,9 @@ def settings(config, **fields):
 def random_sequences(count=8, length=9, seed=3):
   """Returns `count` sequences of random tokens and answers below 40."""
   rng = np.random.default_rng(seed)
-  return prune.Sequences(
+  return sequences_lib.Sequences(
     tokens=jnp.asarray(rng.integers(0, 40, (count, length))),
     positions=jnp.asarray(rng.integers(3, length, count)),
-    right=jnp.asarray(rng.integers(0, 20, count)),
-    wrong=jnp.asarray(rng.integers(20, 40, count)),
+    correct=jnp.asarray(rng.integers(0, 20, count)),
+    incorrect=jnp.asarray(rng.integers(20, 40, count)),
   )

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import tqdm
 
 from sparse_jax import config as config_lib
-from sparse_jax import errors
+from sparse_jax.utils import errors
 
 ACCEPTED = (
   '"python", "hf:NAME", or the path of a directory, a text or .jsonl file, or'

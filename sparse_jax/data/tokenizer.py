@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import tokenizers
 
-from sparse_jax import errors, files
+from sparse_jax.utils import errors, files
 
 END_OF_TEXT = "<|endoftext|>"
 RELEASED_FILES = ("encoder.json", "vocab.bpe")

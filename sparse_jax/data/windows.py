@@ -3,7 +3,7 @@
 import grain
 import numpy as np
 
-from sparse_jax import errors
+from sparse_jax.utils import errors
 
 READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 

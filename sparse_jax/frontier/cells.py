@@ -12,23 +12,18 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sparse_jax import (
-  checkpoint,
-  data,
-  errors,
-  evaluate,
-  files,
-  host,
-  report,
-  search,
-  tasks,
-  train,
-  trust,
-)
+from sparse_jax import checkpoint, report, tasks
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
+from sparse_jax.data import tokens as tokens_lib
+from sparse_jax.faithfulness import criteria, measure
 from sparse_jax.frontier import grid
-from sparse_jax.trust import claims
+from sparse_jax.model import fingerprint as fingerprint_lib
+from sparse_jax.pruning import search
+from sparse_jax.tasks import evaluation
+from sparse_jax.tasks import sequences as sequences_lib
+from sparse_jax.training import loop
+from sparse_jax.utils import errors, files, host
 
 Result = dict[str, Any]  # What cell.json holds.
 FILE = "cell.json"
@@ -145,14 +140,14 @@ def run(
           run_cell(config, cell, workdir)
     except files.InUseError:
       say(f"{cell.name}: another process is at it")
-    except train.DivergedError as e:
+    except loop.DivergedError as e:
       say(f"{cell.name}: left out, {e}")
   return finished(config, workdir)
 
 
 def prepare_data(
   config: grid.FrontierConfig, workdir: files.PathLike
-) -> data.TokenData:
+) -> tokens_lib.TokenData:
   """Makes the tokens that all cells share, or finds them.
 
   They are made once: later cells take them even if the source has changed.
@@ -161,11 +156,11 @@ def prepare_data(
     InputError: if the source is too small, or a task of the grid is unknown.
   """
   directory = pathlib.Path(workdir).absolute() / "data"
-  tokens = data.prepare(
+  tokens = tokens_lib.prepare(
     config.run.data,
     directory,
     batch_size=config.run.train.batch_size,
-    frozen=(directory / data.MANIFEST).exists(),
+    frozen=(directory / tokens_lib.MANIFEST).exists(),
   )
   tasks.make_tasks(config.tasks, tokens.tokenizer)
   return tokens
@@ -228,8 +223,8 @@ def run_cell(
   }
   with _counted(directory, earlier, start):
     try:
-      trained = train.run(run_settings, directory, frozen_data=True)
-    except train.DivergedError as e:
+      trained = loop.run(run_settings, directory, frozen_data=True)
+    except loop.DivergedError as e:
       # It would diverge again: only its file's removal makes it try again.
       files.write_json(directory / FILE, {**described, "diverged": str(e)})
       raise
@@ -241,12 +236,14 @@ def run_cell(
     "tokens": run_settings.train.steps
     * run_settings.train.batch_size
     * run_settings.data.context_length,
-    "nonzero_block_weights": train.block_density(trained.params),
-    "model_fingerprint": checkpoint.fingerprint(trained.model, trained.params),
+    "nonzero_block_weights": loop.block_density(trained.params),
+    "model_fingerprint": fingerprint_lib.fingerprint(
+      trained.model, trained.params
+    ),
     "seconds": seconds,
     "tasks": figures,
     "machine": host.environment()["machine"],
-    "tokens_sha256": trained.data.manifest["sha256"][data.TOKENS],
+    "tokens_sha256": trained.data.manifest["sha256"][tokens_lib.TOKENS],
   }
   files.write_json(directory / FILE, result)
   return result
@@ -271,7 +268,7 @@ def _counted(directory, earlier, start):
 def prune_cell(
   config: grid.FrontierConfig,
   run_settings: config_lib.Config,
-  trained: train.Trained,
+  trained: loop.Trained,
   directory: pathlib.Path,
 ) -> dict[str, dict[str, Any]]:
   """Returns the figures of every task, by name; saves circuits and a page.
@@ -279,7 +276,9 @@ def prune_cell(
   A task has `learned`, the full model's validation loss and accuracy, and, if
   it is learned, its circuit's figures.
   """
-  gap_function = evaluate.make_gap_function(trained.model, trained.params)
+  difference_function = evaluation.make_difference_function(
+    trained.model, trained.params
+  )
   made, skipped = tasks.make_tasks(config.tasks, trained.data.tokenizer)
   settings = run_settings.prune
   figures: dict[str, dict[str, Any]] = {
@@ -288,7 +287,9 @@ def prune_cell(
   }
   learned = []
   for task in made:
-    verdict = search.judge_task(gap_function, task, settings, run_settings.seed)
+    verdict = evaluation.check_learned(
+      difference_function, task, settings, run_settings.seed
+    )
     figures[task.name] = {
       "learned": verdict.learned,
       "reasons": list(verdict.reasons),
@@ -345,7 +346,7 @@ def verdicts(
   workdir: files.PathLike,
   names: Sequence[str],
   measure: bool,
-) -> dict[str, list[claims.Claim]]:
+) -> dict[str, list[criteria.Claim]]:
   """Returns what is claimed of a cell's circuits and whether it holds, by task.
 
   Evidence that a circuit already has is not measured again.
@@ -369,24 +370,24 @@ def verdicts(
   for name in names:
     path = directory / "circuits" / name
     circuit = circuit_lib.Circuit.load(path)
-    if "trust" not in circuit.metrics:
+    if "faithfulness" not in circuit.metrics:
       if not measure:
         continue
       _add_evidence(settings, directory, circuit, by_name[name])
       circuit.save(path)
-    found[name] = claims.claims(circuit.metrics["trust"])
+    found[name] = criteria.claims(circuit.metrics["faithfulness"])
   write_page(directory, learned_tasks(result), settings.model.d_head)
   return found
 
 
 def _add_evidence(settings, directory, circuit, task):
   model, params = checkpoint.load_model(directory / "model")
-  with_what = trust.Trust(
+  with_what = measure.Trust(
     settings.prune,
     checkpoint.load_means(directory / "model"),
     settings.seed,
-    trust.natural_prompts(task, settings),
+    sequences_lib.natural_prompts(task, settings),
   )
-  circuit.metrics["trust"] = trust.measure(
+  circuit.metrics["faithfulness"] = measure.measure(
     model, params, circuit, task, with_what
   )

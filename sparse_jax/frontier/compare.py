@@ -14,7 +14,7 @@ import numpy as np
 
 from sparse_jax import config as config_lib
 
-MEASURES = ("num_edges", "num_needed_edges", "num_nodes")
+MEASURES = ("num_edges", "num_essential_edges", "num_nodes")
 _RESAMPLES = 1000
 _TAILS = (0.05, 0.95)
 

@@ -12,12 +12,12 @@ import numpy as np
 from matplotlib import axes as axes_lib
 from matplotlib import figure
 
-from sparse_jax import files
 from sparse_jax.frontier import compare, grid
+from sparse_jax.utils import files
 
 NAMES = {
   "num_edges": "edges",
-  "num_needed_edges": "edges that are needed (masked)",
+  "num_essential_edges": "edges that are needed (masked)",
   "num_nodes": "nodes",
 }
 _COLOURS = ("#1a5a96", "#c04a12", "#1d7a55", "#8743b3", "#a06a00")

@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 
 from sparse_jax import config as config_lib
-from sparse_jax import errors
+from sparse_jax.utils import errors
 
 # The follow-up ablations of the paper: what differs from the sparse model of
 # `variant_width` and `variant_density`. A new one is one line.

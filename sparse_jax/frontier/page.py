@@ -6,9 +6,9 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sparse_jax import files
 from sparse_jax.frontier import cells, compare, figures
 from sparse_jax.report import markup, page, parts, section
+from sparse_jax.utils import files
 
 _el = markup.el
 

@@ -12,9 +12,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sparse_jax import files
 from sparse_jax.frontier import cells, compare, figures, grid, page
 from sparse_jax.report import parts
+from sparse_jax.utils import files
 
 # "Weight-sparse transformers have interpretable circuits", abstract, figure 2.
 PAPER_RATIO = 16
@@ -82,10 +82,10 @@ _FIGURES = (
   "meets_target",
   "num_nodes",
   "num_edges",
-  "num_needed_edges",
+  "num_essential_edges",
   "test_loss",
   "test_accuracy",
-  "needed_edges_test_loss",
+  "essential_edges_test_loss",
   "without_circuit_test_loss",
 )
 
@@ -178,7 +178,7 @@ def _per_task(results) -> str:
   def shown(found):
     if "num_edges" not in found:
       return "–"
-    needed = found.get("num_needed_edges")
+    needed = found.get("num_essential_edges")
     text = f"{found['num_edges']}"
     text += "" if needed is None else f" ({needed})"
     return text if found["meets_target"] else f"{text}, misses"

@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from sparse_jax import errors, files, metrics
+from sparse_jax.utils import errors, files, progress
 
 _POLL_SECONDS = 2.0
 _PATIENCE_SECONDS = 60.0
@@ -47,7 +47,7 @@ def run_workers(
   with files.disk_errors(logs):
     logs.mkdir(parents=True, exist_ok=True)
   processes: list[tuple[subprocess.Popen, pathlib.Path]] = []
-  bar = metrics.progress_bar(total, num_finished(), "cells")
+  bar = progress.progress_bar(total, num_finished(), "cells")
   with _signals_as_interrupts():
     try:
       for number, cores in enumerate(shares(sorted(_cores()), count)):

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sparse_jax.faithfulness import criteria
 from sparse_jax.report import charts, markup, parts, view
-from sparse_jax.trust import claims
 
 _el = markup.el
 _MAX_ROWS = 100
@@ -24,14 +24,14 @@ def evidence_section(
   """Returns what speaks for and against the circuit; None if nothing is known.
 
   Args:
-    circuit: `metrics["trust"]` is what `trust.measure` returned.
+    circuit: `metrics["faithfulness"]` is what `faithfulness.measure` returned.
     prefix: starts every id.
   """
-  trust = circuit.metrics.get("trust")
+  trust = circuit.metrics.get("faithfulness")
   if not isinstance(trust, Mapping):
     return None
   try:
-    found = claims.claims(trust)
+    found = criteria.claims(trust)
   except (KeyError, TypeError, AttributeError, ValueError, IndexError):
     text = "The circuit file's evidence is not what the trust checks write."
     return _el("p", text, class_="warning")
@@ -90,7 +90,7 @@ def _controls(controls, target, prefix: str) -> markup.Markup | None:
     for name, class_, _ in curves
   ]
   chart = charts.size_curves(curves, target, prefix)
-  gaps = controls.get("gap_in_nodes")
+  gaps = controls.get("extra_nodes")
   names = {key: name for key, name, _ in _CURVES}
   sentences = [
     f"{names[key]}: {_gap(gap)}."

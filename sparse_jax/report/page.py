@@ -13,8 +13,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sparse_jax import errors, files
 from sparse_jax.report import charts, markup, parts, section, view
+from sparse_jax.utils import errors, files
 
 _el = markup.el
 

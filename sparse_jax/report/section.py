@@ -37,7 +37,7 @@ _ABLATIONS = {
 }
 # Shown in places of their own; every other figure is listed as it comes.
 _PLACED = frozenset(
-  {"num_nodes", "num_edges", "target_loss", "trust"}
+  {"num_nodes", "num_edges", "target_loss", "faithfulness"}
   | {f"{p}test_{k}" for _, p, _ in parts.MODELS for k in ("loss", "accuracy")}
 )
 _FIGURES = {

@@ -7,7 +7,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sparse_jax import errors, files, sites
+from sparse_jax import sites
+from sparse_jax.utils import errors, files
 
 
 class Node(NamedTuple):

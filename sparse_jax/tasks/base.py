@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparse_jax import errors
 from sparse_jax.tasks import natural
 from sparse_jax.tasks.pairs import SPLITS, Pairs, PairText, Prompts, pad_rows
+from sparse_jax.utils import errors
 
 # How many candidates a request may look at before it gives up.
 _TRIES_PER_PAIR = 50

@@ -1,6 +1,6 @@
 """Tasks about compound statements: how a header goes on and what follows it."""
 
-from sparse_jax.tasks import rules
+from sparse_jax.tasks import natural_rules
 from sparse_jax.tasks.spec import Spec, contrast, substitute
 
 WHILE_RETURN_TRUE = Spec(
@@ -31,7 +31,7 @@ WHILE_RETURN_TRUE = Spec(
     )
     for answers in ((":\n", "\n"), (":", "\n"))
   ),
-  find_points=rules.truths,
+  find_points=natural_rules.truths,
 )
 
 ELSE_ELIF = Spec(
@@ -67,7 +67,7 @@ ELSE_ELIF = Spec(
       (":", " "),
     )
   ),
-  find_points=rules.branches,
+  find_points=natural_rules.branches,
 )
 
 # `~` stands for the statement, `%` for a closing parenthesis, where that is not
@@ -105,7 +105,7 @@ WITH_AS = Spec(
   rule="After a call, `with` names the result on the same line; `return` ends"
   " the line.",
   variants=(_with_as(")", (" as", "\n")), _with_as("", (")", ")\n"))),
-  find_points=rules.calls,
+  find_points=natural_rules.calls,
 )
 
 WITH_OPEN = Spec(
@@ -183,7 +183,7 @@ FOR_WHILE = Spec(
     )
     for answers in ((" in", " <"), (" in", " !="), (" in", ":"))
   ),
-  find_points=rules.loops,
+  find_points=natural_rules.loops,
 )
 
 IF_TERNARY = Spec(
@@ -231,7 +231,7 @@ IF_TERNARY = Spec(
     )
     for answers in ((" else", ":\n"), (" else", ":"))
   ),
-  find_points=rules.ternaries,
+  find_points=natural_rules.ternaries,
 )
 
 IF_EQUALS = Spec(
@@ -275,7 +275,7 @@ IF_EQUALS = Spec(
       (" ==", " ="),
     ),
   ),
-  find_points=rules.comparisons,
+  find_points=natural_rules.comparisons,
 )
 
 INDENT_FOR = Spec(
@@ -324,7 +324,7 @@ INDENT_FOR = Spec(
     # A space is left to the next word by pre-splitting tokenizers.
     for answers in ((" " * 7, " " * 3), (" " * 8, " " * 4))
   ),
-  find_points=rules.indents,
+  find_points=natural_rules.indents,
 )
 
 SPECS = (

@@ -1,6 +1,6 @@
 """Tasks about brackets: how many and which to close."""
 
-from sparse_jax.tasks import rules
+from sparse_jax.tasks import natural_rules
 from sparse_jax.tasks.spec import Spec, substitute
 
 # `~` stands for one bracket or two; a list of rows or of numbers.
@@ -83,7 +83,7 @@ BRACKET_COUNTING = Spec(
     substitute(_LISTS, ("[[", "["), ("]", "]\n")),
   ),
   distractors=_BRACKET_DISTRACTORS,
-  find_points=rules.depth,
+  find_points=natural_rules.depth,
 )
 
 BRACKET_BRACE = Spec(
@@ -107,7 +107,7 @@ BRACKET_BRACE = Spec(
       "<name> = {0} | {<number>, <number2>}",
     ),
   },
-  find_points=rules.displays,
+  find_points=natural_rules.displays,
 )
 
 SPECS = (BRACKET_COUNTING, BRACKET_BRACE)

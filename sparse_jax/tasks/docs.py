@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import tqdm
 
-from sparse_jax.tasks import base, gate
+from sparse_jax.tasks import base, learned
 from sparse_jax.tasks.pairs import SPLITS
 
 _HEAD = """\
@@ -159,8 +159,8 @@ def page(
     sections.append(section(task, counts))
   head = _HEAD.format(
     most=most,
-    accuracy=100 * gate.MIN_ACCURACY,
-    ratio=gate.MAX_LOSS_OVER_TARGET,
+    accuracy=100 * learned.MIN_ACCURACY,
+    ratio=learned.MAX_LOSS_OVER_TARGET,
     vocab_size=tokenizer.vocab_size,
     fingerprint=tokenizer.fingerprint[:12],
     expressible=sum(row[2] != "-" for row in rows),

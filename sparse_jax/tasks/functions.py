@@ -1,6 +1,6 @@
 """Tasks about functions, classes and calls."""
 
-from sparse_jax.tasks import rules
+from sparse_jax.tasks import natural_rules
 from sparse_jax.tasks.spec import Spec, contrast, substitute
 
 LAMBDA_FUNC = Spec(
@@ -46,7 +46,7 @@ LAMBDA_FUNC = Spec(
     )
     for answers in ((":", "):\n"), (":", ")"))
   ),
-  find_points=rules.parameters,
+  find_points=natural_rules.parameters,
 )
 
 ENUMERATE_RANGE = Spec(
@@ -98,7 +98,7 @@ ENUMERATE_RANGE = Spec(
       (" en", " range"),
     )
   ),
-  find_points=rules.iterations,
+  find_points=natural_rules.iterations,
 )
 
 # `~` makes the third name a default value, or a third parameter.
@@ -177,7 +177,7 @@ CLASS_INIT = Spec(
     substitute(_CLASS_PROMPTS, ("class", "def"), ("(self", "():")),
     substitute(_CLASS_PROMPTS, ("class", "def"), ("(self", "()")),
   ),
-  find_points=rules.methods,
+  find_points=natural_rules.methods,
 )
 
 SPECS = (LAMBDA_FUNC, ENUMERATE_RANGE, FINAL_KWARG, CLASS_INIT)

@@ -87,14 +87,14 @@ class Point(NamedTuple):
   Attributes:
     start: offset of the earliest evidence.
     offset: where the answer begins.
-    right: the answer the code calls for.
-    wrong: the task's other answer.
+    correct: the answer the code calls for.
+    incorrect: the task's other answer.
   """
 
   start: int
   offset: int
-  right: str
-  wrong: str
+  correct: str
+  incorrect: str
 
 
 # (code, the task's answers) -> points.
@@ -175,7 +175,7 @@ def harvest(
         for point in task.find_points(code, task.answers):
           prompt = window.prompt(point)
           if prompt is not None:
-            key = point.right if len(task.answers) == 2 else ""
+            key = point.correct if len(task.answers) == 2 else ""
             found[task.name][key].append((*prompt, document.name))
   return {
     task.name: _select(task, found[task.name], count, seed, context_length)
@@ -205,9 +205,12 @@ class _Windows:
     return self._single[text]
 
   def prompt(self, point: Point) -> tuple[np.ndarray, int, int] | None:
-    """Returns (tokens, right, wrong), or None if the point cannot be used."""
-    right, wrong = self._token(point.right), self._token(point.wrong)
-    if right is None or wrong is None or right == wrong:
+    """Returns (tokens, correct, incorrect), None if the point is unusable."""
+    correct, incorrect = (
+      self._token(point.correct),
+      self._token(point.incorrect),
+    )
+    if correct is None or incorrect is None or correct == incorrect:
       return None
     byte = self._bytes[point.offset]
     last = int(np.searchsorted(self._ends, byte))
@@ -215,9 +218,9 @@ class _Windows:
       return None
     first = max(0, last + 1 - self._context_length)
     begin = self._ends[first - 1] if first else 0
-    if self._ids[last + 1] != right or begin > self._bytes[point.start]:
+    if self._ids[last + 1] != correct or begin > self._bytes[point.start]:
       return None
-    return self._ids[first : last + 1], right, wrong
+    return self._ids[first : last + 1], correct, incorrect
 
 
 # The first code points that take two, three and four bytes in UTF-8.
@@ -243,8 +246,8 @@ def _select(
   return Prompts(
     tokens=tokens,
     lengths=lengths,
-    right=np.array([row[1] for row in rows], np.int32),
-    wrong=np.array([row[2] for row in rows], np.int32),
+    correct=np.array([row[1] for row in rows], np.int32),
+    incorrect=np.array([row[2] for row in rows], np.int32),
     names=tuple(row[3] for row in rows),
   )
 

@@ -70,15 +70,15 @@ class Prompts:
   Attributes:
     tokens: int32 [N, T], right-padded with 0.
     lengths: int32 [N]; the answer is predicted at length - 1.
-    right: int32 [N], the token that follows in the file.
-    wrong: int32 [N], the task's other answer.
+    correct: int32 [N], the token that follows in the file.
+    incorrect: int32 [N], the task's other answer.
     names: the document each prompt comes from, N strings.
   """
 
   tokens: np.ndarray
   lengths: np.ndarray
-  right: np.ndarray
-  wrong: np.ndarray
+  correct: np.ndarray
+  incorrect: np.ndarray
   names: tuple[str, ...]
 
   def __len__(self) -> int:
@@ -89,7 +89,7 @@ class Prompts:
     self,
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Returns tokens [N, T], positions [N], right [N], wrong [N]; int32."""
-    return self.tokens, self.lengths - 1, self.right, self.wrong
+    return self.tokens, self.lengths - 1, self.correct, self.incorrect
 
 
 def pad_rows(

@@ -4,9 +4,9 @@ import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 
-from sparse_jax import errors
 from sparse_jax.tasks import base, natural, templates
 from sparse_jax.tasks import words as words_lib
+from sparse_jax.utils import errors
 
 MAX_DIFFICULTY = 8
 

@@ -1,6 +1,6 @@
 """Tasks about strings: which quote or brace closes what was opened."""
 
-from sparse_jax.tasks import rules
+from sparse_jax.tasks import natural_rules
 from sparse_jax.tasks.spec import Spec, contrast, substitute
 
 # `~` stands for the quote, `<...>` for a slot.
@@ -60,7 +60,7 @@ SINGLE_DOUBLE_QUOTE = Spec(
     substitute(_QUOTE_PROMPTS, ("'", '"'), ("'", '"')),
   ),
   distractors=_QUOTE_DISTRACTORS,
-  find_points=rules.quotes,
+  find_points=natural_rules.quotes,
 )
 
 _FSTRING_PROMPTS = {
@@ -90,7 +90,7 @@ FSTRING_BRACE = Spec(
   rule="A name in an f-string closes with a brace, an argument with a"
   " parenthesis.",
   variants=(contrast(_FSTRING_PROMPTS, ("}", ")")),),
-  find_points=rules.fields,
+  find_points=natural_rules.fields,
 )
 
 SPECS = (SINGLE_DOUBLE_QUOTE, FSTRING_BRACE)

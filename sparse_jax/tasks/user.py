@@ -22,9 +22,9 @@ import random
 import runpy
 from collections.abc import Iterable, Iterator
 
-from sparse_jax import errors
 from sparse_jax.tasks import base
 from sparse_jax.tasks.pairs import SPLITS, PairText
+from sparse_jax.utils import errors
 
 _FIELDS = ("prompt", "answer", "counter_prompt", "counter_answer")
 _SUFFIXES = (".jsonl", ".py")

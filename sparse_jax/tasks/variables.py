@@ -1,6 +1,6 @@
 """Tasks about variables: what they hold, and which one comes next."""
 
-from sparse_jax.tasks import rules
+from sparse_jax.tasks import natural_rules
 from sparse_jax.tasks.spec import Spec, contrast, substitute
 
 # `~` stands for the initial value, `@` for the variable it is given to.
@@ -53,7 +53,7 @@ SET_OR_STRING = _set_or_string(
   "set_or_string",
   "A variable that holds a set is added to with .add, a string with +=.",
   "<name>",
-  find_points=rules.containers,
+  find_points=natural_rules.containers,
 )
 SET_OR_STRING_FIXEDVARNAME = _set_or_string(
   "set_or_string_fixedvarname",
@@ -117,7 +117,7 @@ VAR_SWAP = Spec(
       (" <var>", " <var2>"),
     ),
   ),
-  find_points=rules.swaps,
+  find_points=natural_rules.swaps,
 )
 
 # `~` stands for the variable assigned last.
@@ -151,7 +151,7 @@ VAR_IF = Spec(
     "validation": ("<name> = -<name2>", "<name> = not <name2>"),
     "test": ("<name> = [<name2>]", "<name> = (<name2>,)"),
   },
-  find_points=rules.conditions,
+  find_points=natural_rules.conditions,
 )
 
 SPECS = (SET_OR_STRING, SET_OR_STRING_FIXEDVARNAME, VAR_SWAP, VAR_IF)

@@ -1,0 +1,326 @@
+"""Token files: text in, one memory-mapped file and its manifest out.
+
+`prepare` makes them once and finds them again. A directory holds
+
+  tokens.bin      held-out documents, then training documents; little-endian
+                  uint16, or uint32 if the vocabulary needs it
+  tokenizer.json  Hugging Face `tokenizers` format
+  manifest.json   what the two were made from, and their hashes
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import tqdm
+from absl import logging
+
+from sparse_jax import config as config_lib
+from sparse_jax.data import sources
+from sparse_jax.data import tokenizer as tokenizer_lib
+from sparse_jax.utils import errors
+
+FORMAT_VERSION = 1
+TOKENS, TOKENIZER, MANIFEST = "tokens.bin", "tokenizer.json", "manifest.json"
+
+# Fields of DataConfig on which the token file depends.
+FIELDS = (
+  "source",
+  "text_field",
+  "max_megabytes",
+  "vocab_size",
+  "eval_fraction",
+)
+
+TOKENIZER_SAMPLE = 20_000_000  # Characters that the BPE is learnt from.
+BATCH_CHARACTERS = 4_000_000  # Characters that are encoded at once.
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenData:
+  """A prepared corpus.
+
+  Attributes:
+    train: [num_train_tokens], memory-mapped, read-only.
+    eval: [num_eval_tokens], of documents that training never sees.
+    tokenizer: whose tokens they are.
+    manifest: contents of manifest.json.
+  """
+
+  train: np.memmap
+  eval: np.memmap
+  tokenizer: tokenizer_lib.Tokenizer
+  manifest: dict[str, Any]
+
+
+class _UnusableError(Exception):
+  """Why prepared files cannot be used."""
+
+
+def prepare(
+  config: config_lib.DataConfig,
+  directory: str | os.PathLike,
+  *,
+  batch_size: int,
+  frozen: bool = False,
+  progress: bool = True,
+) -> TokenData:
+  """Returns the tokens of a source, made now or found from before.
+
+  Files found are used if their hashes are as the manifest says, they were made
+  for the same fields and the source's listing has not changed; otherwise they
+  are made again and a warning says why.
+
+  Args:
+    config: the source and how to cut it.
+    directory: where the files are kept.
+    batch_size: windows a step; the training tokens have to fill one step.
+    frozen: a run has trained on these tokens: never remake them, and let the
+      source be changed or gone.
+    progress: whether to show progress bars.
+
+  Raises:
+    InputError: if the source is missing or too small, the directory cannot be
+      written or is being written by another process, or frozen files are not
+      those that the manifest describes.
+  """
+  directory = pathlib.Path(directory)
+  if frozen:
+    try:
+      data = _load(directory, config, None, progress)
+    except _UnusableError as e:
+      raise errors.InputError(
+        f"{directory} is not accepted: {e}; need the data that the run has"
+        " trained on, or a new workdir"
+      ) from e
+    _check_size(data.manifest["tokens"], config, batch_size)
+    return data
+  listing = sources.fingerprint(config)
+  # Without the lock: prepared data may be shared, and read-only.
+  with contextlib.suppress(_UnusableError):
+    data = _load(directory, config, listing, progress)
+    _check_size(data.manifest["tokens"], config, batch_size)
+    return data
+  try:
+    with _locked(directory):
+      try:
+        data = _load(directory, config, listing, progress)
+      except _UnusableError as e:
+        if (directory / MANIFEST).exists():
+          logging.warning("%s: %s; preparing it again", directory, e)
+        _build(directory, config, listing, batch_size, progress)
+        data = _load(directory, config, listing, progress)
+  except OSError as e:
+    raise errors.InputError(
+      f"cannot write {e.filename or directory}: {e.strerror or e}; need a"
+      " writable data.directory with room"
+    ) from e
+  except _UnusableError as e:
+    raise errors.InputError(
+      f"{directory} changed while it was being prepared: {e}; need a"
+      " data.directory of its own"
+    ) from e
+  _check_size(data.manifest["tokens"], config, batch_size)
+  return data
+
+
+@contextlib.contextmanager
+def _locked(directory: pathlib.Path) -> Iterator[None]:
+  """Holds the directory's lock, which the system drops if the process ends."""
+  directory.mkdir(parents=True, exist_ok=True)
+  with open(directory / ".lock", "a") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise errors.InputError(
+        f"data.directory={str(directory)!r} is in use by another process;"
+        " need another one, or wait until that has prepared it"
+      ) from None
+    yield
+
+
+def _check_size(
+  num_tokens: dict[str, int], config: config_lib.DataConfig, batch_size: int
+) -> None:
+  length = config.context_length
+  needs = {
+    "train": (batch_size * length + 1, f"train.batch_size={batch_size} and "),
+    "eval": (length + 1, ""),
+  }
+  for split, (need, also) in needs.items():
+    if num_tokens[split] < need:
+      raise errors.InputError(
+        f"data.source={config.source!r} gives {num_tokens[split]} {split}"
+        f" tokens; need at least {need} for {also}"
+        f"data.context_length={length}"
+      )
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+  """Returns the dtype of a token file, the narrowest of two."""
+  return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+def _fields(config: config_lib.DataConfig) -> dict[str, Any]:
+  return {name: getattr(config, name) for name in FIELDS}
+
+
+def _sha256(path: pathlib.Path, progress: bool) -> str:
+  digest = hashlib.sha256()
+  with (
+    open(path, "rb") as file,
+    tqdm.tqdm(
+      desc=f"checking {path.name}",
+      total=os.path.getsize(path),
+      unit="B",
+      unit_scale=True,
+      delay=1,
+      disable=not progress,
+    ) as bar,
+  ):
+    while block := file.read(1 << 22):
+      digest.update(block)
+      bar.update(len(block))
+  return digest.hexdigest()
+
+
+def _load(
+  directory: pathlib.Path,
+  config: config_lib.DataConfig,
+  listing: str | None,
+  progress: bool,
+) -> TokenData:
+  """Returns the prepared data; `listing` None leaves the source alone.
+
+  Raises:
+    _UnusableError: if it is not there, damaged or made from something else.
+  """
+  try:
+    text = (directory / MANIFEST).read_text(encoding="utf-8")
+    manifest = json.loads(text)
+    if manifest["format_version"] != FORMAT_VERSION:
+      raise _UnusableError(
+        f"format_version={manifest['format_version']!r}, not {FORMAT_VERSION}"
+      )
+    for name, value in _fields(config).items():
+      if manifest["config"][name] != value:
+        raise _UnusableError(
+          f"made with data.{name}={manifest['config'][name]!r}, not {value!r}"
+        )
+    if listing is not None and manifest["listing"] != listing:
+      raise _UnusableError("the files of its source have changed")
+    for name in (TOKENIZER, TOKENS):
+      if _sha256(directory / name, progress) != manifest["sha256"][name]:
+        raise _UnusableError(f"{name} is not what {MANIFEST} describes")
+    dtype = np.dtype(manifest["dtype"])
+    num_eval, num_train = (manifest["tokens"][s] for s in ("eval", "train"))
+    tokens = np.memmap(
+      directory / TOKENS, dtype, "r", shape=(num_eval + num_train,)
+    )
+    tokenizer = tokenizer_lib.Tokenizer.load(directory / TOKENIZER)
+    # A writer takes the manifest away before it touches anything else.
+    if (directory / MANIFEST).read_text(encoding="utf-8") != text:
+      raise _UnusableError("it is being remade")
+  except (OSError, errors.InputError) as e:
+    raise _UnusableError(str(e)) from e
+  except (ValueError, KeyError, TypeError) as e:
+    raise _UnusableError(f"{MANIFEST} is damaged ({e!r})") from e
+  return TokenData(
+    train=tokens[num_eval:],
+    eval=tokens[:num_eval],
+    tokenizer=tokenizer,
+    manifest=manifest,
+  )
+
+
+def _sample(documents: Iterable[sources.Document], limit: int):
+  """Yields texts until they come to `limit` characters."""
+  for document in documents:
+    if limit <= 0:
+      return
+    yield document.text[:limit]
+    limit -= len(document.text)
+
+
+def _batches(documents: Iterable[sources.Document]) -> Iterator[list[str]]:
+  """Yields lists of texts of about BATCH_CHARACTERS."""
+  batch, size = [], 0
+  for document in documents:
+    batch.append(document.text)
+    size += len(document.text)
+    if size >= BATCH_CHARACTERS:
+      yield batch
+      batch, size = [], 0
+  if batch:
+    yield batch
+
+
+def _build(
+  directory: pathlib.Path,
+  config: config_lib.DataConfig,
+  listing: str,
+  batch_size: int,
+  progress: bool,
+) -> None:
+  """Makes the three files; what stood there stays until all are ready."""
+  corpus = sources.scan(config, progress)
+  if not corpus.counts["documents"]:
+    _check_size({"train": 0, "eval": 0}, config, batch_size)
+  sample = tqdm.tqdm(
+    _sample(corpus.documents("train"), TOKENIZER_SAMPLE),
+    desc="learning tokens",
+    unit=" documents",
+    disable=not progress,
+  )
+  tokenizer = tokenizer_lib.Tokenizer.train(sample, config.vocab_size)
+  if tokenizer.vocab_size < config.vocab_size:
+    logging.warning(
+      "data.source=%r gives %d different tokens, not data.vocab_size=%d",
+      config.source,
+      tokenizer.vocab_size,
+      config.vocab_size,
+    )
+  dtype = token_dtype(tokenizer.vocab_size)
+  end = np.array([tokenizer.end_of_text], dtype)
+  digest, num_tokens = hashlib.sha256(), {}
+  temporary = directory / (TOKENS + ".tmp")
+  try:
+    with open(temporary, "wb") as file:
+      for split in ("eval", "train"):
+        num_tokens[split] = 0
+        for texts in _batches(corpus.documents(split, progress)):
+          for ids in tokenizer.encode_batch(texts):
+            block = np.concatenate([ids.astype(dtype), end])
+            file.write(block)
+            digest.update(block)
+            num_tokens[split] += len(block)
+    _check_size(num_tokens, config, batch_size)
+    (directory / MANIFEST).unlink(missing_ok=True)
+    tokenizer.save(directory / TOKENIZER)
+    os.replace(temporary, directory / TOKENS)
+  finally:
+    temporary.unlink(missing_ok=True)
+  manifest = {
+    "format_version": FORMAT_VERSION,
+    "config": _fields(config),
+    "listing": listing,
+    "counts": corpus.counts,
+    "dtype": dtype.str,
+    "vocab_size": tokenizer.vocab_size,
+    "tokens": num_tokens,
+    "offset": {"eval": 0, "train": num_tokens["eval"]},
+    "sha256": {
+      TOKENS: digest.hexdigest(),
+      TOKENIZER: tokenizer.fingerprint,
+    },
+  }
+  tokenizer_lib.write_text(
+    directory / MANIFEST, json.dumps(manifest, indent=2) + "\n"
+  )

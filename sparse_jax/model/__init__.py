@@ -1,0 +1,1 @@
+"""The decoder: sites, top-k, attention, forward pass and hooks."""

@@ -1,0 +1,98 @@
+"""Next-token cross-entropy, with the softmax gradient written by hand.
+
+Axes: B batch, L position, P positions of a part, N positions of all windows, D
+residual, V vocabulary.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from sparse_jax.model import transformer
+
+MOST_LOGITS = 2**26  # 256 MiB in float32.
+
+
+@jax.custom_vjp
+def cross_entropy(logits_NxV: jax.Array, targets_N: jax.Array) -> jax.Array:
+  """Returns the mean cross-entropy in nats, float32.
+
+  Autodiff would pass over `[N, V]` several times; this gradient is one pass.
+
+  Args:
+    logits_NxV: float32 logits.
+    targets_N: int, the right tokens.
+  """
+  return _forward(logits_NxV, targets_N)[0]
+
+
+def _forward(logits_NxV, targets_N):
+  lse_N = jax.nn.logsumexp(logits_NxV, -1)
+  right_N = jnp.take_along_axis(logits_NxV, targets_N[:, None], -1)[:, 0]
+  return jnp.mean(lse_N - right_N), (logits_NxV, lse_N, targets_N)
+
+
+def _backward(residuals, grad):
+  logits_NxV, lse_N, targets_N = residuals
+  n, v = logits_NxV.shape
+  is_right_NxV = targets_N[:, None] == jnp.arange(v)[None, :]
+  probability_NxV = jnp.exp(logits_NxV - lse_N[:, None])
+  return (probability_NxV - is_right_NxV) * (grad / n), None
+
+
+cross_entropy.defvjp(_forward, _backward)
+
+
+def next_token_loss(
+  model: transformer.Model,
+  params: transformer.Params,
+  windows_BxW: jax.Array,
+  most_logits: int = MOST_LOGITS,
+) -> jax.Array:
+  """Returns the mean next-token cross-entropy, in nats.
+
+  Args:
+    model: the model.
+    params: its parameters.
+    windows_BxW: int `[B, L + 1]`; every token but the first is predicted.
+    most_logits: that exist at a time, over all devices, and as many gradients.
+      More are made in parts of equally many positions, in the backward pass
+      once more: at the most L parts, and few only if L has many divisors.
+  """
+  tokens_BxL, targets_BxL = windows_BxW[:, :-1], windows_BxW[:, 1:]
+  x_BxLxD = model.residual(params, tokens_BxL)
+
+  def part_loss(x_BxPxD, tokens_BxP, targets_BxP):
+    # Flat, as everything on CPU: products of two axes are the fast ones.
+    x_NxD = x_BxPxD.reshape(-1, x_BxPxD.shape[-1])
+    logits_NxV = model.unembed(params, x_NxD, tokens_BxP.reshape(-1))
+    return cross_entropy(logits_NxV, targets_BxP.reshape(-1))
+
+  num_parts = _num_parts(
+    targets_BxL.shape[1],
+    targets_BxL.size * model.config.vocab_size,
+    most_logits,
+  )
+  if num_parts == 1:
+    return part_loss(x_BxLxD, tokens_BxL, targets_BxL)
+
+  def cut(x_BxLx):
+    """Cuts positions, not windows, which devices share out between them."""
+    parts = x_BxLx.reshape(x_BxLx.shape[0], num_parts, -1, *x_BxLx.shape[2:])
+    return jnp.moveaxis(parts, 1, 0)
+
+  losses = jax.lax.map(
+    # A loop already keeps the two computations apart.
+    lambda part: jax.checkpoint(part_loss, prevent_cse=False)(*part),
+    jax.tree.map(cut, (x_BxLxD, tokens_BxL, targets_BxL)),
+  )
+  return jnp.mean(losses)
+
+
+def _num_parts(length: int, num_logits: int, most_logits: int) -> int:
+  """Returns the least number of equal parts of which each is small enough."""
+  fits = (
+    n
+    for n in range(1, length)
+    if not length % n and num_logits <= n * most_logits
+  )
+  return next(fits, length)

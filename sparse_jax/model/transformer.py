@@ -1,0 +1,520 @@
+"""The decoder: one forward pass with hooks (paper section 2; inference/gpt.py).
+
+Order in attention: norm, AbsTopK, c_attn, AbsTopK on q, k and v, attention with
+sink, c_proj, AbsTopK, add. In the MLP: norm, AbsTopK, c_fc, GELU, AbsTopK,
+c_proj, AbsTopK, add. At every site, after its AbsTopK, the forward pass calls
+`hook(site, layer, x)` and goes on with what comes back.
+
+Axes: B batch, L query position, M key position, D residual, H head, K head
+width, F hidden neuron, P position embedding, V vocabulary.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from sparse_jax import config as config_lib
+from sparse_jax.model import kernels as kernels_lib
+from sparse_jax.model import top_k
+from sparse_jax.utils import errors
+
+Params = Any
+Hook = Callable[[str, int | None, jax.Array], jax.Array]
+
+RMS_EPS = float(np.finfo(np.float32).eps)  # PyTorch's default, as released.
+_LAYER_NORM_EPS = 1e-5
+_INIT_SCALE = 0.02
+
+
+class Norm(nn.Module):
+  """Gain (and bias) of a norm, stacked over layers where `stack` says so."""
+
+  stack: tuple[int, ...]
+  width: int
+  use_bias: bool
+
+  @nn.compact
+  def __call__(self):
+    shape = (*self.stack, self.width)
+    p = {"scale": self.param("scale", nn.initializers.ones, shape)}
+    if self.use_bias:
+      p["bias"] = self.param("bias", nn.initializers.zeros, shape)
+    return p
+
+
+class Linear(nn.Module):
+  """Kernel `[layer, in, out]` and bias of a stacked linear map."""
+
+  n_layer: int
+  d_in: int
+  d_out: int
+  stddev: float
+  use_bias: bool
+
+  @nn.compact
+  def __call__(self):
+    p = {
+      "kernel": self.param(
+        "kernel",
+        nn.initializers.normal(self.stddev),
+        (self.n_layer, self.d_in, self.d_out),
+      )
+    }
+    if self.use_bias:
+      shape = (self.n_layer, self.d_out)
+      p["bias"] = self.param("bias", nn.initializers.zeros, shape)
+    return p
+
+
+class Attention(nn.Module):
+  """Parameters of every layer's attention."""
+
+  config: config_lib.ModelConfig
+
+  @nn.compact
+  def __call__(self):
+    c = self.config
+    p = {
+      "c_attn": Linear(
+        c.n_layer,
+        c.width("attn.act_in"),
+        3 * c.d_model,
+        _INIT_SCALE,
+        c.bias,
+        name="c_attn",
+      )(),
+      "c_proj": Linear(
+        c.n_layer,
+        c.d_model,
+        c.d_model,
+        _projection_scale(c),
+        c.bias,
+        name="c_proj",
+      )(),
+    }
+    if c.sink:
+      shape = (c.n_layer, c.n_head)
+      p["sink"] = self.param("sink", nn.initializers.zeros, shape)
+    return p
+
+
+class Mlp(nn.Module):
+  """Parameters of every layer's MLP."""
+
+  config: config_lib.ModelConfig
+
+  @nn.compact
+  def __call__(self):
+    c = self.config
+    d_mlp = c.width("mlp.post_act")
+    return {
+      "c_fc": Linear(
+        c.n_layer,
+        c.width("mlp.act_in"),
+        d_mlp,
+        _INIT_SCALE,
+        c.bias,
+        name="c_fc",
+      )(),
+      "c_proj": Linear(
+        c.n_layer,
+        d_mlp,
+        c.d_model,
+        _projection_scale(c),
+        c.bias,
+        name="c_proj",
+      )(),
+    }
+
+
+class Layers(nn.Module):
+  """Parameters of all layers, each with a leading layer axis."""
+
+  config: config_lib.ModelConfig
+
+  @nn.compact
+  def __call__(self):
+    c = self.config
+    norm = lambda name, width: Norm(
+      (c.n_layer,), width, _norm_has_bias(c), name=name
+    )()
+    p = {
+      "ln_1": norm("ln_1", c.d_model),
+      "attn": Attention(c, name="attn")(),
+      "ln_2": norm("ln_2", c.d_model),
+      "mlp": Mlp(c, name="mlp")(),
+    }
+    if c.concatenates_positions:
+      p["ln_p1"] = norm("ln_p1", c.d_position)
+      p["ln_p2"] = norm("ln_p2", c.d_position)
+    return p
+
+
+class Embedding(nn.Module):
+  """A table `[rows, width]`, of sinusoids or random."""
+
+  rows: int
+  width: int
+  sinusoidal: bool = False
+
+  @nn.compact
+  def __call__(self):
+    init = nn.initializers.normal(_INIT_SCALE)
+    if self.sinusoidal:
+      init = lambda _, shape: sinusoids(*shape)
+    shape = (self.rows, self.width)
+    return {"embedding": self.param("embedding", init, shape)}
+
+
+class Decoder(nn.Module):
+  """Declares every parameter: shapes and initialisers (inference/gpt.py)."""
+
+  config: config_lib.ModelConfig
+
+  @nn.compact
+  def __call__(self):
+    c = self.config
+    v = c.vocab_size
+    p = {
+      "wte": Embedding(v, c.d_model, name="wte")(),
+      "layers": Layers(c, name="layers")(),
+      "ln_f": Norm((), c.d_model, _norm_has_bias(c), name="ln_f")(),
+      "logit_bias": self.param("logit_bias", nn.initializers.zeros, (v,)),
+    }
+    if not c.tied:
+      p["lm_head"] = Embedding(v, c.d_model, name="lm_head")()
+    if c.positions == "learned":
+      p["wpe"] = Embedding(c.context_length, c.d_model, name="wpe")()
+    if c.concatenates_positions:
+      fixed = c.positions == "sinusoidal"
+      p["wpe"] = Embedding(c.context_length, c.d_position, fixed, name="wpe")()
+    if c.bigram != "none":
+      init = nn.initializers.uniform(_INIT_SCALE)
+      p["bigram_table"] = self.param("bigram_table", init, (v, v))
+    return p
+
+
+def _projection_scale(config: config_lib.ModelConfig) -> float:
+  return _INIT_SCALE / math.sqrt(2 * config.n_layer)
+
+
+def _norm_has_bias(config: config_lib.ModelConfig) -> bool:
+  return config.norm == "layer" and config.norm_bias
+
+
+class Model:
+  """A decoder's pure functions of its parameters.
+
+  Attributes:
+    config: shape, with derived fields resolved.
+    sparsity: where AbsTopK acts and how much it keeps.
+    dtype: of activations and matrix products; norms, attention weights and
+      logits are float32.
+    kernels: what computes attention and AbsTopK.
+  """
+
+  def __init__(
+    self,
+    config: config_lib.ModelConfig,
+    sparsity: config_lib.SparsityConfig,
+    dtype: jnp.dtype = jnp.float32,
+    kernels: kernels_lib.Kernels = kernels_lib.XLA,
+  ):
+    if not config.vocab_size or not config.d_mlp:
+      raise errors.InputError(
+        f"model.vocab_size={config.vocab_size} and model.d_mlp="
+        f"{config.d_mlp} must be resolved; see sparse_jax.config.resolve"
+      )
+    config_lib.check_activations(config, sparsity)
+    self.config = config
+    self.sparsity = sparsity
+    self.dtype = jnp.dtype(dtype)
+    self.kernels = kernels
+
+  def _key(self):
+    return self.config, self.sparsity, self.dtype, self.kernels
+
+  def __eq__(self, other) -> bool:
+    """Models of one configuration are one model: they share programs."""
+    return isinstance(other, Model) and self._key() == other._key()
+
+  def __hash__(self) -> int:
+    return hash(self._key())
+
+  def init(self, rng: jax.Array) -> Params:
+    """Returns fresh parameters, float32."""
+    return Decoder(self.config).init(rng)["params"]
+
+  def apply(
+    self, params: Params, tokens: jax.Array, hook: Hook | None = None
+  ) -> jax.Array:
+    """Returns logits.
+
+    Args:
+      params: parameter tree, as `init` makes it.
+      tokens: int `[B, L]`.
+      hook: `hook(site, layer, x) -> x`, called at every site after its AbsTopK
+        with x `[B, L, width]`; layer is None for `final_resid`. With a hook the
+        layers are unrolled, so `layer` is a Python int.
+
+    Returns:
+      float32 `[B, L, V]`, in nats up to a constant.
+    """
+    return self.unembed(params, self.residual(params, tokens, hook), tokens)
+
+  def residual(
+    self,
+    params: Params,
+    tokens: jax.Array,
+    hook: Hook | None = None,
+    positions_B: jax.Array | None = None,
+  ) -> jax.Array:
+    """Returns the residual stream before the last norm.
+
+    Args:
+      params: parameter tree.
+      tokens: int `[B, L]`.
+      hook: as for `apply`.
+      positions_B: int `[B]`, the only position of each row that is wanted. The
+        last layer then computes keys and values everywhere and all else there
+        alone: a hook sees `[B, 1, width]` from that layer's queries on.
+
+    Returns:
+      `[B, L, D]`, or `[B, 1, D]` with `positions_B`.
+    """
+    chex.assert_rank(tokens, 2)
+    config = self.config
+    length = tokens.shape[1]
+    if config.positions != "none" and length > config.context_length:
+      raise errors.InputError(
+        f"tokens have length {length}; a model with positions takes at most"
+        f" model.context_length={config.context_length}"
+      )
+    x_BxLxD = params["wte"]["embedding"][tokens].astype(self.dtype)
+    if config.positions == "learned":
+      x_BxLxD += params["wpe"]["embedding"][:length].astype(self.dtype)
+    position_LxP = self._concatenated_positions(params, length)
+    layers = jax.tree.map(self._cast, params["layers"])
+    block = functools.partial(self._block, position_LxP=position_LxP)
+    if hook is None and positions_B is None:
+      step = lambda x, p: (block(p, x, _no_hook, None), None)
+      # Rolled, CPU is a third slower; unrolled, compile time grows with depth.
+      on_cpu = jax.default_backend() == "cpu"
+      unroll = config.n_layer if on_cpu else 1
+      return jax.lax.scan(step, x_BxLxD, layers, unroll=unroll)[0]
+    hook = hook or _no_hook
+    for layer in range(config.n_layer):
+      p = jax.tree.map(lambda leaf, i=layer: leaf[i], layers)
+      wanted_B = positions_B if layer == config.n_layer - 1 else None
+      x_BxLxD = block(p, x_BxLxD, hook, layer, wanted_B=wanted_B)
+    return hook("final_resid", None, x_BxLxD)
+
+  def unembed(
+    self,
+    params: Params,
+    x_xD: jax.Array,
+    tokens: jax.Array,
+    candidates: jax.Array | None = None,
+  ) -> jax.Array:
+    """Returns the logits that final residuals give.
+
+    Args:
+      params: parameter tree.
+      x_xD: `[..., D]` residuals before the last norm.
+      tokens: int `[...]`, the current tokens (the bigram table's rows).
+      candidates: int `[..., C]`: only these tokens' logits; None is all V.
+
+    Returns:
+      float32 `[..., V]` or `[..., C]`.
+    """
+    h_xD = self.final_norm(params, x_xD)
+    w_VxD = self.unembedding(params)
+    bigram_VxV = params.get("bigram_table")
+    if candidates is None:
+      logits = (h_xD @ w_VxD.astype(h_xD.dtype).T).astype(jnp.float32)
+      logits += params["logit_bias"]
+      if bigram_VxV is None:
+        return logits
+      return logits + bigram_rows(bigram_VxV, tokens)
+    logits = jnp.einsum("...D,...CD->...C", h_xD, w_VxD[candidates])
+    logits += params["logit_bias"][candidates]
+    if bigram_VxV is None:
+      return logits
+    return logits + bigram_VxV[tokens[..., None], candidates]
+
+  def final_norm(self, params: Params, x_xD: jax.Array) -> jax.Array:
+    """Returns the normalised final residual, in the compute dtype."""
+    return self._norm(params["ln_f"], x_xD)
+
+  def unembedding(self, params: Params) -> jax.Array:
+    """Returns the unembedding matrix `[V, D]`."""
+    return params["wte" if self.config.tied else "lm_head"]["embedding"]
+
+  def _block(self, p, x_BxLxD, hook, layer, *, position_LxP, wanted_B=None):
+    x_BxLxD = hook("resid_in", layer, x_BxLxD)
+    h_BxLxI = self._sublayer_input(p, "1", x_BxLxD, position_LxP)
+    delta_BxLxD = self._attention(p["attn"], h_BxLxI, hook, layer, wanted_B)
+    if wanted_B is not None:
+      x_BxLxD = _only(x_BxLxD, wanted_B)
+      if position_LxP is not None:
+        position_LxP = position_LxP[wanted_B][:, None]
+    x_BxLxD += delta_BxLxD
+    x_BxLxD = hook("resid_mid", layer, self._leave("resid_mid", x_BxLxD))
+    h_BxLxI = self._sublayer_input(p, "2", x_BxLxD, position_LxP)
+    x_BxLxD += self._mlp(p["mlp"], h_BxLxI, hook, layer)
+    return self._leave("resid_in", x_BxLxD)
+
+  def _sublayer_input(self, p, number, x_BxLxD, position_LxP):
+    """Returns the normed stream, normed positions behind it if there are."""
+    h_BxLxD = self._norm(p["ln_" + number], x_BxLxD)
+    if position_LxP is None:
+      return h_BxLxD
+    position_LxP = self._norm(p["ln_p" + number], position_LxP)
+    shape = (*h_BxLxD.shape[:2], position_LxP.shape[-1])
+    return jnp.concatenate([h_BxLxD, jnp.broadcast_to(position_LxP, shape)], -1)
+
+  def _attention(self, p, h_BxLxI, hook, layer, wanted_B=None):
+    c = self.config
+    h_BxLxI = self._site("attn.act_in", h_BxLxI, hook, layer)
+    if wanted_B is None:
+      qkv = jnp.split(_linear(p["c_attn"], h_BxLxI), 3, -1)
+    else:
+      query, key_value = _split_outputs(p["c_attn"], c.d_model)
+      q_Bx1xD = _linear(query, _only(h_BxLxI, wanted_B))
+      qkv = q_Bx1xD, *jnp.split(_linear(key_value, h_BxLxI), 2, -1)
+    q, k, v = (
+      self._site(f"attn.{name}", x_BxLxD, hook, layer)
+      for name, x_BxLxD in zip("qkv", qkv, strict=True)
+    )
+    split = lambda x: x.reshape(*x.shape[:-1], c.n_head, c.d_head)
+    query_at = None if wanted_B is None else wanted_B[:, None]
+    y_BxLxHxK = self.kernels.attend(
+      split(q), split(k), split(v), p.get("sink"), query_at
+    )
+    y_BxLxD = y_BxLxHxK.reshape(q.shape).astype(self.dtype)
+    y_BxLxD = self._site("attn.y", y_BxLxD, hook, layer)
+    out_BxLxD = _linear(p["c_proj"], y_BxLxD)
+    return self._site("attn.resid_delta", out_BxLxD, hook, layer)
+
+  def _mlp(self, p, h_BxLxI, hook, layer):
+    h_BxLxI = self._site("mlp.act_in", h_BxLxI, hook, layer)
+    h_BxLxF = _linear(p["c_fc"], h_BxLxI)
+    if self.config.activation == "relu":
+      h_BxLxF = jax.nn.relu(h_BxLxF)
+    else:
+      h_BxLxF = jax.nn.gelu(h_BxLxF, approximate=False)
+    h_BxLxF = self._site("mlp.post_act", h_BxLxF, hook, layer)
+    return self._site(
+      "mlp.resid_delta", _linear(p["c_proj"], h_BxLxF), hook, layer
+    )
+
+  def _site(self, name, x, hook, layer):
+    return hook(name, layer, self._top_k(name, x))
+
+  def _top_k(self, name, x):
+    k = self.sparsity.num_active(name, x.shape[-1])
+    return top_k.abs_top_k(x, k, self.kernels.top_k_mask)
+
+  def _norm(self, p, x_xD):
+    x = x_xD.astype(jnp.float32)
+    if self.config.norm == "rms":
+      x *= jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + RMS_EPS)
+    else:
+      x -= jnp.mean(x, -1, keepdims=True)
+      variance = jnp.mean(jnp.square(x), -1, keepdims=True)
+      x *= jax.lax.rsqrt(variance + _LAYER_NORM_EPS)
+    x = x * p["scale"]
+    if "bias" in p:
+      x = x + p["bias"]
+    return x.astype(self.dtype)
+
+  def _leave(self, name, x_BxLxD):
+    """Returns the residual stream as a sublayer leaves it."""
+    if self.config.residual_activation == "relu":
+      x_BxLxD = jax.nn.relu(x_BxLxD)
+    return self._top_k(name, x_BxLxD)
+
+  def _cast(self, leaf):
+    return leaf.astype(self.dtype)
+
+  def _concatenated_positions(self, params, length):
+    if self.config.concatenates_positions:
+      return params["wpe"]["embedding"][:length]
+    return None
+
+
+def _no_hook(site, layer, x):
+  del site, layer
+  return x
+
+
+def _linear(p, x_BxLxI):
+  """Returns `x @ kernel + bias`, on two axes: backward is 4 times faster."""
+  kernel_IxO = p["kernel"]
+  batch, length, width = x_BxLxI.shape
+  y_NxO = x_BxLxI.reshape(-1, width) @ kernel_IxO
+  if "bias" in p:
+    y_NxO += p["bias"]
+  return y_NxO.reshape(batch, length, -1)
+
+
+def _only(x_BxLxD, wanted_B):
+  """Returns one position of each row, `[B, 1, D]`."""
+  return jnp.take_along_axis(x_BxLxD, wanted_B[:, None, None], 1)
+
+
+def _split_outputs(p, width):
+  """Returns a linear map's first `width` outputs and the rest, as two maps."""
+  return (
+    {name: leaf[..., :width] for name, leaf in p.items()},
+    {name: leaf[..., width:] for name, leaf in p.items()},
+  )
+
+
+@jax.custom_vjp
+def bigram_rows(table_VxV: jax.Array, tokens: jax.Array) -> jax.Array:
+  """Returns the bigram table's rows of the current tokens, `[..., V]`.
+
+  The last row (end of text) gets no gradient: the authors' lookup names it as
+  padding (`train.py`).
+  """
+  return table_VxV[tokens]
+
+
+def _bigram_forward(table_VxV, tokens):
+  return table_VxV[tokens], (table_VxV.shape, tokens)
+
+
+def _bigram_backward(residuals, grad_xV):
+  shape, tokens = residuals
+  grad_VxV = jnp.zeros(shape, grad_xV.dtype).at[tokens].add(grad_xV)
+  return grad_VxV.at[-1].set(0), None
+
+
+bigram_rows.defvjp(_bigram_forward, _bigram_backward)
+
+
+def sinusoids(length: int, width: int) -> jax.Array:
+  """Returns fixed positions `[length, width]`, sines then cosines.
+
+  Periods are spaced evenly in the logarithm from 4 to `length`; the last column
+  of an odd width is zero (inference/gpt.py).
+  """
+  period_P = np.geomspace(4, max(4, length), max(1, width // 2))
+  angle_LxP = 2 * np.pi * np.arange(length)[:, None] / period_P
+  table = np.zeros((length, width), np.float32)
+  waves = np.concatenate([np.sin(angle_LxP), np.cos(angle_LxP)], -1)
+  table[:, : waves.shape[1]] = waves[:, :width]
+  return jnp.asarray(table)
+
+
+def num_parameters(params: Params) -> int:
+  """Returns the number of scalar parameters."""
+  return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,1 @@
+"""Pruning: masks, order, threshold, clean-up, essential edges and search."""

@@ -1,0 +1,212 @@
+"""How well a model does a task: loss and accuracy, with their spread."""
+
+import dataclasses
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from sparse_jax import config as config_lib
+from sparse_jax import tasks as tasks_lib
+from sparse_jax.model import transformer
+from sparse_jax.tasks import learned
+from sparse_jax.tasks import logit_difference as logit_difference_lib
+from sparse_jax.tasks import sequences as sequences_lib
+
+_ROWS = 64
+_MIN_WIDTH = 16
+_RESAMPLES = 2000
+# Both tails together: intervals hold 90% of the resamples.
+_TAILS = 0.1
+
+DifferenceFunction = Callable[[sequences_lib.Sequences], np.ndarray]
+
+
+class Estimate(NamedTuple):
+  """A mean with its 90% bootstrap interval."""
+
+  value: float
+  low: float
+  high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+  """A model's figures on one set of prompts.
+
+  Attributes:
+    count: pairs, or one-sided prompts.
+    num_groups: what the bootstrap resamples: pairs, or files.
+    loss: task loss, in nats.
+    accuracy: share of prompts whose right answer has the larger logit.
+  """
+
+  count: int
+  num_groups: int
+  loss: Estimate
+  accuracy: Estimate
+
+  def to_dict(self) -> dict[str, Any]:
+    """Returns plain figures, fit for JSON."""
+    figures: dict[str, Any] = {
+      "count": self.count,
+      "num_groups": self.num_groups,
+    }
+    for name in ("loss", "accuracy"):
+      estimate = getattr(self, name)
+      figures[name] = estimate.value
+      figures[f"{name}_interval"] = [estimate.low, estimate.high]
+    return figures
+
+
+def make_difference_function(
+  model: transformer.Model, params: transformer.Params
+) -> DifferenceFunction:
+  """Returns a function of sequences that gives `prune.logit_difference`, `[S]`.
+
+  It works in batches of a few fixed shapes, so that tasks of any number and
+  length of prompts share a handful of compiled programs.
+  """
+  diff = jax.jit(
+    lambda params, sequences: logit_difference_lib.logit_difference(
+      model, params, sequences
+    )
+  )
+  positions = model.config.positions != "none"
+  limit = model.config.context_length if positions else None
+
+  def diffs(sequences: sequences_lib.Sequences) -> np.ndarray:
+    sequences = sequences_lib.Sequences(*map(np.asarray, sequences))
+    result = np.empty(len(sequences.positions), np.float32)
+    for width, rows in _batches(sequences.positions, limit):
+      # A short batch repeats its rows; a causal model does not see what is cut
+      # or padded behind the answer's position.
+      padded = np.resize(rows, _ROWS)
+      tokens = np.zeros((_ROWS, width), np.int32)
+      part = sequences.tokens[padded, :width]
+      tokens[:, : part.shape[1]] = part
+      batch = sequences_lib.Sequences(
+        tokens, *(x[padded] for x in sequences[1:])
+      )
+      result[rows] = np.asarray(diff(params, batch))[: len(rows)]
+    return result
+
+  return diffs
+
+
+def _batches(
+  positions: np.ndarray, limit: int | None
+) -> Iterator[tuple[int, np.ndarray]]:
+  """Yields (width, rows) with rows of about that length, at most `_ROWS`."""
+  lengths = positions + 1
+  widths = np.array([_width(int(n), limit) for n in lengths], int)
+  for width in np.unique(widths):
+    rows = np.flatnonzero(widths == width)
+    for start in range(0, len(rows), _ROWS):
+      yield int(width), rows[start : start + _ROWS]
+
+
+def _width(length: int, limit: int | None) -> int:
+  width = max(_MIN_WIDTH, 1 << (length - 1).bit_length())
+  return width if limit is None or length > limit else min(width, limit)
+
+
+def score_pairs(
+  difference_function: DifferenceFunction, pairs: tasks_lib.Pairs, seed: int = 0
+) -> Score:
+  """Returns the figures on pairs; the bootstrap resamples pairs.
+
+  Args:
+    difference_function: as `make_difference_function` returns.
+    pairs: at least one.
+    seed: of the bootstrap.
+  """
+  diff_S = difference_function(sequences_lib.Sequences(*pairs.sequences()))
+  groups = np.tile(np.arange(len(pairs)), 2)
+  return score_differences(diff_S, groups, len(pairs), seed)
+
+
+def score_prompts(
+  difference_function: DifferenceFunction,
+  prompts: tasks_lib.Prompts,
+  seed: int = 0,
+) -> Score:
+  """Returns the figures on natural prompts, at least one.
+
+  The bootstrap resamples files: prompts of one file are alike.
+  """
+  diff_S = difference_function(sequences_lib.Sequences(*prompts.sequences()))
+  return score_differences(diff_S, prompts.names, len(prompts), seed)
+
+
+def score_differences(
+  diff_S: np.ndarray, groups: Sequence[Hashable], count: int, seed: int
+) -> Score:
+  """Returns loss and accuracy of logit differences, with bootstrap intervals.
+
+  Args:
+    diff_S: right minus wrong logit, `[S]`, S at least 1.
+    groups: S labels; sequences of one label are resampled together.
+    count: what the score reports as its number of pairs or prompts.
+    seed: of the resampling.
+  """
+  diff_S = np.asarray(diff_S, np.float64)
+  labels = {label: i for i, label in enumerate(dict.fromkeys(groups))}
+  index = np.array([labels[label] for label in groups])
+  resample = _resampler(index, len(labels), seed)
+  return Score(
+    count=count,
+    num_groups=len(labels),
+    loss=resample(np.logaddexp(0, -diff_S)),
+    accuracy=resample((diff_S > 0).astype(float)),
+  )
+
+
+def mean_estimate(
+  values: np.ndarray, groups: Sequence[Hashable], seed: int
+) -> Estimate:
+  """Returns a mean with its 90% bootstrap interval over groups.
+
+  Args:
+    values: `[S]`, S at least 1.
+    groups: S labels; values of one label are resampled together.
+    seed: of the resampling.
+  """
+  labels = {label: i for i, label in enumerate(dict.fromkeys(groups))}
+  index = np.array([labels[label] for label in groups])
+  return _resampler(index, len(labels), seed)(np.asarray(values, float))
+
+
+def _resampler(index: np.ndarray, num_groups: int, seed: int):
+  """Returns a function of values `[S]` that gives their mean's Estimate."""
+  rng = np.random.default_rng(seed)
+  times_RxG = rng.multinomial(
+    num_groups, np.full(num_groups, 1 / num_groups), _RESAMPLES
+  )
+  sizes = np.bincount(index, minlength=num_groups)
+
+  def estimate(values: np.ndarray) -> Estimate:
+    sums = np.bincount(index, values, minlength=num_groups)
+    means = (times_RxG @ sums) / (times_RxG @ sizes)
+    low, high = np.quantile(means, [_TAILS / 2, 1 - _TAILS / 2])
+    return Estimate(float(np.mean(values)), float(low), float(high))
+
+  return estimate
+
+
+def check_learned(
+  difference_function: DifferenceFunction,
+  task: tasks_lib.Task,
+  config: config_lib.PruneConfig,
+  seed: int,
+) -> learned.Verdict:
+  """Returns whether the full model does the task well enough to prune it.
+
+  Judged on validation pairs: test pairs are for the saved figures alone.
+  """
+  pairs = task.pairs("validation", count=config.num_validation, seed=seed)
+  score = score_pairs(difference_function, pairs)
+  return learned.judge(
+    score.loss.value, score.accuracy.value, config.target_per_side
+  )

@@ -1,0 +1,50 @@
+"""Ablation values: what closed nodes take."""
+
+import jax
+import jax.numpy as jnp
+
+from sparse_jax import config as config_lib
+from sparse_jax import sites
+from sparse_jax.model import hooks, transformer
+from sparse_jax.tasks import sequences as sequences_lib
+
+
+def task_means(
+  model: transformer.Model,
+  params: transformer.Params,
+  sequences: sequences_lib.Sequences,
+) -> dict[str, jax.Array]:
+  """Returns every node site's mean over the prompts' tokens, not padding."""
+  _, acts = hooks.run_with_sites(model, params, sequences.tokens)
+  index = jnp.arange(sequences.tokens.shape[1])
+  weight_SxTx1 = (index <= sequences.positions[:, None])[..., None]
+
+  def mean(x_SxTxW):
+    return jnp.sum(x_SxTxW * weight_SxTx1, (0, 1)) / jnp.sum(weight_SxTx1)
+
+  return {
+    name: jnp.stack(
+      [
+        mean(acts[sites.site_id(name, row)])
+        for row in range(sites.num_rows(name, model.config.n_layer))
+      ]
+    )
+    for name in sites.NODE_SITES
+  }
+
+
+def ablation_values(
+  model: transformer.Model,
+  params: transformer.Params,
+  config: config_lib.PruneConfig,
+  pretrain_means: hooks.SiteArrays,
+  sequences: sequences_lib.Sequences,
+) -> dict[str, jnp.ndarray]:
+  """Returns what closed nodes take, per gated site `[layers, width]`."""
+  if config.ablation == "mean_task":
+    means = task_means(model, params, sequences)
+  elif config.ablation == "zero":
+    means = {n: jnp.zeros_like(m) for n, m in pretrain_means.items()}
+  else:
+    means = pretrain_means
+  return {name: jnp.asarray(means[name]) for name in config.sites}

@@ -1,0 +1,1 @@
+"""Sparse training: rules, schedules, transforms and the loop."""

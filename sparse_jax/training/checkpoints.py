@@ -1,0 +1,61 @@
+"""Checkpoints of a training run."""
+
+import pathlib
+
+import orbax.checkpoint as ocp
+
+from sparse_jax.utils import errors, files, orbax_errors
+
+
+class TrainingCheckpoints:
+  """The checkpoints of a run, newest last; each is whole or absent."""
+
+  def __init__(self, directory: files.PathLike, keep: int = 2):
+    self._directory = pathlib.Path(directory).absolute()
+    with files.disk_errors(self._directory):
+      self._directory.mkdir(parents=True, exist_ok=True)
+    self._manager = ocp.CheckpointManager(
+      self._directory,
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=keep, enable_async_checkpointing=False
+      ),
+    )
+
+  def latest_step(self) -> int | None:
+    """Returns the number of steps behind the newest checkpoint, or None."""
+    return self._manager.latest_step()
+
+  def save(self, step: int, state) -> None:
+    """Writes the state after `step` steps, unless it is there already."""
+    if step == self._manager.latest_step():
+      return
+    try:
+      with orbax_errors.silence():
+        self._manager.save(step, args=ocp.args.StandardSave(state))
+        self._manager.wait_until_finished()
+    except (OSError, ValueError) as e:
+      raise errors.InputError(
+        f"cannot write checkpoint {step} in {self._directory}:"
+        f" {orbax_errors.reason(e)}; need a writable directory with free space"
+      ) from e
+
+  def restore(self, state):
+    """Returns the newest state, in the shapes and shardings of `state`.
+
+    Raises:
+      InputError: if it is damaged or of another model.
+    """
+    step = self.latest_step()
+    try:
+      with orbax_errors.silence():
+        return self._manager.restore(step, args=ocp.args.StandardRestore(state))
+    except Exception as e:
+      raise errors.InputError(
+        f"{self._directory / str(step)} is damaged or not a checkpoint of"
+        f" this run ({type(e).__name__}); remove it to resume from an"
+        " earlier one, or choose another --workdir"
+      ) from e
+
+  def close(self) -> None:
+    """Waits for writes and releases the directory."""
+    self._manager.close()

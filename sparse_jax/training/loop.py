@@ -1,0 +1,510 @@
+"""Sparse training: a pure step, and the loop around it."""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import pathlib
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+
+from sparse_jax import checkpoint, sites
+from sparse_jax import config as config_lib
+from sparse_jax.data import tokens as tokens_lib
+from sparse_jax.data import windows
+from sparse_jax.model import kernels as kernels_lib
+from sparse_jax.model import loss as loss_lib
+from sparse_jax.model import means as means_lib
+from sparse_jax.model import transformer
+from sparse_jax.training import checkpoints as checkpoints_lib
+from sparse_jax.training import (
+  metric_log,
+  rules,
+  schedules,
+  sharding,
+  transforms,
+)
+from sparse_jax.utils import errors, files, progress
+
+
+class TrainState(flax.struct.PyTreeNode):
+  """Everything a step reads and writes.
+
+  Attributes:
+    step: int32, updates made so far.
+    params: parameters, float32.
+    opt_state: state of the optax chain; its counters index the schedules.
+  """
+
+  step: jax.Array
+  params: Any
+  opt_state: Any
+
+
+def init_state(
+  model: transformer.Model,
+  optimizer: optax.GradientTransformation,
+  rng: jax.Array,
+) -> TrainState:
+  """Returns the state before the first step."""
+  params = model.init(rng)
+  return TrainState(jnp.zeros([], jnp.int32), params, optimizer.init(params))
+
+
+def train_step(
+  model: transformer.Model,
+  optimizer: optax.GradientTransformation,
+  state: TrainState,
+  windows_BxW: jax.Array,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One step of the recipe: pure, to be jitted by the caller.
+
+  Args:
+    model: the model.
+    optimizer: the chain of `transforms.sparse_adam`.
+    state: before the step.
+    windows_BxW: int `[B, L + 1]` tokens.
+
+  Returns:
+    The state after it, and scalars: `train_loss` before the update, in nats,
+    and `grad_rms` before normalising.
+  """
+  loss, grads = jax.value_and_grad(loss_lib.next_token_loss, argnums=1)(
+    model, state.params, windows_BxW
+  )
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  labels = rules.labels(model.config, grads)
+  trained = jax.tree.map(
+    lambda label, g: g if label == "trained" else None, labels, grads
+  )
+  metrics = {"train_loss": loss, "grad_rms": transforms.global_rms(trained)}
+  state = TrainState(
+    state.step + 1, optax.apply_updates(state.params, updates), opt_state
+  )
+  return state, metrics
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+  """Returns the dtype of `train.compute_dtype`."""
+  if name == "auto":
+    name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+  return jnp.dtype(name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """What a run leaves.
+
+  Attributes:
+    config: resolved configuration.
+    model: the model, computing in float32.
+    params: its final parameters.
+    data: the tokens it was trained and evaluated on.
+    eval_loss: final loss on held-out tokens, in nats.
+    model_directory: where `save_model` put it.
+  """
+
+  config: config_lib.Config
+  model: transformer.Model
+  params: transformer.Params
+  tokens_lib: tokens_lib.TokenData
+  eval_loss: float
+  model_directory: pathlib.Path
+
+
+class DivergedError(errors.InputError):
+  """The loss became NaN or infinite."""
+
+
+class Interrupted(Exception):
+  """The run was asked to stop, and left a checkpoint."""
+
+
+def run(
+  config: config_lib.Config,
+  workdir: files.PathLike,
+  frozen_data: bool = False,
+) -> Trained:
+  """Trains to the end, from the newest checkpoint in `workdir` if there is one.
+
+  A run that was killed at any moment and is called again ends with the same
+  parameters, bit for bit on CPU.
+
+  Args:
+    config: the configuration; derived fields may be 0.
+    workdir: holds `data/`, `checkpoints/`, `model/`, `metrics.jsonl`,
+      `tensorboard/` and `config.json`.
+    frozen_data: whether to take the tokens in `data.directory` as they are,
+      whatever has become of their source: other runs have trained on them.
+
+  Raises:
+    InputError: if the work directory belongs to another configuration or to a
+      running process, or the data is too small.
+    DivergedError: if the loss becomes NaN or infinite.
+    Interrupted: after SIGINT or SIGTERM, once a checkpoint is written.
+  """
+  workdir = pathlib.Path(workdir)
+  dtype = compute_dtype(config.train.compute_dtype)
+  kernels = kernels_lib.choose(config, dtype, jax.device_count())
+  with contextlib.ExitStack() as stack:
+    if jax.process_index() == 0:
+      stack.enter_context(files.exclusive(workdir))
+    _claim(config, workdir)
+    checkpoints = checkpoints_lib.TrainingCheckpoints(workdir / "checkpoints")
+    stack.callback(checkpoints.close)
+    frozen = frozen_data or checkpoints.latest_step() is not None
+    tokens = _prepare_data(config, workdir, frozen)
+    config = config_lib.resolve(config, tokens.tokenizer.vocab_size)
+    model = transformer.Model(config.model, config.sparsity, dtype, kernels)
+    return _run(config, model, workdir, tokens, checkpoints)
+
+
+def _run(config, model, workdir, tokens, checkpoints) -> Trained:
+  train = config.train
+  mesh = sharding.make_mesh(train.model_parallel)
+  if train.batch_size % mesh.shape["data"]:
+    raise errors.bad_value(
+      "train.batch_size",
+      train.batch_size,
+      f"a multiple of the {mesh.shape['data']} devices that split it",
+    )
+  rng = jax.random.key(config.seed)
+  shapes = jax.eval_shape(model.init, rng)
+  optimizer = transforms.sparse_adam(config, shapes)
+  init = functools.partial(init_state, model, optimizer)
+  state_shapes = jax.eval_shape(init, rng)
+  shardings = sharding.tree_shardings(mesh, state_shapes)
+  batch_sharding = sharding.batch_sharding(mesh)
+  replicated = sharding.replicated(mesh)
+
+  start = checkpoints.latest_step() or 0
+  if start:
+    state = checkpoints.restore(
+      jax.tree.map(
+        lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
+        state_shapes,
+        shardings,
+      )
+    )
+    _say(f"resuming {workdir} from step {start} of {train.steps}")
+  else:
+    state = jax.jit(init, out_shardings=shardings)(rng)
+    _say(density_table(config, shapes))
+
+  step_fn = jax.jit(
+    functools.partial(train_step, model, optimizer),
+    in_shardings=(shardings, batch_sharding),
+    out_shardings=(shardings, replicated),
+    donate_argnums=0,
+  )
+  loss_fn = jax.jit(
+    functools.partial(loss_lib.next_token_loss, model),
+    in_shardings=(shardings.params, batch_sharding),
+    out_shardings=replicated,
+  )
+  held_out = windows.eval_batches(
+    tokens.eval,
+    context_length=config.data.context_length,
+    batch_size=train.batch_size,
+    num_batches=train.eval_batches,
+  )
+
+  def evaluate(params) -> float:
+    share = train.batch_size // jax.process_count()
+    mine = slice(share * jax.process_index(), share * (jax.process_index() + 1))
+    batches = [sharding.global_batch(mesh, rows[mine]) for rows in held_out]
+    return float(np.mean([float(loss_fn(params, b)) for b in batches]))
+
+  batches = windows.train_batches(
+    tokens.train,
+    context_length=config.data.context_length,
+    batch_size=train.batch_size,
+    seed=config.seed,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  state = _loop(
+    config,
+    workdir,
+    mesh,
+    checkpoints,
+    start,
+    state,
+    step_fn,
+    batches,
+    evaluate,
+  )
+  eval_loss = evaluate(state.params)
+  model = transformer.Model(config.model, config.sparsity)
+  params = state.params
+  if jax.process_count() > 1:
+    params = multihost_utils.process_allgather(params, tiled=True)
+  params = jax.device_put(params, jax.local_devices()[0])
+  directory = workdir / "model"
+  if jax.process_index() == 0:
+    means = means_lib.mean_activations(
+      model,
+      params,
+      windows.eval_batches(
+        tokens.train,
+        context_length=config.data.context_length,
+        batch_size=train.batch_size,
+        num_batches=config.prune.mean_batches,
+      )[:, :, :-1],
+    )
+    checkpoint.save_model(
+      directory, model, params, tokens.tokenizer, config, means
+    )
+  return Trained(config, model, params, tokens, eval_loss, directory)
+
+
+def _loop(
+  config: config_lib.Config,
+  workdir: pathlib.Path,
+  mesh: jax.sharding.Mesh,
+  checkpoints: checkpoints_lib.TrainingCheckpoints,
+  start: int,
+  state: TrainState,
+  step_fn: Callable[..., tuple[TrainState, Mapping[str, jax.Array]]],
+  batches,
+  evaluate: Callable[[Any], float],
+) -> TrainState:
+  """Steps from `start` to the end; reads top to bottom."""
+  train = config.train
+  if start >= train.steps:
+    return state
+  rates = schedules.learning_rate(train, config.sparsity)
+  tokens_per_step = train.batch_size * config.data.context_length
+  is_writer = jax.process_index() == 0
+  writer = metric_log.MetricWriter(workdir, start) if is_writer else None
+  bar = progress.progress_bar(train.steps, start, "training")
+  iterator = windows.iterate(batches, start)
+  losses: list[float] = []
+  pending: Mapping[str, jax.Array] | None = None
+  eval_loss = math.nan
+  clock, clock_step = time.perf_counter(), start
+
+  def check_finite(step: int, values: Mapping[str, float]) -> None:
+    """Stops the run at the first value that is not a number."""
+    for name, value in values.items():
+      if not math.isfinite(value):
+        kept = checkpoints.latest_step()
+        good = f"step {kept}" if kept else "none yet"
+        raise DivergedError(
+          f"training stopped at step {step}: {name}={value}; last good"
+          f" checkpoint in {workdir / 'checkpoints'}: {good}; need a lower"
+          f" train.learning_rate than {train.learning_rate}, or other data"
+        )
+
+  def settle(step: int) -> None:
+    """Reads the last dispatched step's metrics; stops the run on NaN."""
+    nonlocal pending
+    if pending is None:
+      return
+    values = {k: float(v) for k, v in pending.items()}
+    pending = None
+    check_finite(step, values)
+    losses.append(values["train_loss"])
+    bar.update()
+
+  try:
+    with _stop_signals() as stop_requested:
+      for step in range(start + 1, train.steps + 1):
+        rows = next(iterator)
+        dispatched = step_fn(state, sharding.global_batch(mesh, rows))
+        # The device works on this step while the host reads the one before.
+        settle(step - 1)
+        state, pending = dispatched
+        is_last = step == train.steps
+        stops = _any_process(stop_requested())
+        saves = step % train.checkpoint_every == 0 or is_last or stops
+        measures = step % train.eval_every == 0 or is_last
+        logs = step % train.log_every == 0 or measures
+        if logs or saves:
+          settle(step)
+        if measures or saves:
+          # A step's own loss is from before its update; what is kept must work.
+          held_out_loss = evaluate(state.params)
+          check_finite(step, {"eval_loss": held_out_loss})
+        if measures:
+          eval_loss = held_out_loss
+        if logs and losses:
+          now = time.perf_counter()
+          row = {
+            "tokens": step * tokens_per_step,
+            "train_loss": float(np.mean(losses)),
+            "learning_rate": float(rates[step - 1]),
+            "density": block_density(state.params),
+            "tokens_per_second": (
+              (step - clock_step) * tokens_per_step / (now - clock)
+            ),
+          }
+          if measures:
+            row["eval_loss"] = eval_loss
+          if writer:
+            writer.write(
+              step, row, densities(state.params) if measures else None
+            )
+          bar.set_postfix(
+            loss=f"{row['train_loss']:.3f}",
+            eval=f"{eval_loss:.3f}",
+            density=f"{row['density']:.3f}",
+          )
+          losses.clear()
+          clock, clock_step = time.perf_counter(), step
+        if saves:
+          checkpoints.save(step, state)
+        if stops and not is_last:
+          raise Interrupted(
+            f"interrupted at step {step} of {train.steps}; checkpoint saved;"
+            f" the same command with --workdir={workdir} resumes"
+          )
+  finally:
+    bar.close()
+    if writer:
+      writer.close()
+  return state
+
+
+def _any_process(flag: bool) -> bool:
+  if jax.process_count() == 1:
+    return flag
+  return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+  """Yields a function that says whether SIGINT or SIGTERM has come.
+
+  A second signal acts as usual, so that a hanging run can still be stopped.
+  """
+  received: list[int] = []
+  try:
+    previous = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def handler(number, frame):
+      del frame
+      received.append(number)
+      for s, old in previous.items():
+        signal.signal(s, old)
+
+    for s in previous:
+      signal.signal(s, handler)
+  except ValueError:  # Not in the main thread: no handlers, no stopping.
+    previous = {}
+  try:
+    yield lambda: bool(received)
+  finally:
+    for s, old in previous.items():
+      signal.signal(s, old)
+
+
+def _claim(config: config_lib.Config, workdir: pathlib.Path) -> None:
+  """Writes the run's config, or checks that this run is the one found.
+
+  Raises:
+    InputError: naming the first field that differs.
+  """
+  path = workdir / "config.json"
+  groups = ("seed", "data", "model", "sparsity", "train")
+  mine = {k: v for k, v in config_lib.settings(config).items() if k in groups}
+  if not path.exists():
+    if jax.process_index() == 0:
+      files.write_json(path, mine)
+    return
+  found = files.read_json(path, "a run's config")
+  if not isinstance(found, dict):
+    raise errors.InputError(f"{path} holds no fields; need a run's config")
+  differs = config_lib.first_difference(mine, found)
+  if differs:
+    name, theirs, ours = differs
+    raise errors.InputError(
+      f"{workdir} belongs to a run with {name}={theirs!r}, this config has"
+      f" {ours!r}; need the same config or another --workdir"
+    )
+
+
+def data_directory(
+  config: config_lib.Config, workdir: files.PathLike
+) -> pathlib.Path:
+  """Returns where a run's tokens are kept."""
+  return pathlib.Path(config.data.directory or pathlib.Path(workdir) / "data")
+
+
+def _prepare_data(config, workdir, frozen) -> tokens_lib.TokenData:
+  """Prepares in one process while the others wait, then opens in all."""
+  directory = data_directory(config, workdir)
+  prepare = functools.partial(
+    tokens_lib.prepare,
+    config.data,
+    directory,
+    batch_size=config.train.batch_size,
+  )
+  if jax.process_count() == 1:
+    return prepare(frozen=frozen)
+  if jax.process_index() == 0:
+    prepare(frozen=frozen)
+  multihost_utils.sync_global_devices("data is prepared")
+  return prepare(frozen=True, progress=False)
+
+
+def densities(params: transformer.Params) -> dict[str, float]:
+  """Returns the share of nonzero entries of every parameter, by path."""
+  return {
+    sites.path_name(path): float(jnp.count_nonzero(leaf)) / leaf.size
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+  }
+
+
+def block_density(params: transformer.Params) -> float:
+  """Returns the share of nonzero entries over all block matrices."""
+  kernels = [
+    leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    if sites.path_name(path).startswith("layers/")
+    and sites.path_name(path).endswith("/kernel")
+  ]
+  nonzero = sum(int(jnp.count_nonzero(leaf)) for leaf in kernels)
+  return nonzero / sum(leaf.size for leaf in kernels)
+
+
+def density_table(config: config_lib.Config, shapes) -> str:
+  """Returns the table of every parameter's final density, for the start."""
+  kept = transforms.kept_tree(config.sparsity, config.train.steps, shapes)
+  is_leaf = lambda x: x is None or isinstance(x, transforms.Kept)
+  rows = [("parameter", "shape", "nonzero at the end", "density")]
+  for (path, leaf), rule in zip(
+    jax.tree_util.tree_leaves_with_path(shapes),
+    jax.tree.leaves(kept, is_leaf=is_leaf),
+    strict=True,
+  ):
+    count = leaf.size
+    if rule is not None:
+      count = int(rule.table[-1]) * (leaf.shape[0] if rule.is_stacked else 1)
+    rows.append(
+      (
+        sites.path_name(path),
+        "x".join(map(str, leaf.shape)),
+        f"{count:,}",
+        f"{count / leaf.size:.4f}",
+      )
+    )
+  widths = [max(len(row[i]) for row in rows) for i in range(4)]
+  return "\n".join(
+    f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}"
+    for a, b, c, d in rows
+  )
+
+
+def _say(text: str) -> None:
+  if jax.process_index() == 0:
+    print(text, flush=True)

@@ -1,0 +1,77 @@
+"""Where numbers go while a run lasts: metrics.jsonl and TensorBoard."""
+
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import tensorboardX
+
+from sparse_jax.utils import errors, files
+
+
+def read_jsonl(path: files.PathLike) -> list[dict[str, Any]]:
+  """Returns the whole lines of a JSONL file; a torn last line is left out."""
+  path = pathlib.Path(path)
+  if not path.exists():
+    return []
+  rows = []
+  text = path.read_text(encoding="utf-8", errors="replace")
+  for number, line in enumerate(text.split("\n")[:-1], 1):
+    try:
+      row = json.loads(line)
+    except ValueError:
+      row = None
+    if not isinstance(row, dict):
+      raise errors.InputError(
+        f"{path}: line {number} is {line[:40]!r}; need a JSON object"
+      )
+    rows.append(row)
+  return rows
+
+
+class MetricWriter:
+  """Appends one JSON object a logged step, and TensorBoard scalars.
+
+  A resumed run first drops the rows after its checkpoint, so that every step
+  stands once, as in a run that was never stopped.
+  """
+
+  def __init__(self, workdir: pathlib.Path, resumed_step: int):
+    self._path = workdir / "metrics.jsonl"
+    rows = [r for r in read_jsonl(self._path) if r["step"] <= resumed_step]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    files.write_bytes(self._path, text.encode())
+    with files.disk_errors(workdir):
+      self._file = open(self._path, "a", encoding="utf-8")
+      self._board = tensorboardX.SummaryWriter(
+        str(workdir / "tensorboard"),
+        purge_step=resumed_step + 1,
+        write_to_disk=True,
+      )
+
+  def write(
+    self,
+    step: int,
+    values: Mapping[str, float],
+    densities: Mapping[str, float] | None = None,
+  ) -> None:
+    """Writes the values of a step; `densities` by parameter path."""
+    values = {k: v if math.isfinite(v) else None for k, v in values.items()}
+    row: dict[str, Any] = {"step": step, **values}
+    if densities:
+      row["densities"] = dict(densities)
+    with files.disk_errors(self._path):
+      self._file.write(json.dumps(row) + "\n")
+      self._file.flush()
+      for name, value in values.items():
+        if value is not None:
+          self._board.add_scalar(name, value, step)
+      for path, value in (densities or {}).items():
+        self._board.add_scalar(f"density/{path}", value, step)
+
+  def close(self) -> None:
+    """Flushes and closes both."""
+    self._file.close()
+    self._board.close()

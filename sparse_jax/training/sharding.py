@@ -1,0 +1,112 @@
+"""One mesh and one table of shardings by parameter path.
+
+Axes: `data` splits the batch, `model` splits matrices over their units. The
+same train step runs on one CPU (a mesh of one), on forced host devices and over
+processes started with `jax.distributed`.
+"""
+
+import os
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from sparse_jax import sites
+from sparse_jax.utils import errors
+
+P = PartitionSpec
+
+# First match wins, on the end of the path, so that the optimizer's moments are
+# split as their parameters are. Units (columns read, rows write) are split.
+_SPECS = (
+  (f"{sites.C_ATTN}|{sites.C_FC}", P(None, None, "model")),
+  (f"{sites.ATTN_C_PROJ}|{sites.MLP_C_PROJ}", P(None, "model", None)),
+  (r"layers/(attn/c_attn|mlp/c_fc)/bias", P(None, "model")),
+  (f"{sites.EMBED}|{sites.UNEMBED}|{sites.BIGRAM}", P("model", None)),
+)
+
+
+def join_processes() -> None:
+  """Joins the processes of a run; call it before the first computation.
+
+  A cluster that JAX knows says who they are; without one the environment does:
+  JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+
+  Raises:
+    InputError: if neither does, or the numbers make no sense.
+  """
+  numbers: dict[str, int | None] = {}
+  for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+    text = os.environ.get(name)
+    if text is not None and not text.isdecimal():
+      raise errors.bad_value(name, text, "a whole number")
+    numbers[name] = None if text is None else int(text)
+  try:
+    jax.distributed.initialize(
+      num_processes=numbers["JAX_NUM_PROCESSES"],
+      process_id=numbers["JAX_PROCESS_ID"],
+    )
+  except ValueError as e:
+    raise errors.InputError(
+      f"cannot join other processes: {e} Need a cluster that JAX detects, or"
+      " JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and a lower"
+      " JAX_PROCESS_ID"
+    ) from e
+
+
+def make_mesh(model_parallel: int = 1) -> Mesh:
+  """Returns the mesh `[data, model]` over all devices of all processes.
+
+  Raises:
+    InputError: if the devices do not divide by `model_parallel`.
+  """
+  count = jax.device_count()
+  if count % model_parallel:
+    raise errors.bad_value(
+      "train.model_parallel", model_parallel, f"a divisor of {count} devices"
+    )
+  shape = (count // model_parallel, model_parallel)
+  return jax.make_mesh(
+    shape,
+    ("data", "model"),
+    axis_types=(jax.sharding.AxisType.Auto,) * 2,
+  )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of values that every device holds whole."""
+  return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of `[batch, ...]` arrays."""
+  return NamedSharding(mesh, P("data"))
+
+
+def tree_shardings(mesh: Mesh, tree) -> Any:
+  """Returns the sharding of every leaf of a train state, by parameter path.
+
+  A dimension that its mesh axis does not divide stays whole.
+  """
+
+  def leaf_sharding(path, leaf):
+    keys = [str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey)]
+    spec = next(
+      (s for regex, s in _SPECS if re.search(f"({regex})$", "/".join(keys))),
+      P(),
+    )
+    if len(spec) > len(leaf.shape) or any(
+      axis and leaf.shape[dim] % mesh.shape[axis]
+      for dim, axis in enumerate(spec)
+    ):
+      spec = P()
+    return NamedSharding(mesh, spec)
+
+  return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
+
+
+def global_batch(mesh: Mesh, rows: np.ndarray) -> jax.Array:
+  """Returns this process's rows of a batch as one global, sharded array."""
+  return jax.make_array_from_process_local_data(batch_sharding(mesh), rows)

@@ -1,0 +1,1 @@
+"""Files, errors, progress and the host: what every package uses."""

@@ -1,0 +1,746 @@
+"""The frontier: grid, matched-loss ratios by hand, and one small whole run."""
+
+import csv
+import dataclasses
+import email
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from unittest import mock
+
+import browser
+import hypothesis
+import numpy as np
+from absl.testing import absltest, parameterized
+from hypothesis import strategies as st
+from matplotlib import colors, image
+
+from sparse_jax import config as config_lib
+from sparse_jax import frontier
+from sparse_jax.frontier import cells, compare, figures, grid, results, workers
+from sparse_jax.utils import errors, files, host
+
+_ROOT = pathlib.Path(__file__).parents[2]
+
+
+def small(**fields):
+  run = config_lib.Config(
+    data=config_lib.DataConfig(vocab_size=600, context_length=16),
+    model=config_lib.ModelConfig(d_head=8),
+  )
+  return grid.FrontierConfig(
+    run=run,
+    **{
+      "dense_widths": (16, 32),
+      "sparse_widths": (32,),
+      "densities": (0.5, 0.25),
+      "variant_width": 32,
+      "variant_density": 0.25,
+      "seeds": (0, 1),
+      **fields,
+    },
+  )
+
+
+class GridTest(parameterized.TestCase):
+  def test_cells_by_hand(self):
+    config = small(variants=("no_sink",))
+    kept, left_out = grid.make_cells(config)
+    self.assertEmpty(left_out)
+    self.assertEqual(
+      [c.name for c in kept],
+      [
+        "dense_d16_s0",
+        "dense_d32_s0",
+        "sparse_d32_p0.5_s0",
+        "sparse_d32_p0.25_s0",
+        "dense_d16_s1",
+        "dense_d32_s1",
+        "sparse_d32_p0.5_s1",
+        "sparse_d32_p0.25_s1",
+        "sparse_d32_p0.25_no_sink_s0",
+      ],
+    )
+
+  def test_contenders_are_trained_with_every_seed(self):
+    names = ("no_sink", "no_bigram")
+    kept, _ = grid.make_cells(small(variants=names, contenders=("no_sink",)))
+    self.assertEqual(
+      [c.name for c in kept if c.variant],
+      [
+        "sparse_d32_p0.25_no_sink_s0",
+        "sparse_d32_p0.25_no_sink_s1",
+        "sparse_d32_p0.25_no_bigram_s0",
+      ],
+    )
+
+  def test_a_density_below_what_is_protected_is_left_out_and_said(self):
+    kept, left_out = grid.make_cells(small(densities=(0.5, 1 / 64), seeds=(0,)))
+    self.assertEqual(list(left_out), ["sparse_d32_p0.01562_s0"])
+    self.assertIn("sparsity.min_alive", *left_out.values())
+    self.assertLen(kept, 3)
+
+  @parameterized.parameters(*grid.VARIANTS)
+  def test_a_variant_is_valid_and_changes_what_it_says_alone(self, name):
+    config = small(variants=(name,), variant_width=128, variant_density=0.25)
+    variant = grid.make_cells(config)[0][-1]
+    base = grid.Cell(128, 0.25, 0)
+    flat = lambda c: dict(
+      config_lib._flat(config_lib.to_dict(grid.run_config(config, c)))
+    )
+    a, b = flat(base), flat(variant)
+    changed = {key for key in a if a[key] != b[key]}
+    self.assertEqual(changed, set(grid.VARIANTS[name]))
+
+  def test_dense_is_dense(self):
+    run = grid.run_config(small(dense_steps=7), grid.Cell(16, 1.0, 3))
+    self.assertEqual(run.sparsity.density, 1)
+    self.assertEqual(run.sparsity.activation_fraction, 1)
+    self.assertEqual((run.model.d_model, run.train.steps, run.seed), (16, 7, 3))
+
+  @parameterized.parameters(
+    ({"variants": ("no_skin",)}, "no_skin.*no_sink"),
+    ({"contenders": ("no_sink",)}, r"contenders='no_sink'.*variants=\(\)"),
+    (
+      {"variants": ("no_sink",), "contenders": ("no_sink", "no_sink")},
+      "contenders.*each name once",
+    ),
+    ({"densities": (1.0,)}, "densities=1.0.*below 1"),
+    ({"seeds": ()}, r"seeds=\(\).*one or more"),
+    ({"dense_widths": (16, 16)}, "dense_widths.*each once"),
+    ({"dense_steps": 0}, "dense_steps=0.*at least 1"),
+    ({"variant_density": 2.0}, "variant_density=2.0"),
+    ({"densities": (0.50001, 0.50002)}, "four significant digits"),
+    ({"dense_widths": (12,)}, "d_model"),
+  )
+  def test_bad_fields(self, fields, message):
+    with self.assertRaisesRegex(errors.InputError, message):
+      small(**fields)
+
+
+class EstimateTest(parameterized.TestCase):
+  def test_the_rest_takes_as_long_as_what_is_done_did(self):
+    root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    config = small(seeds=(0,), densities=(0.5,))
+    self.assertEqual(cells.remaining_text(config, root), "3 of 3 cells remain")
+    todo, _ = grid.make_cells(config)
+    costs = [grid.cost(grid.run_config(config, c), 600) for c in todo]
+    directory = cells.directory_of(root.absolute(), todo[0])
+    settings = cells._settings(config, todo[0], root.absolute())
+    files.write_json(
+      directory / cells.FILE,
+      {"name": todo[0].name, "seconds": 3600.0, "settings": settings},
+    )
+    hours = (costs[1] + costs[2]) / costs[0] / 2
+    self.assertEqual(
+      cells.remaining_text(config, root, processes=2),
+      f"2 of 3 cells remain, about {cells.duration(3600 * hours)}",
+    )
+
+  @parameterized.parameters((3.2, "4 s"), (600, "10 min"), (9000, "2.5 h"))
+  def test_duration(self, seconds, want):
+    self.assertEqual(cells.duration(seconds), want)
+
+
+def model(name, loss, edges, width=8, density=1.0, variant="", **missing):
+  """A model of one seed per loss; `edges` by task."""
+  losses = loss if isinstance(loss, tuple) else (loss,)
+  figures = {
+    task: {
+      "learned": missing.get(task) != "not learned",
+      "meets_target": missing.get(task) != "misses",
+      "test_loss": 0.3 if missing.get(task) == "misses on test" else 0.1,
+      "num_edges": size,
+      "num_nodes": size,
+      "num_essential_edges": size,
+    }
+    for task, size in edges.items()
+  }
+  return compare.Model(
+    name=name,
+    width=width,
+    density=density,
+    variant=variant,
+    activation_fraction=0.25,
+    eval_losses=losses,
+    figures=(figures,) * len(losses),
+    target=0.15,
+    tokens=1000,
+    cells=tuple(f"{name}_s{i}" for i in range(len(losses))),
+  )
+
+
+_MIDDLE = math.sqrt(12)  # Halfway from 4 to 3 on a logarithmic axis.
+
+
+class CompareTest(parameterized.TestCase):
+  def ratio(self, dense, sparse):
+    found = compare.ratio_at_matched_loss(dense, sparse)
+    return found | {"ratio": found["ratios"]["num_edges"]}
+
+  @parameterized.parameters(
+    (_MIDDLE, 200 / 20), (4.0, 100 / 20), (3.0, 400 / 20)
+  )
+  def test_ratio_by_hand(self, loss, want):
+    dense = [model("a", 4.0, {"t": 100}), model("b", 3.0, {"t": 400})]
+    found = self.ratio(dense, model("s", loss, {"t": 20}, density=0.1))
+    self.assertAlmostEqual(found["ratio"]["value"], want, places=6)
+    # One seed and one task: nothing to resample, so there is no interval.
+    self.assertIsNone(found["ratio"]["low"])
+    self.assertIn("no interval", results.resampled(found))
+
+  def test_geometric_mean_over_tasks_by_hand(self):
+    dense = [
+      model("a", 4.0, {"t": 100, "u": 80}),
+      model("b", 3.0, {"t": 400, "u": 80}),
+    ]
+    sparse = model("s", _MIDDLE, {"t": 20, "u": 2}, density=0.1)
+    found = self.ratio(dense, sparse)
+    self.assertAlmostEqual(found["ratio"]["value"], 20.0, places=6)  # √(10·40)
+    self.assertAlmostEqual(found["ratio"]["low"], 10.0, places=6)
+    self.assertAlmostEqual(found["ratio"]["high"], 40.0, places=6)
+
+  def test_neighbours_are_used_and_nothing_is_extrapolated(self):
+    dense = [
+      model("c", 2.0, {"t": 9999}),
+      model("a", 4.0, {"t": 100}),
+      model("b", 3.0, {"t": 400}),
+    ]
+    found = self.ratio(dense, model("s", 3.5, {"t": 10}, density=0.1))
+    self.assertEqual(found["between"], ["a", "b"])
+    for loss in (4.01, 1.99):
+      out = self.ratio(dense, model("s", loss, {"t": 10}, density=0.1))
+      self.assertIsNone(out["ratio"])
+      self.assertIn("outside", out["why"])
+
+  @parameterized.parameters("misses", "not learned")
+  def test_a_task_that_one_side_fails_is_left_out_and_listed(self, why):
+    dense = [
+      model("a", 4.0, {"t": 100, "u": 1}, u=why),
+      model("b", 3.0, {"t": 400, "u": 1}),
+    ]
+    found = self.ratio(dense, model("s", _MIDDLE, {"t": 20, "u": 1}))
+    self.assertEqual(found["tasks"], ["t"])
+    self.assertEqual(found["left_out"], {"u": ["a"]})
+    self.assertAlmostEqual(found["ratio"]["value"], 10.0, places=6)
+
+  def test_tasks_that_miss_on_test_pairs_have_a_ratio_of_their_own(self):
+    dense = [
+      model("a", 4.0, {"t": 100, "u": 100}, u="misses on test"),
+      model("b", 3.0, {"t": 400, "u": 400}),
+    ]
+    found = self.ratio(dense, model("s", _MIDDLE, {"t": 20, "u": 2}))
+    self.assertEqual(
+      (found["tasks"], found["tasks_on_test"]), (["t", "u"], ["t"])
+    )
+    on_test = found["ratios_on_test"]["num_edges"]["value"]
+    self.assertAlmostEqual(on_test, 10.0, places=6)
+    self.assertAlmostEqual(found["ratio"]["value"], math.sqrt(1000), places=6)
+
+  def test_circuits_without_edges_can_be_left_aside(self):
+    dense = [
+      model("a", 4.0, {"t": 100, "u": 50}),
+      model("b", 3.0, {"t": 400, "u": 50}),
+    ]
+    found = self.ratio(dense, model("s", _MIDDLE, {"t": 20, "u": 0}))
+    self.assertEqual(found["tasks_with_edges"], ["t"])
+    some = found["ratios_with_edges"]["num_edges"]["value"]
+    self.assertAlmostEqual(some, 10.0, places=6)
+    self.assertAlmostEqual(found["ratio"]["value"], math.sqrt(500), places=6)
+
+  def test_a_wider_dense_model_of_higher_loss_is_no_baseline(self):
+    by_width = lambda *losses: [
+      model(str(i), loss, {"t": 1}, width=8 * (i + 1))
+      for i, loss in enumerate(losses)
+    ]
+    names = lambda models: [m.name for m in compare.baseline(models)]
+    self.assertEqual(names(by_width(4.0, 3.0, 3.5, 2.0)[::-1]), ["0", "1", "3"])
+    self.assertEqual(names(by_width(4.0, 4.0)), ["0"])
+    self.assertEqual(names([]), [])
+
+  def test_draws_outside_the_dense_range_are_left_out_and_counted(self):
+    dense = [model("a", 4.0, {"t": 100}), model("b", 3.0, {"t": 400})]
+    # Of four draws of its seeds one has both at 2.9, below the better model.
+    found = self.ratio(dense, model("s", (2.9, 3.5), {"t": 20}, density=0.1))
+    self.assertAlmostEqual(found["outside"], 0.25, delta=0.05)
+    share = f"without the {found['outside']:.0%} of draws"
+    self.assertIn(share, results.resampled(found))
+    self.assertNotIn("draws", results.resampled(found | {"outside": 0.0}))
+    self.assertGreaterEqual(found["ratio"]["low"], 100 / 20)
+    self.assertLessEqual(found["ratio"]["high"], 400 / 20)
+
+  def test_each_seed_alone_by_hand(self):
+    dense = [model("a", 4.0, {"t": 100}), model("b", 3.0, {"t": 400})]
+    sparse = model("s", (3.0, 4.0, 4.1), {"t": 20}, density=0.1)
+    sizes = (
+      {"t": sparse.figures[0]["t"] | {"num_edges": n}} for n in (20, 5, 1)
+    )
+    sparse = dataclasses.replace(sparse, figures=tuple(sizes))
+    first, second, outside = self.ratio(dense, sparse)["by_seed"]
+    self.assertAlmostEqual(first, 400 / 20, places=6)
+    self.assertAlmostEqual(second, 100 / 5, places=6)
+    self.assertIsNone(outside)
+
+  def test_without_a_draw_inside_there_is_no_interval(self):
+    dense = [model("a", (4.0, 3.0), {"t": 9}), model("b", (3.0, 2.0), {"t": 9})]
+    sparse = model("s", 3.2, {"t": 3}, density=0.1)
+    with mock.patch.object(np.random, "default_rng") as rng:
+      # Always the last seed: 3.0 and 2.0 do not enclose 3.2, their means do.
+      last = lambda low, high, size: np.full(size, high - 1)
+      rng.return_value.integers = last
+      found = self.ratio(dense, sparse)
+    self.assertEqual(found["outside"], 1)
+    self.assertAlmostEqual(found["ratio"]["value"], 3.0)
+    self.assertIsNone(found["ratio"]["low"])
+
+  def test_a_failed_search_does_not_decide_the_smallest_of_seeds(self):
+    worse, better = (
+      model(name, (loss, loss), {"t": edges, "u": 80})
+      for name, loss, edges in (("a", 4.0, 100), ("b", 3.0, 400))
+    )
+    failed = better.figures[0] | {
+      "t": better.figures[0]["t"] | {"num_edges": 70_000}
+    }
+    better = dataclasses.replace(better, figures=(failed, better.figures[1]))
+    sparse = model("s", (_MIDDLE, _MIDDLE), {"t": 20, "u": 2}, density=0.1)
+    found = self.ratio([worse, better], sparse)
+    smallest = found["ratios_of_smallest"]["num_edges"]
+    self.assertAlmostEqual(smallest["value"], 20.0, places=6)  # √(10·40)
+    self.assertGreater(found["ratio"]["value"], 30.0)
+
+  def test_without_a_common_task_there_is_no_ratio(self):
+    dense = [model("a", 4.0, {"t": 1}), model("b", 3.0, {"t": 1})]
+    sparse = model("s", 3.5, {"t": 1}, t="misses")
+    found = self.ratio(dense, sparse)
+    self.assertIsNone(found["ratio"])
+    self.assertIn("no task", found["why"])
+
+  sizes = st.lists(st.integers(1, 10_000), min_size=1, max_size=4)
+
+  @hypothesis.given(sizes, st.floats(2.0, 4.0), st.integers(1, 50))
+  @hypothesis.settings(deadline=None, max_examples=15)
+  def test_identical_curves_have_ratio_1_and_scaling_scales(
+    self, edges, loss, factor
+  ):
+    by_task = {f"t{i}": e for i, e in enumerate(edges)}
+    larger = {t: factor * e for t, e in by_task.items()}
+    same = [model("a", 4.0, by_task), model("b", 2.0, by_task)]
+    scaled = [model("a", 4.0, larger), model("b", 2.0, larger)]
+    sparse = model("s", loss, by_task, density=0.1)
+    value = self.ratio(same, sparse)["ratio"]["value"]
+    self.assertAlmostEqual(value, 1.0, places=6)
+    value = self.ratio(scaled, sparse)["ratio"]["value"]
+    self.assertAlmostEqual(value / factor, 1.0, places=6)
+
+  def test_common_tasks_by_hand(self):
+    passes = ({"t", "u", "v"}, {"t", "u"}, {"t", "u"}, {"t"}, {"w"})
+    models = [
+      model(str(i), 3.0, dict.fromkeys(p, 5)) for i, p in enumerate(passes)
+    ]
+    # {t, u} by 3 models is 6 pairs, {t} by 4 is 4.
+    self.assertEqual(compare.common_tasks(models), ("t", "u"))
+    self.assertEqual(compare.common_tasks([]), ())
+    # More models weigh more than more tasks: {t} by 5, not {t, u, v, w} by 2.
+    wide = [model(n, 3.0, dict.fromkeys("tuvw", 5)) for n in "pq"]
+    narrow = [model(n, 3.0, {"t": 5}) for n in "xyz"]
+    self.assertEqual(compare.common_tasks([*wide, *narrow]), ("t",))
+    # One model alone is no comparison, however much it passes.
+    many = model("m", 3.0, dict.fromkeys("abcdefgh", 5))
+    self.assertEqual(compare.common_tasks([*models, many]), ("t", "u"))
+    # Nor are sparse models among themselves, if a dense one passes less.
+    sparse = [
+      model(n, 3.0, dict.fromkeys("tuv", 5), density=0.1) for n in "xyz"
+    ]
+    dense = model("d", 3.0, {"t": 5})
+    self.assertEqual(compare.common_tasks([dense, *sparse]), ("t",))
+
+  def test_interpolation_of_seeds_stays_inside(self):
+    dense = [
+      model("a", (4.0, 3.6), {"t": 100}),
+      model("b", (3.0, 3.2), {"t": 400}),
+    ]
+    sparse = model("s", (3.0, 4.0), {"t": 20}, density=0.1)
+    found = self.ratio(dense, sparse)["ratio"]
+    self.assertGreaterEqual(found["low"], 100 / 20 - 1e-6)
+    self.assertLessEqual(found["high"], 400 / 20 + 1e-6)
+    self.assertLess(found["low"], found["high"])
+
+  def test_best_leaves_a_lucky_single_task_aside(self):
+    row = lambda value, tasks, with_edges=None: {
+      "ratios": {"num_edges": {"value": value} if value else None},
+      "tasks": tasks,
+      "tasks_with_edges": tasks if with_edges is None else with_edges,
+    }
+    rows = [row(50, ["t"]), row(8, ["t", "u", "v"]), row(9, ["t", "u"])]
+    best = compare.best(
+      [*rows, row(None, ["t"] * 9, []), row(70, ["t"] * 3, [])]
+    )
+    self.assertEqual(best["ratios"]["num_edges"]["value"], 9)
+    self.assertIsNone(compare.best([]))
+
+
+def result(name, model_name, width, density, loss, edges, variant=""):
+  return {
+    "name": name,
+    "model": model_name,
+    "width": width,
+    "density": density,
+    "variant": variant,
+    "seed": 0,
+    "eval_loss": loss,
+    "tokens": 4_096_000,
+    "seconds": 60.0,
+    "settings": {"prune": {}, "sparsity": {}},
+    "tasks": {
+      "t": {
+        "learned": True,
+        "meets_target": True,
+        "test_loss": 0.1,
+        "num_edges": edges,
+        "num_essential_edges": edges,
+        "num_nodes": edges,
+      },
+      "<u>": {"learned": False, "reasons": ["accuracy"]},
+    },
+  }
+
+
+class BaselineTest(absltest.TestCase):
+  def test_a_beaten_dense_model_is_shown_apart_and_said(self):
+    found = [
+      result("dense_d8_s0", "dense_d8", 8, 1.0, 4.0, 100),
+      result("dense_d16_s0", "dense_d16", 16, 1.0, 3.0, 400),
+      result("dense_d32_s0", "dense_d32", 32, 1.0, 3.2, 40_000),
+      result("s_s0", "s", 32, 0.1, _MIDDLE, 20),
+    ]
+    comparison = frontier.compare_cells(found)
+    self.assertAlmostEqual(
+      comparison["best"]["ratios"]["num_edges"]["value"], 10
+    )
+    (ratio,) = comparison["ratios"]
+    self.assertGreater(ratio["with_all_dense"]["value"], 100)
+    curves = {c: ms for c, _, ms in figures._curves(comparison["models"])}
+    apart = curves["dense, a narrower one is better"]
+    self.assertEqual([m["name"] for m in apart], ["dense_d32"])
+    self.assertIn("`dense_d32`", results._beaten(comparison))
+
+
+class PointsTest(absltest.TestCase):
+  def test_the_picture_has_the_curve_s_colour_where_a_point_is(self):
+    root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    found = [
+      result("dense_d8_s0", "dense_d8", 8, 1.0, 4.0, 100),
+      result("s_s0", "s", 32, 0.1, 3.0, 0),
+    ]
+    comparison = frontier.compare_cells(found)
+    points = figures.plot_tasks(root / "tasks", found, comparison)
+    self.assertEqual(
+      [(p.cell, p.task, p.edges) for p in points],
+      [("dense_d8_s0", "t", 100), ("s_s0", "t", 0)],
+    )
+    picture = image.imread(root / "tasks.png")
+    height, width, _ = picture.shape
+    for point, colour in zip(
+      points, (figures._DENSE, figures._COLOURS[0]), strict=True
+    ):
+      pixel = picture[int(point.y * height), int(point.x * width)]
+      np.testing.assert_allclose(pixel[:3], colors.to_rgb(colour), atol=0.01)
+
+
+class VariantsTest(absltest.TestCase):
+  def test_only_a_contender_stands_on_the_frontier_and_may_lead_it(self):
+    found = [
+      result("dense_d8_s0", "dense_d8", 8, 1.0, 4.0, 100),
+      result("dense_d16_s0", "dense_d16", 16, 1.0, 3.0, 400),
+      result("s_s0", "s", 32, 0.1, _MIDDLE, 20),
+      result("v_s0", "v", 32, 0.1, _MIDDLE, 10, variant="no_sink"),
+    ]
+    for contenders, best, label in (
+      ((), "s", None),
+      (("no_sink",), "v", "sparse, d_model 32, sink=False"),
+    ):
+      comparison = frontier.compare_cells(found, contenders)
+      self.assertEqual(comparison["best"]["model"], best)
+      sentence = results.headline(comparison)
+      self.assertEqual("those of v (sink=False)," in sentence, best == "v")
+      curves = {
+        name: ms for name, _, ms in figures._curves(comparison["models"])
+      }
+      self.assertEqual([m["name"] for m in curves["sparse, d_model 32"]], ["s"])
+      self.assertEqual(label in curves, label is not None)
+
+  def test_a_variant_beside_its_base_by_hand(self):
+    base = result("b", "b", 8, 0.5, 4.0, edges=0)
+    variant = result("v", "v", 8, 0.5, 3.75, edges=20, variant="no_sink")
+    base["tasks"]["u"] = base["tasks"]["t"] | {"num_edges": 10}
+    variant["tasks"]["u"] = variant["tasks"]["t"] | {"num_edges": 50}
+    base["tasks"]["w"] = base["tasks"]["t"]
+    (row,) = compare.beside_base([base, variant])
+    self.assertEqual(row["tasks"], ["t", "u"])
+    self.assertEqual((row["above"], row["passed"]), (-0.25, (2, 3)))
+    # 20 over none, which counts as one, and 50 over 10: sqrt(20 * 5) = 10.
+    self.assertAlmostEqual(row["edges"], 10.0)
+    other_seed = base | {"seed": 1}
+    self.assertEqual(compare.beside_base([other_seed, variant]), [])
+
+  def test_a_variant_with_no_task_in_common_has_no_size(self):
+    base = result("b", "b", 8, 0.5, 4.0, edges=1)
+    variant = result("v", "v", 8, 0.5, 3.75, edges=20, variant="no_sink")
+    variant["tasks"] = {"u": variant["tasks"]["t"]}
+    (row,) = compare.beside_base([base, variant])
+    self.assertIsNone(row["edges"])
+
+  def test_losses_by_what_abstopk_keeps(self):
+    models = [
+      {
+        "width": 8,
+        "density": 0.5,
+        "variant": variant,
+        "activation_fraction": fraction,
+        "eval_loss": loss,
+        "sizes": {"num_edges": None},
+      }
+      for variant, fraction, loss in (
+        ("", 0.25, 3.5),
+        ("no_sink", 0.25, 3.0),
+        ("activation_1_8", 0.125, 3.75),
+        ("activation_1", 1.0, 3.625),
+      )
+    ]
+    (line,) = results.agreement_with_paper({"best": None, "models": models})
+    self.assertIn("3.625 (1), 3.500 (0.25), 3.750 (0.125): least at 0.25", line)
+
+
+class WorkersTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (1, [{0, 1, 2}]), (2, [{0, 2}, {1}]), (3, [{0}, {1}, {2}])
+  )
+  def test_shares_by_hand(self, count, want):
+    self.assertEqual(workers.shares([0, 1, 2], count), want)
+
+  def test_a_worker_that_fails_is_named_with_its_last_line(self):
+    logs = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    code = "import sys; print('error: no room'); sys.exit(2)"
+    command = [sys.executable, "-c", code]
+    with self.assertRaisesRegex(
+      errors.InputError, "status 2: error: no room.*worker-0.log"
+    ):
+      workers.run_workers(command, 1, logs, 1, lambda: 0)
+
+
+class DivergedTest(absltest.TestCase):
+  def test_a_diverged_cell_is_kept_as_such_and_not_tried_again(self):
+    root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    config = small(seeds=(0,), densities=(0.5,))
+    todo, _ = grid.make_cells(config)
+    for cell, fields in zip(
+      todo, ({"diverged": "NaN"}, {"seconds": 1.0}, None), strict=True
+    ):
+      if fields:
+        settings = cells._settings(config, cell, root)
+        files.write_json(
+          cells.directory_of(root, cell) / cells.FILE,
+          {"name": cell.name, "settings": settings, **fields},
+        )
+    self.assertEqual(
+      [r["name"] for r in cells.finished(config, root)], [todo[1].name]
+    )
+    found = cells.outcome(config, root)
+    self.assertEqual(found["diverged"], {todo[0].name: "NaN"})
+    self.assertEqual(found["missing"], [todo[2].name])
+    self.assertIn("1 of 3 cells remain", cells.remaining_text(config, root))
+
+  def test_a_foreign_cell_file_is_one_line(self):
+    root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    config = small(seeds=(0,))
+    cell = grid.make_cells(config)[0][0]
+    files.write_json(cells.directory_of(root, cell) / cells.FILE, [])
+    with self.assertRaisesRegex(errors.InputError, "cell.json: not cell dense"):
+      cells.finished(config, root)
+
+
+class WriteTest(absltest.TestCase):
+  def test_everything_is_written_from_the_cells(self):
+    root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    found = [
+      result("dense_d8_s0", "dense_d8", 8, 1.0, 4.0, 100),
+      result("dense_d16_s0", "dense_d16", 16, 1.0, 3.0, 400),
+      result("s_s0", "s", 32, 0.1, _MIDDLE, 20),
+      result("v_s0", "v", 32, 0.1, 3.5, 25, "no_sink"),
+    ]
+    comparison = frontier.compare_cells(found) | {
+      "grid": {
+        "num_cells": 6,
+        "missing": ["later_s0"],
+        "diverged": {"wild_s0": "training stopped"},
+        "left_out": {},
+      }
+    }
+    text = frontier.write(
+      root, found, comparison, "make it", host.environment(), root / "docs"
+    )
+    self.assertIn("have 10 times as many edges as those of s", text)
+    self.assertIn("4 of the grid's 6 cells are finished", text)
+    self.assertIn("4.1M", text)
+    self.assertIn("(4 on a machine that was not noted)", text)
+    self.assertIn("`later_s0`", text)
+    self.assertIn("`wild_s0` diverged: training stopped", text)
+    # Without a spread nothing is said about the paper's ratio.
+    self.assertNotIn("outside the interval", text)
+    self.assertIn("make it", text)
+    self.assertEqual((root / "docs" / "results.md").read_text(), text)
+    for name in ("frontier", "tasks", "followup"):
+      png = (root / f"{name}.png").read_bytes()
+      self.assertEqual(png[:8], b"\x89PNG\r\n\x1a\n")
+      self.assertIn(b"<svg", (root / f"{name}.svg").read_bytes())
+    rows = list(csv.DictReader((root / "frontier.csv").open()))
+    self.assertLen(rows, 8)
+    self.assertEqual(rows[0]["num_edges"], "100")
+    saved = json.loads((root / "frontier.json").read_text())
+    self.assertLen(saved["cells"], 4)
+    page = (root / "frontier.html").read_text()
+    self.assertIn('href="cells/s_s0/report.html"', page)
+    self.assertNotIn("<u>", page)
+    self.assertIn("<title>s_s0, t: 20 edges</title>", page)
+    self.assertIn("have 10 times as many edges as those of s", page)
+
+  def test_verdicts_by_hand(self):
+    claim = lambda name, holds: {"name": name, "holds": holds, "need": "x"}
+    comparison = {
+      "verdicts_of": "s_s0",
+      "verdicts": {
+        "t": [claim("a", True), claim("b", False)],
+        "u": [claim("a", False)],
+      },
+    }
+    text = results._verdicts(comparison)
+    self.assertIn("`s_s0`", text)
+    self.assertIn("| claim | needs | t | u |", text)
+    self.assertIn("| a | x | yes | **no** |", text)
+    self.assertIn("| b | x | **no** | – |", text)
+    self.assertEqual(results._verdicts({}), "")
+
+  def test_the_headline_without_a_ratio_says_so(self):
+    found = [result("dense_d8_s0", "dense_d8", 8, 1.0, 4.0, 100)]
+    text = results.headline(frontier.compare_cells(found))
+    self.assertIn("no ratio", text)
+
+
+class BrowserTest(absltest.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.browser = browser.start(cls)
+
+  def test_a_click_on_a_point_leads_to_its_circuits(self):
+    root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    found = [
+      result("dense_d8_s0", "dense_d8", 8, 1.0, 4.0, 100),
+      result("s_s0", "s", 32, 0.1, 3.0, 20),
+    ]
+    grid_outcome = {"num_cells": 2, "missing": [], "diverged": {}}
+    comparison = frontier.compare_cells(found) | {
+      "grid": grid_outcome | {"left_out": {}}
+    }
+    frontier.write(root, found, comparison, "make it", host.environment())
+    path = root / "cells" / "s_s0" / "report.html"
+    files.write_bytes(path, b"<title>circuits of s</title>")
+    self.browser.get((root / "frontier.html").as_uri())
+    (point,) = self.browser.find_elements(
+      "css selector", "a[href*=s_s0] circle"
+    )
+    point.click()
+    self.assertTrue(self.browser.current_url.endswith("report.html#c0"))
+    self.assertEqual(self.browser.title, "circuits of s")
+    self.assertEqual(self.browser.get_log("browser"), [])
+
+
+_CONFIG = """
+from sparse_jax import frontier
+from sparse_jax.frontier import grid
+
+def get_config():
+  c = grid.to_config_dict(frontier.FrontierConfig(
+    sparse_widths=(16,), densities=(0.5,), variant_width=16,
+    variant_density=0.5))
+  c.run.data.source = SOURCE
+  c.run.data.vocab_size = 600
+  c.run.data.context_length = 16
+  c.run.model.d_head = 8
+  c.run.model.n_layer = 1
+  c.run.train.batch_size = 8
+  c.run.train.eval_batches = 1
+  c.run.prune.steps = 4
+  c.run.prune.batch_size = 4
+  c.run.prune.num_runs = 2
+  c.run.prune.num_seeds = 0
+  c.run.prune.edge_steps = 2
+  c.run.prune.num_train = 16
+  c.run.prune.num_validation = 12
+  c.run.prune.num_test = 12
+  c.run.prune.mean_batches = 1
+  # So lenient that hardly any model fails it.
+  c.run.prune.target_loss = 5.0
+  c.dense_widths = (16,)
+  c.dense_steps = 4
+  c.sparse_steps = 4
+  c.seeds = (0,)
+  c.tasks = ("single_double_quote", "else_elif")
+  return c
+"""
+
+
+class CommandTest(absltest.TestCase):
+  def run_command(self, *args):
+    return subprocess.run(
+      [sys.executable, "-m", "experiments.frontier", *args],
+      cwd=_ROOT,
+      env=os.environ,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+
+  def test_it_runs_resumes_and_refuses_other_settings(self):
+    root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    config = root / "config.py"
+    source = str(pathlib.Path(email.__file__).parent / "*.py")
+    config.write_text(_CONFIG.replace("SOURCE", repr(source)))
+    flags = (
+      f"--config={config}",
+      f"--workdir={root / 'run'}",
+      "--workers=1",
+    )
+    # Another process holds one cell: it is left to it.
+    held = root / "run" / "claims" / "sparse_d16_p0.5_s0"
+    with files.exclusive(held):
+      done = self.run_command(*flags)
+    self.assertEqual(done.returncode, 0, done.stderr)
+    self.assertIn("another process is at it", done.stdout)
+    self.assertIn("there is no ratio", done.stdout)
+    cell = root / "run" / "cells" / "dense_d16_s0" / "cell.json"
+    before = cell.read_bytes()
+    left = root / "run" / "cells" / held.name / "cell.json"
+    self.assertFalse(left.exists())
+    done = self.run_command(*flags)
+    self.assertEqual(done.returncode, 0, done.stderr)
+    self.assertIn("1 of 2 cells remain, about", done.stdout)
+    self.assertEqual(cell.read_bytes(), before)
+    for name in ("frontier.json", "frontier.html", "results.md"):
+      self.assertTrue((root / "run" / name).is_file(), name)
+    learned = json.loads(before)["tasks"]["else_elif"]
+    self.assertIn("full_model_loss", learned)
+    done = self.run_command(*flags, "--config.dense_steps=5", "--report")
+    self.assertEqual(done.returncode, 2)
+    self.assertRegex(
+      done.stderr,
+      r"^error: .*cell.json was made with train.steps=4, .* 5;.*\n$",
+    )
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,0 +1,237 @@
+"""Mask training and discretisation."""
+
+import functools
+
+import chex
+import helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl.testing import absltest
+
+from sparse_jax import config as config_lib
+from sparse_jax import sites
+from sparse_jax.model import hooks
+from sparse_jax.model import means as means_lib
+from sparse_jax.pruning import masks as masks_lib
+from sparse_jax.tasks import logit_difference as logit_difference_lib
+from sparse_jax.tasks import means as task_means_lib
+from sparse_jax.tasks import sequences as sequences_lib
+
+
+class GateTest(absltest.TestCase):
+  def test_forward_is_a_step_backward_a_sigmoid(self):
+    tau = jnp.array([-1.0, -1e-6, 0.0, 0.5])
+    np.testing.assert_array_equal(
+      masks_lib.gate(tau, jnp.array(2.0)), [0, 0, 1, 1]
+    )
+    grad = jax.grad(lambda t: jnp.sum(masks_lib.gate(t, jnp.array(2.0))))(tau)
+    s = 1 / (1 + np.exp(-np.asarray(tau) / 2))
+    np.testing.assert_allclose(grad, s * (1 - s) / 2, rtol=1e-6)
+
+
+class LossTest(absltest.TestCase):
+  def test_diff_equals_the_full_logits_difference(self):
+    model, params, _ = helpers.tiny_model()
+    seqs = helpers.random_sequences()
+    logits = jax.jit(model.apply)(params, seqs.tokens)
+    rows = np.arange(8)
+    last = logits[rows, seqs.positions]
+    want = last[rows, seqs.correct] - last[rows, seqs.incorrect]
+    got = jax.jit(
+      functools.partial(logit_difference_lib.logit_difference, model)
+    )(params, seqs)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+  def test_only_the_answers_position_is_computed_alike(self):
+    for fields in ({}, {"positions": "concatenated", "d_position": 4}):
+      model, params, _ = helpers.tiny_model(**fields)
+      seqs = helpers.random_sequences()
+      masks = helpers.random_masks(model, 0.7)
+      hook = hooks.gate(masks, helpers.random_means(model))
+      run = jax.jit(functools.partial(model.residual, hook=hook))
+      everywhere = run(params, seqs.tokens)
+      alone = run(params, seqs.tokens, positions_B=seqs.positions)
+      self.assertEqual(alone.shape, (8, 1, 16))
+      want = everywhere[np.arange(8), seqs.positions]
+      np.testing.assert_allclose(alone[:, 0], want, atol=1e-5)
+
+  def test_loss_is_the_two_token_cross_entropy(self):
+    logits = np.array([[2.0, 0.5], [-1.0, 1.0]])
+    diff = jnp.asarray(logits[:, 0] - logits[:, 1])
+    want = -np.log(np.exp(logits[:, 0]) / np.exp(logits).sum(-1)).mean()
+    np.testing.assert_allclose(
+      logit_difference_lib.task_loss(diff), want, rtol=1e-6
+    )
+    self.assertEqual(logit_difference_lib.task_accuracy(diff), 0.5)
+
+  def test_padding_after_the_answer_position_changes_nothing(self):
+    model, params, _ = helpers.tiny_model()
+    seqs = helpers.random_sequences()._replace(positions=jnp.full(8, 4))
+    other = seqs._replace(tokens=seqs.tokens.at[:, 5:].set(0))
+    diff = jax.jit(
+      functools.partial(logit_difference_lib.logit_difference, model, params)
+    )
+    np.testing.assert_allclose(diff(seqs), diff(other), atol=1e-5)
+
+
+class MeansTest(absltest.TestCase):
+  def test_means_are_those_of_the_recording(self):
+    model, params, tokens = helpers.tiny_model()
+    means = means_lib.mean_activations(
+      model, params, [tokens, tokens[::-1] // 2]
+    )
+    run = jax.jit(functools.partial(hooks.run_with_sites, model, params))
+    acts = [run(t)[1] for t in (tokens, tokens[::-1] // 2)]
+    self.assertCountEqual(means, sites.NODE_SITES)
+    for name in sites.NODE_SITES:
+      for row in range(sites.num_rows(name, 2)):
+        both = np.concatenate([a[sites.site_id(name, row)] for a in acts])
+        np.testing.assert_allclose(
+          means[name][row], both.mean((0, 1)), atol=1e-6
+        )
+
+  def test_task_means_leave_padding_out(self):
+    model, params, tokens = helpers.tiny_model()
+    seqs = sequences_lib.Sequences(
+      tokens, jnp.array([2, 8, 5]), tokens[0], tokens[1]
+    )
+    task_means = jax.jit(functools.partial(task_means_lib.task_means, model))
+    means = task_means(params, seqs)
+    _, acts = hooks.run_with_sites(model, params, tokens, ["1.mlp.post_act"])
+    kept = [
+      a[: p + 1]
+      for a, p in zip(
+        np.asarray(acts["1.mlp.post_act"]), [2, 8, 5], strict=True
+      )
+    ]
+    want = np.concatenate(kept).mean(0)
+    np.testing.assert_allclose(means["mlp.post_act"][1], want, atol=1e-6)
+
+
+class StepTest(absltest.TestCase):
+  def test_vmapped_runs_equal_single_runs_and_respect_the_box(self):
+    model, params, _ = helpers.tiny_model()
+    means = helpers.random_means(model)
+    seqs = helpers.random_sequences()
+    config = config_lib.PruneConfig(learning_rate=0.7, steps=6)
+    settings = helpers.settings(config, k_coef=[1e-3, 0.3], seed=[5, 5])
+    init = functools.partial(
+      masks_lib.init_prune, model.config, config.sites, steps=6
+    )
+    step = functools.partial(masks_lib.prune_step, model, 6)
+    many_step = jax.jit(jax.vmap(step, in_axes=(0, None, None, None, 0)))
+    one_step = jax.jit(step)
+    states = jax.vmap(init)(settings)
+    for _ in range(6):
+      states, logs = many_step(states, params, means, seqs, settings)
+    chex.assert_tree_shape_prefix(states, (2,))
+    for run in range(2):
+      setting = jax.tree.map(lambda x, i=run: x[i], settings)
+      state = init(setting)
+      for _ in range(6):
+        state, log = one_step(state, params, means, seqs, setting)
+      want = jax.tree.map(lambda x, i=run: x[i], states.tau)
+      chex.assert_trees_all_close(state.tau, want, atol=1e-4)
+      self.assertEqual(log["open_gates"], logs["open_gates"][run])
+      for tau in state.tau.values():
+        self.assertLessEqual(float(jnp.abs(tau).max()), 1.0)
+    # The dearer run closes more.
+    self.assertLess(logs["open_gates"][1], logs["open_gates"][0])
+
+  def test_a_site_that_costs_more_closes_more(self):
+    model, params, _ = helpers.tiny_model()
+    config = config_lib.PruneConfig(learning_rate=0.3, steps=8)
+    setting = helpers.settings(config, k_coef=[1e-4], seed=[0])
+    setting = jax.tree.map(lambda x: x[0], setting)
+    args = (
+      params,
+      helpers.random_means(model),
+      helpers.random_sequences(),
+      setting,
+    )
+    open_gates = []
+    for cost in (0.0, 1e4):
+      step = jax.jit(
+        functools.partial(
+          masks_lib.prune_step, model, 8, site_costs={"attn.q": cost}
+        )
+      )
+      state = masks_lib.init_prune(model.config, config.sites, setting, 8)
+      for _ in range(8):
+        state, _ = step(state, *args)
+      open_gates.append(int(jnp.sum(state.tau["attn.q"] >= 0)))
+    self.assertGreater(open_gates[0], open_gates[1])
+    self.assertEqual(open_gates[1], 0)
+
+  def test_rate_warms_up_then_falls_to_zero(self):
+    setting = masks_lib.Hyperparameters(
+      *[jnp.array(0.0)] * 9,
+    )._replace(
+      learning_rate=jnp.array(1.0),
+      warmup_fraction=jnp.array(0.5),
+      beta2=jnp.array(0.9),
+    )
+    optimizer = masks_lib.mask_optimizer(setting, 4)
+    tau = {"a": jnp.array([0.0])}
+    state = optimizer.init(tau)
+    moved = []
+    for _ in range(4):
+      updates, state = optimizer.update({"a": jnp.array([1e-3])}, state, tau)
+      moved.append(-float(updates["a"][0]))
+    # Adam's step is the rate while the gradient is constant.
+    np.testing.assert_allclose(moved, [0.5, 0.75, 0.5, 0.25], rtol=1e-3)
+
+
+class OrderTest(absltest.TestCase):
+  def _state(self, tau, moment):
+    optimizer = optax.scale_by_adam()
+    state = optimizer.init(tau)._replace(mu=moment)
+    return masks_lib.PruneState(jnp.array(0), tau, state)
+
+  def test_order_does_not_depend_on_the_order_of_keys(self):
+    model, _, _ = helpers.tiny_model()
+    rng = np.random.default_rng(0)
+    tau = {
+      n: rng.normal(size=m.shape)
+      for n, m in helpers.random_means(model).items()
+    }
+    pull = {n: np.zeros_like(t) for n, t in tau.items()}
+    # What passes through JAX comes back with sorted keys.
+    mapped = jax.tree.map(np.asarray, tau)
+    self.assertNotEqual(list(tau), list(mapped))
+    want = masks_lib.node_order(self._state(tau, pull))
+    np.testing.assert_array_equal(
+      masks_lib.node_order(self._state(mapped, pull)), want
+    )
+    shapes = {n: tau[n].shape for n in masks_lib.in_order(mapped)}
+    first = masks_lib.masks_of_order(shapes, want, [1])
+    top = max(float(t.max()) for t in tau.values())
+    for name, mask in first.items():
+      np.testing.assert_array_equal(mask[0], tau[name] == top)
+
+  def test_order_breaks_saturated_ties_by_the_pull(self):
+    tau = {
+      "attn.q": jnp.array([[1.0, -1.0, 1.0]]),
+      "attn.k": jnp.array([[0.5, 1.0]]),
+    }
+    pull = {
+      "attn.q": jnp.array([[-1.0, 0.0, -3.0]]),
+      "attn.k": jnp.array([[0.0, -1.0]]),
+    }
+    order = masks_lib.node_order(self._state(tau, pull))
+    np.testing.assert_array_equal(order, [2, 0, 4, 3, 1])
+    masks = masks_lib.masks_of_order(
+      {k: v.shape for k, v in tau.items()}, order, [0, 3, 5]
+    )
+    np.testing.assert_array_equal(
+      masks["attn.q"][:, 0], [[0, 0, 0], [1, 0, 1], [1, 1, 1]]
+    )
+    np.testing.assert_array_equal(
+      masks["attn.k"][:, 0], [[0, 0], [0, 1], [1, 1]]
+    )
+
+
+if __name__ == "__main__":
+  absltest.main()

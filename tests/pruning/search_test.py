@@ -1,0 +1,264 @@
+"""The search over settings: proposals, studies that resume, batches of runs."""
+
+import dataclasses
+import pathlib
+import tempfile
+
+import chex
+import helpers
+import jax
+import numpy as np
+import optuna
+from absl.testing import absltest
+
+from sparse_jax import config as config_lib
+from sparse_jax import tasks as tasks_lib
+from sparse_jax.data import tokenizer as tokenizer_lib
+from sparse_jax.model import fingerprint as fingerprint_lib
+from sparse_jax.model import transformer
+from sparse_jax.pruning import batched, search, thresholding
+from sparse_jax.utils import errors, host
+
+_CONFIG = config_lib.PruneConfig(
+  steps=4,
+  batch_size=4,
+  num_runs=4,
+  num_seeds=1,
+  round_size=2,
+  k_coefs=(1e-3, 1e-2),
+  num_train=16,
+  num_validation=8,
+  num_test=8,
+  edge_steps=3,
+  curve_targets=(0.3, 5.0),
+  target_loss=5.0,
+)
+
+
+def make_tokenizer():
+  text = "\n".join(
+    f"x = ['{w}', \"{w}\", ({w}, 1)]\ndef {w}():\n  return {w}"
+    for w in ("alpha", "beta", "gamma", "delta")
+  )
+  return tokenizer_lib.Tokenizer.train([text] * 4, 300)
+
+
+class RunsTest(absltest.TestCase):
+  def _train(self, rows, free=None):
+    model, params, _ = helpers.tiny_model()
+    config = dataclasses.replace(_CONFIG, steps=6, learning_rate=0.2)
+    setting = helpers.settings(
+      config, k_coef=[1e-3, 3e-2, 1e-2], seed=[0, 1, 2]
+    )
+    means = helpers.random_means(model)
+    sequences = [helpers.random_sequences(12, seed=i) for i in range(3)]
+    parts = (setting, batched.stack([means] * 3), batched.stack(sequences))
+    parts = jax.tree.map(lambda x: x[np.array(rows)], parts)
+    before = host.free_memory
+    if free is not None:
+      host.free_memory = lambda: free
+    try:
+      return batched.train_masks(model, params, config, *parts, 7, "test")
+    finally:
+      host.free_memory = before
+
+  def test_a_run_does_not_depend_on_its_neighbours(self):
+    together = self._train([0, 1, 2])
+    alone = self._train([1])
+    chex.assert_trees_all_close(
+      batched.take(together, 1).tau, batched.take(alone, 0).tau, atol=1e-4
+    )
+
+  def test_with_little_memory_fewer_run_at_once_with_the_same_result(self):
+    chex.assert_trees_all_close(
+      self._train([0, 1, 2], free=1).tau,
+      self._train([0, 1, 2]).tau,
+      atol=1e-4,
+    )
+
+  def test_nodes_that_are_not_allowed_stay_closed(self):
+    model, params, _ = helpers.tiny_model()
+    allowed = helpers.random_masks(model, 0.5)
+    setting = helpers.settings(_CONFIG, k_coef=[0.0], seed=[0])
+    states = batched.train_masks(
+      model,
+      params,
+      _CONFIG,
+      setting,
+      batched.stack([helpers.random_means(model)]),
+      batched.stack([helpers.random_sequences(12)]),
+      7,
+      "test",
+      allowed,
+    )
+    for name, tau in states.tau.items():
+      self.assertTrue(np.all(tau[0][~allowed[name]] < 0))
+      self.assertTrue(np.all(tau[0][allowed[name]] >= 0))
+
+  def test_weights_stay(self):
+    model, params, _ = helpers.tiny_model()
+    before = jax.tree.map(np.array, params)
+    batched.train_masks(
+      model,
+      params,
+      _CONFIG,
+      helpers.settings(_CONFIG, k_coef=[1e-3], seed=[0]),
+      batched.stack([helpers.random_means(model)]),
+      batched.stack([helpers.random_sequences(12)]),
+      7,
+      "test",
+    )
+    chex.assert_trees_all_equal(params, before)
+
+
+class ObjectiveTest(absltest.TestCase):
+  def test_hits_by_edges_then_misses_by_distance(self):
+    mask = lambda edges, loss: thresholding.Candidate(
+      {}, 1, edges, None, loss, loss <= 0.15, np.arange(1), {}
+    )
+    cases = [mask(0, 0.1), mask(9, 0.01), mask(10**9, 0.1)]
+    cases += [mask(1, 0.16), mask(1, 0.7)]
+    values = [search.objective(c) for c in cases]
+    self.assertEqual(values, sorted(values))
+
+
+class FindCircuitsTest(absltest.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.tokenizer = make_tokenizer()
+    config = config_lib.ModelConfig(
+      n_layer=2,
+      d_model=16,
+      d_head=4,
+      d_mlp=32,
+      vocab_size=cls.tokenizer.vocab_size,
+      context_length=64,
+    )
+    cls.model = transformer.Model(
+      config, config_lib.SparsityConfig(min_alive=0)
+    )
+    cls.params = jax.jit(cls.model.init)(jax.random.key(0))
+    cls.means = helpers.random_means(cls.model)
+    cls.task = tasks_lib.make_task("single_double_quote", cls.tokenizer)
+
+  def find(self, workdir, config=_CONFIG, **kwargs):
+    return search.find_circuits(
+      self.model,
+      kwargs.pop("params", self.params),
+      [self.task],
+      config,
+      self.means,
+      0,
+      workdir=workdir,
+      **kwargs,
+    )[self.task.name]
+
+  def setUp(self):
+    super().setUp()
+    self.workdir = pathlib.Path(
+      self.enterContext(tempfile.TemporaryDirectory())
+    )
+
+  def study(self):
+    storage = search.open_storage(self.workdir / "search.journal")
+    return optuna.load_study(storage=storage, study_name=self.task.name)
+
+  def test_it_finds_resumes_and_repeats_nothing(self):
+    short = dataclasses.replace(_CONFIG, num_runs=2, num_seeds=0)
+    self.find(self.workdir, short)
+    first = self.study().trials
+    self.assertEqual([t.params["k_coef"] for t in first], [1e-3, 1e-2])
+    circuit = self.find(self.workdir)
+    trials = self.study().trials
+    self.assertLen(trials, 4)
+    self.assertEqual(
+      [t.datetime_complete for t in trials[:2]],
+      [t.datetime_complete for t in first],
+    )
+    # The last run repeats the best setting with another seed.
+    seeds = [t.user_attrs["seed"] for t in trials]
+    self.assertEqual(seeds[:3], [0, 0, 0])
+    self.assertNotIn(seeds[3], seeds[:3])
+    settings = [tuple(t.params.values()) for t in trials]
+    self.assertIn(settings[3], settings[:3])
+    self.assertLen(circuit.details["runs"], 4)
+    self.assertTrue(circuit.metrics["meets_target"])
+    self.assertEqual(circuit.metrics["num_nodes"], circuit.num_nodes)
+    self.assertLessEqual(
+      circuit.metrics["num_essential_edges"], circuit.metrics["num_edges"]
+    )
+    again = self.find(self.workdir)
+    self.assertEqual(again.metrics, circuit.metrics)
+    self.assertLen(self.study().trials, 4)
+
+  def test_a_coefficient_that_stands_again_gets_the_next_seed(self):
+    config = dataclasses.replace(_CONFIG, k_coefs=(1e-3, 1e-2, 1e-3, 1e-3))
+    study = search.open_study(None, self.task, {}, config, 5)
+    trials = search.propose(study, config, 5, 4)
+    self.assertEqual(
+      [(t.params["k_coef"], t.user_attrs["seed"]) for t in trials],
+      [(1e-3, 5), (1e-2, 5), (1e-3, 6), (1e-3, 7)],
+    )
+
+  def test_a_trial_lost_with_its_process_is_run_again(self):
+    short = dataclasses.replace(_CONFIG, num_runs=2, num_seeds=0)
+    self.find(self.workdir, short)
+    lost = self.study().ask(fixed_distributions=dict(search.SPACE))
+    lost.set_user_attr("seed", 0)
+    owner = search._owner().rpartition(":")[0] + ":999999999"
+    lost.set_user_attr("owner", owner)
+    self.find(self.workdir, dataclasses.replace(short, num_runs=3))
+    done = [
+      t
+      for t in self.study().trials
+      if t.state == optuna.trial.TrialState.COMPLETE
+    ]
+    self.assertLen(done, 3)
+    self.assertEqual(done[-1].params, lost.params)
+
+  def test_a_target_out_of_reach_leaves_the_nearest_miss(self):
+    config = dataclasses.replace(
+      _CONFIG, target_loss=1e-6, num_runs=2, num_seeds=0
+    )
+    circuit = self.find(None, config)
+    self.assertFalse(circuit.metrics["meets_target"])
+    self.assertGreater(circuit.num_nodes, 0)
+    circuit.save(self.workdir / "c")
+    self.assertTrue((self.workdir / "c" / "circuit.json").is_file())
+
+  def test_a_study_of_another_model_or_setting_is_refused(self):
+    short = dataclasses.replace(_CONFIG, num_runs=1, num_seeds=0)
+    self.find(self.workdir, short)
+    other = jax.tree.map(lambda w: w + 1, self.params)
+    fingerprint = fingerprint_lib.fingerprint(self.model, other)
+    with self.assertRaisesRegex(errors.InputError, fingerprint):
+      self.find(self.workdir, short, params=other)
+    with self.assertRaisesRegex(errors.InputError, "prune_settings"):
+      self.find(self.workdir, dataclasses.replace(short, steps=5))
+
+  def test_a_broken_journal_is_one_line(self):
+    (self.workdir / "search.journal").write_text("{not json\n{}\n")
+    with self.assertRaisesRegex(errors.InputError, "search.journal|study"):
+      self.find(self.workdir)
+
+  def test_only_allowed_nodes_are_kept_and_frozen_norms_are_saved(self):
+    allowed = helpers.random_masks(self.model, 0.5)
+    config = dataclasses.replace(
+      _CONFIG, num_runs=1, num_seeds=0, freeze_norms=True
+    )
+    circuit = self.find(None, config, allowed=allowed)
+    for name, mask in circuit.node_mask.items():
+      self.assertFalse(np.any(mask & ~allowed[name]))
+    self.assertTrue(circuit.freeze_norms)
+
+  def test_norms_that_cannot_be_frozen_are_refused(self):
+    config = dataclasses.replace(self.model.config, norm="layer")
+    model = transformer.Model(config, self.model.sparsity)
+    frozen = dataclasses.replace(_CONFIG, freeze_norms=True)
+    with self.assertRaisesRegex(errors.InputError, "freeze_norms=True.*RMS"):
+      search.check_norms(model, frozen)
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,0 +1,231 @@
+"""Calibration, ordering, cutting and cleaning up."""
+
+import functools
+
+import helpers
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest
+from hypothesis import strategies as st
+
+from sparse_jax.model import hooks
+from sparse_jax.pruning import calibrate, thresholding
+from sparse_jax.pruning import masks as masks_lib
+from sparse_jax.tasks import logit_difference as logit_difference_lib
+
+_FIT = jax.jit(calibrate.fit, static_argnames="shifts")
+
+
+def make_judge(model, params, means):
+  return thresholding.Judge(
+    model,
+    params,
+    means,
+    False,
+    helpers.random_sequences(16, seed=2),
+  )
+
+
+class CalibrationTest(absltest.TestCase):
+  @hypothesis.given(
+    st.lists(st.floats(-8, 8, width=32), min_size=2, max_size=12)
+  )
+  @hypothesis.settings(max_examples=60, deadline=None)
+  def test_fitted_scale_is_the_best_of_a_grid(self, diffs):
+    diff = jnp.resize(jnp.asarray(diffs, jnp.float32), (12,))
+    found = _FIT(diff, jnp.ones(12), shifts=False)
+    self.assertEqual(float(found.shift), 0)
+    best = float(calibrate.smoothed_loss(diff * found.scale))
+    for scale in np.geomspace(0.01, 100, 60):
+      loss = float(calibrate.smoothed_loss(diff * scale))
+      self.assertLessEqual(best, loss + 2e-3)
+
+  def test_right_answers_alone_do_not_ask_for_an_endless_scale(self):
+    found = _FIT(jnp.full(256, 0.5), jnp.ones(256), shifts=False)
+    # 256 correct answers and one incorrect: the diff is the log of the odds.
+    self.assertAlmostEqual(
+      0.5 * float(found.scale), float(np.log(256)), places=1
+    )
+
+  def test_shift_undoes_a_preference_for_one_answer(self):
+    rng = np.random.default_rng(0)
+    sign = jnp.asarray(np.resize([1.0, -1.0], 200))
+    clean = jnp.asarray(rng.normal(1.5, 1.0, 200), jnp.float32)
+    biased = clean + 3.0 * sign
+    plain = _FIT(clean, sign, shifts=True)
+    found = _FIT(biased, sign, shifts=True)
+    loss = lambda diff, c: float(
+      logit_difference_lib.task_loss(
+        logit_difference_lib.calibrate(diff, sign, c)
+      )
+    )
+    self.assertAlmostEqual(loss(biased, found), loss(clean, plain), places=3)
+    want = float(plain.shift - 3.0 * plain.scale)
+    self.assertAlmostEqual(float(found.shift), want, places=1)
+
+  def test_sign_tells_the_answers_apart(self):
+    sign = logit_difference_lib.answer_sign(
+      jnp.array([3, 9]), jnp.array([9, 3])
+    )
+    np.testing.assert_array_equal(sign, [1, -1])
+
+
+class SmallestCountTest(absltest.TestCase):
+  @hypothesis.given(
+    st.integers(2, 3000), st.floats(0, 1), st.integers(1, 4000) | st.none()
+  )
+  @hypothesis.settings(max_examples=200)
+  def test_exact_where_the_loss_is_monotone(self, size, share, hint):
+    threshold = max(1, round(share * size))
+    loss = lambda counts: np.where(counts >= threshold, 0.1, 0.7)
+    found = thresholding.smallest_count(loss, size, 0.15, hint)
+    self.assertEqual(found, threshold)
+
+  @hypothesis.given(st.integers(1, 400), st.integers(1, 600))
+  def test_on_a_bumpy_loss_it_returns_a_count_seen_to_meet_it(self, seed, hint):
+    bumpy = np.random.default_rng(seed).random(501)
+    tried = {}
+
+    def losses_of(counts):
+      tried.update(zip(counts, bumpy[counts], strict=True))
+      return bumpy[counts]
+
+    found = thresholding.smallest_count(losses_of, 500, 0.3, hint)
+    if min(tried.values()) <= 0.3:
+      self.assertLessEqual(tried[found], 0.3)
+    else:
+      self.assertEqual(tried[found], min(tried.values()))
+
+  def test_with_a_tolerance_it_ends_near_the_smallest(self):
+    passes = []
+
+    def losses_of(counts):
+      passes.append(counts)
+      return np.where(counts >= 777, 0.1, 0.7)
+
+    found = thresholding.smallest_count(losses_of, 3000, 0.15, 700, 0.05)
+    self.assertBetween(found, 777, 777 * 1.06)
+    self.assertLessEqual(len(passes), 2)
+
+  def test_a_miss_returns_the_nearest_count_tried(self):
+    loss = lambda counts: 0.5 + np.abs(counts - 40) / 1000
+    for hint in (None, 40):
+      found = thresholding.smallest_count(loss, 500, 0.15, hint)
+      self.assertLess(loss(np.array([found]))[0], 0.53)
+
+
+class JudgeTest(absltest.TestCase):
+  def test_masks_are_judged_as_one_at_a_time(self):
+    model, params, _ = helpers.tiny_model()
+    means = helpers.random_means(model)
+    judge = make_judge(model, params, means)
+    masks = [helpers.random_masks(model, 0.7, seed) for seed in range(3)]
+    stacked = jax.tree.map(lambda *m: np.stack(m), *masks)
+    losses, found = judge(stacked)
+    self.assertLen(losses, 3)
+    diff = jax.jit(
+      lambda seqs, mask: logit_difference_lib.logit_difference(
+        model, params, seqs, hooks.gate(mask, means)
+      )
+    )
+    for i, mask in enumerate(masks):
+      seqs = judge.sequences
+      sign = logit_difference_lib.answer_sign(seqs.correct, seqs.incorrect)
+      want = _FIT(diff(seqs, mask), sign, shifts=False)
+      np.testing.assert_allclose(found[i].scale, want.scale, rtol=1e-2)
+      loss = logit_difference_lib.task_loss(diff(seqs, mask), found[i].scale)
+      np.testing.assert_allclose(losses[i], loss, rtol=1e-4)
+
+  def test_nodes_outside_the_order_are_never_kept(self):
+    masks = masks_lib.masks_of_order(
+      {"attn.q": (1, 4)}, np.array([2, 0]), [1, 2]
+    )
+    np.testing.assert_array_equal(
+      masks["attn.q"][:, 0], [[0, 0, 1, 0], [1, 0, 1, 0]]
+    )
+
+  def test_leave_one_out_is_the_loss_without_the_node(self):
+    model, params, _ = helpers.tiny_model()
+    means = helpers.random_means(model)
+    judge = make_judge(model, params, means)
+    mask = helpers.random_masks(model, 0.04, 5)
+    nodes, without_each = thresholding.leave_one_out(judge, mask)
+    losses = without_each.losses
+    self.assertLen(nodes, sum(m.sum() for m in mask.values()))
+    flat = np.concatenate([np.ravel(m) for m in mask.values()])
+    for node, loss in list(zip(nodes, losses, strict=True))[:3]:
+      without = flat.copy()
+      without[node] = False
+      shapes = {name: m.shape for name, m in mask.items()}
+      want, _ = judge(masks_lib.unflatten(shapes, without[None]))
+      np.testing.assert_allclose(loss, want[0], rtol=1e-4)
+    np.testing.assert_allclose(
+      np.logaddexp(0, -without_each.diffs).mean(1), losses, rtol=1e-4
+    )
+    order = thresholding.importance_order(judge, mask)
+    worth = dict(zip(nodes, losses, strict=True))
+    np.testing.assert_array_equal(
+      [worth[n] for n in order], sorted(losses, reverse=True)
+    )
+
+
+def candidate(edges, loss, meets, nodes=5):
+  return thresholding.Candidate(
+    {},
+    nodes,
+    edges,
+    logit_difference_lib.Calibration(),
+    loss,
+    meets,
+    np.arange(nodes),
+    {},
+  )
+
+
+class CandidateTest(absltest.TestCase):
+  def test_fewest_edges_first_among_those_that_meet(self):
+    small_miss = candidate(3, 0.4, False)
+    near_miss = candidate(90, 0.2, False)
+    big, small = candidate(80, 0.01, True), candidate(40, 0.14, True)
+    best = functools.partial(thresholding.best_candidate)
+    self.assertIs(best([small_miss, big, small]), small)
+    self.assertIs(best([small_miss, near_miss]), near_miss)
+
+  def test_clean_up_keeps_the_target_and_reports_each_step(self):
+    model, params, _ = helpers.tiny_model()
+    params = helpers.sparsify(params, 0.3)
+    judge = make_judge(model, params, helpers.random_means(model))
+    order = np.random.default_rng(0).permutation(
+      sum(int(np.prod(s)) for s in judge.shapes.values())
+    )[:60]
+    losses, _ = judge(masks_lib.masks_of_order(judge.shapes, order, [60]))
+    target = float(losses[0]) + 1e-3
+    start = thresholding.keep_first(judge, order, target, 60)
+    self.assertTrue(start.meets_target)
+    cleaned, steps = thresholding.clean_up(
+      judge, start, target, 4, helpers.random_sequences(16, seed=1)
+    )
+    self.assertLessEqual(cleaned.loss, target)
+    self.assertLessEqual(cleaned.num_edges, start.num_edges)
+    self.assertEqual(steps[0]["num_edges"], start.num_edges)
+    self.assertEqual(steps[-1]["num_nodes"], cleaned.num_nodes)
+    kept = thresholding.flat_nodes(cleaned.node_mask)
+    self.assertLen(kept, cleaned.num_nodes)
+    self.assertContainsSubset(kept, order)
+
+  def test_curve_falls_where_more_nodes_help_and_sizes_meet_their_targets(self):
+    model, params, _ = helpers.tiny_model()
+    judge = make_judge(model, params, helpers.random_means(model))
+    order = np.arange(100)
+    curve, reached = thresholding.size_curve(judge, order, [1e-6, 50.0])
+    self.assertEqual(curve[-1]["num_nodes"], 100)
+    sizes = [p["num_edges"] for p in curve]
+    self.assertEqual(sizes, sorted(sizes))
+    self.assertIsNone(reached[0]["num_edges"])
+    self.assertEqual(reached[1]["num_nodes"], 1)
+
+
+if __name__ == "__main__":
+  absltest.main()
