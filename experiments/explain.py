@@ -13,9 +13,8 @@ import numpy as np
 from absl import flags
 
 from experiments import cli
-from sparse_jax import checkpoint, explain
+from sparse_jax import checkpoint, explain, faithfulness
 from sparse_jax import circuit as circuit_lib
-from sparse_jax.faithfulness import measure
 from sparse_jax.utils import errors, files, progress
 
 _MODEL = flags.DEFINE_string("model", None, "Model directory.")
@@ -128,7 +127,7 @@ def main(overrides: list[str]) -> None:
   with progress.progress_bar(len(directories), 0, "circuits") as bar:
     for directory in directories:
       circuit = circuit_lib.Circuit.load(directory)
-      measure.check_circuit(model, params, circuit)
+      faithfulness.check_circuit(model, params, circuit)
       said, sequence = explain.influence(
         model, params, circuit, tokenizer, tokens
       )

@@ -12,9 +12,9 @@ from typing import Any
 from absl import flags
 
 from experiments import cli
-from sparse_jax import checkpoint, report, tasks
+from sparse_jax import checkpoint, faithfulness, report, tasks
 from sparse_jax import config as config_lib
-from sparse_jax.faithfulness import criteria, measure
+from sparse_jax.faithfulness import criteria
 from sparse_jax.pruning import search
 from sparse_jax.tasks import evaluation
 from sparse_jax.tasks import sequences as sequences_lib
@@ -56,12 +56,12 @@ def find_circuits(
       trained.model, trained.params, task, config.prune, means, config.seed
     )
     circuit.metrics["learned"] = verdict.learned
-    circuit.metrics["faithfulness"] = measure.measure(
+    circuit.metrics["faithfulness"] = faithfulness.measure(
       trained.model,
       trained.params,
       circuit,
       task,
-      measure.Trust(
+      faithfulness.Trust(
         config.prune,
         means,
         config.seed,

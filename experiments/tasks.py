@@ -20,6 +20,7 @@ from sparse_jax.data import sources
 from sparse_jax.model import fingerprint as fingerprint_lib
 from sparse_jax.model import transformer
 from sparse_jax.tasks import evaluation, learned
+from sparse_jax.tasks import natural as natural_lib
 from sparse_jax.utils import files, progress
 
 _MODEL = flags.DEFINE_string("model", None, "Model directory.")
@@ -84,7 +85,7 @@ def measure(
     model: the full model.
     params: its parameters.
     made: the tasks.
-    prompts: natural prompts by task name, as `natural.harvest` returns.
+    prompts: natural prompts by task name, as `natural_lib.harvest` returns.
     target_loss: what circuits are pruned to, in nats a side.
     num_pairs: test pairs a task; all there are where there are fewer.
     seed: of the pairs.
@@ -184,7 +185,7 @@ def main(overrides: list[str]) -> None:
   prompts = {}
   natural = any(task.find_points for task in made) and _NATURAL.value > 0
   if natural:
-    prompts = natural.harvest(
+    prompts = natural_lib.harvest(
       made,
       sources.documents(config.data, "eval", progress=True),
       _NATURAL.value,

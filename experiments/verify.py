@@ -12,10 +12,10 @@ import pathlib
 from absl import flags
 
 from experiments import cli
-from sparse_jax import checkpoint, tasks
+from sparse_jax import checkpoint, faithfulness, tasks
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
-from sparse_jax.faithfulness import criteria, measure
+from sparse_jax.faithfulness import criteria
 from sparse_jax.tasks import sequences as sequences_lib
 from sparse_jax.utils import errors
 
@@ -80,7 +80,7 @@ def main(overrides: list[str]) -> int:
   circuit = circuit_lib.Circuit.load(directory)
   where = pathlib.Path(_MODEL.value or model_directory(directory))
   model, params = checkpoint.load_model(where)
-  measure.check_circuit(model, params, circuit)
+  faithfulness.check_circuit(model, params, circuit)
   tokenizer = checkpoint.load_tokenizer(where)
   means = checkpoint.load_means(where)
   run = checkpoint.load_run(where)
@@ -92,26 +92,26 @@ def main(overrides: list[str]) -> int:
   natural = None
   if _NATURAL.value and run is not None:
     natural = sequences_lib.natural_prompts(task, config)
-  found = measure.measure(
+  found = faithfulness.measure(
     model,
     params,
     circuit,
     task,
-    measure.Trust(
+    faithfulness.Trust(
       config.prune, means, config.seed, natural, with_controls=_CONTROLS.value
     ),
   )
   print(f"{circuit.task}: {circuit.num_nodes} nodes, {circuit.num_edges} edges")
   print(criteria.summary(found))
-  wrong = measure.headline(circuit.metrics, found)
+  wrong = faithfulness.headline(circuit.metrics, found)
   if stored is None and not wrong:
     metrics = {**circuit.metrics, "faithfulness": found}
     dataclasses.replace(circuit, metrics=metrics).save(directory)
     print("no evidence was stored with it; now it is")
     return 0
   if stored is not None:
-    wrong += measure.reproduce(stored, found)
-    for name in measure.left_out(stored, found):
+    wrong += faithfulness.reproduce(stored, found)
+    for name in faithfulness.left_out(stored, found):
       print(f"not measured again: {name}")
   for line in wrong:
     print(f"does not reproduce: {line}")

@@ -97,7 +97,7 @@ class ModelDirectoryTest(parameterized.TestCase):
     # Files of at most 4 kB: the arrays do not fit.
     script = (
       "import resource, sys\n"
-      "from sparse_jax import checkpoint, errors\n"
+      "from sparse_jax import checkpoint\nfrom sparse_jax.utils import errors\n"
       "model, params = checkpoint.load_model(sys.argv[1])\n"
       "tokenizer = checkpoint.load_tokenizer(sys.argv[1])\n"
       "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"

@@ -11,6 +11,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from sparse_jax import circuit, sites
+from sparse_jax.model import edges as edges_lib
 from sparse_jax.model import fingerprint as fingerprint_lib
 from sparse_jax.model import hooks
 from sparse_jax.tasks import logit_difference as logit_difference_lib
@@ -35,7 +36,7 @@ def make_circuit(share=0.4, **fields):
     logit_scale=1.5,
     node_mask=mask,
     means=helpers.random_means(model),
-    edges=circuit.find_edges(params, mask),
+    edges=edges_lib.find_edges(params, mask),
     metrics={"num_nodes": 1, "test_loss": 0.1},
     details={"runs": [{"k_coef": 1e-3}]},
   )
@@ -115,7 +116,7 @@ class CircuitTest(parameterized.TestCase):
     }
     self.assertEqual(got, want)
     self.assertLen(made.edges, len(want))
-    self.assertEqual(circuit.count_edges(params, made.node_mask), len(want))
+    self.assertEqual(edges_lib.count_edges(params, made.node_mask), len(want))
     self.assertEqual(made.num_edges, len(want))
 
   def test_edge_weights_are_the_models(self):
@@ -136,7 +137,7 @@ class CircuitTest(parameterized.TestCase):
       for channel in range(16)
       if reads[0, channel] or reads[1, channel]
     )
-    counts = circuit.count_token_edges(
+    counts = edges_lib.count_token_edges(
       params, made.node_mask, np.array([[3, 5, 3]]), np.array([7])
     )
     self.assertEqual(counts["num_embedding_edges"], want)

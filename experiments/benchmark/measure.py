@@ -94,7 +94,7 @@ class Shape:
         anneal_start=0.0,
         anneal_stop=0.0,
       ),
-      loop=config_lib.TrainConfig(
+      train=config_lib.TrainConfig(
         batch_size=self.batch_size, kernels=self.kernels
       ),
     )

@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sparse_jax import checkpoint, report, tasks
+from sparse_jax import checkpoint, faithfulness, report, tasks
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
 from sparse_jax.data import tokens as tokens_lib
-from sparse_jax.faithfulness import criteria, measure
+from sparse_jax.faithfulness import criteria
 from sparse_jax.frontier import grid
 from sparse_jax.model import fingerprint as fingerprint_lib
 from sparse_jax.pruning import search
@@ -382,12 +382,12 @@ def verdicts(
 
 def _add_evidence(settings, directory, circuit, task):
   model, params = checkpoint.load_model(directory / "model")
-  with_what = measure.Trust(
+  with_what = faithfulness.Trust(
     settings.prune,
     checkpoint.load_means(directory / "model"),
     settings.seed,
     sequences_lib.natural_prompts(task, settings),
   )
-  circuit.metrics["faithfulness"] = measure.measure(
+  circuit.metrics["faithfulness"] = faithfulness.measure(
     model, params, circuit, task, with_what
   )

@@ -116,7 +116,7 @@ class Trained:
   config: config_lib.Config
   model: transformer.Model
   params: transformer.Params
-  tokens_lib: tokens_lib.TokenData
+  data: tokens_lib.TokenData
   eval_loss: float
   model_directory: pathlib.Path
 

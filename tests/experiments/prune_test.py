@@ -83,8 +83,8 @@ class PruneCommandTest(absltest.TestCase):
     self.assertIn("not pruned, not learned: accuracy", gated.stdout)
     for more in ((), ("--nofaithfulness",)):
       done = self.run_on("model", "--below_gate", *more)
-      self.assertEqual(bool(more), "verdict: " not in done.stdout)
       self.assertEqual(done.returncode, 0, done.stderr)
+      self.assertEqual(bool(more), "verdict: " not in done.stdout)
       self.assertIn("below the gate", done.stdout)
     out = self.root / "circuits"
     circuit = circuit_lib.Circuit.load(out / "single_double_quote")

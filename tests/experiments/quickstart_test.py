@@ -14,6 +14,7 @@ from absl.testing import absltest
 
 import sparse_jax as sj
 from sparse_jax.model import edges as edges_lib
+from sparse_jax.model import fingerprint as fingerprint_lib
 from sparse_jax.tasks import logit_difference as logit_difference_lib
 from sparse_jax.tasks import sequences as sequences_lib
 
@@ -124,7 +125,7 @@ class QuickstartTest(absltest.TestCase):
       circuit.num_edges, edges_lib.count_edges(params, circuit.node_mask)
     )
     self.assertEqual(circuit.metrics["num_nodes"], circuit.num_nodes)
-    fingerprint = sj.checkpoint.fingerprint(model, params)
+    fingerprint = fingerprint_lib.fingerprint(model, params)
     self.assertEqual(circuit.model_fingerprint, fingerprint)
     diff = jax.jit(
       lambda q: logit_difference_lib.logit_difference(

@@ -11,7 +11,7 @@ from absl.testing import absltest
 
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
-from sparse_jax import sites, tasks
+from sparse_jax import faithfulness, sites, tasks
 from sparse_jax.data import tokenizer as tokenizer_lib
 from sparse_jax.faithfulness import (
   attention,
@@ -20,7 +20,6 @@ from sparse_jax.faithfulness import (
   evidence,
   importance,
   interchange,
-  measure,
   robustness,
 )
 from sparse_jax.model import edges as edges_lib
@@ -166,9 +165,9 @@ class PlantedTest(absltest.TestCase):
     again["controls"]["same"] = same
     again["verdict"] = criteria.verdict(again)
     self.assertNotEqual(again["verdict"], stored["verdict"])
-    self.assertEqual(measure.reproduce(stored, again), [])
+    self.assertEqual(faithfulness.reproduce(stored, again), [])
     edited = {**stored, "verdict": again["verdict"]}
-    self.assertLen(measure.reproduce(edited, again), 1)
+    self.assertLen(faithfulness.reproduce(edited, again), 1)
 
   def test_a_decoy_that_only_fits_labels_is_flagged(self):
     # In the template the last token goes with the label. Two neurons read it
@@ -330,18 +329,18 @@ class IdentityTest(absltest.TestCase):
   def test_an_edited_or_foreign_circuit_is_refused(self):
     subject = self.subject(0.3)
     model, params, circuit = subject.model, subject.params, subject.circuit
-    measure.check_circuit(model, params, circuit)
+    faithfulness.check_circuit(model, params, circuit)
     other = jax.tree.map(lambda w: w + 1, params)
     with self.assertRaisesRegex(errors.InputError, "model_fingerprint"):
-      measure.check_circuit(model, other, circuit)
+      faithfulness.check_circuit(model, other, circuit)
     edges = copy.deepcopy(circuit.edges)
     edges[0]["weight"] += 0.1
     edited = dataclasses.replace(circuit, edges=edges)
     with self.assertRaisesRegex(errors.InputError, "not edited"):
-      measure.check_circuit(model, params, edited)
+      faithfulness.check_circuit(model, params, edited)
     edited = dataclasses.replace(circuit, edges=edges[1:])
     with self.assertRaisesRegex(errors.InputError, "num_edges"):
-      measure.check_circuit(model, params, edited)
+      faithfulness.check_circuit(model, params, edited)
 
 
 class ControlsTest(absltest.TestCase):
@@ -409,16 +408,18 @@ class ReproduceTest(absltest.TestCase):
       "curve": [{"loss": dict(value)}],
       "seed": 1,
     }
-    self.assertEqual(measure.reproduce(stored, stored), [])
+    self.assertEqual(faithfulness.reproduce(stored, stored), [])
     again = copy.deepcopy(stored)
     again["curve"][0]["loss"]["value"] = 0.7
-    (line,) = measure.reproduce(stored, again)
+    (line,) = faithfulness.reproduce(stored, again)
     self.assertStartsWith(line, "curve[0].loss: 0.5")
     edited = copy.deepcopy(stored)
     edited["a"]["loss"]["value"] = 0.1
-    self.assertLen(measure.reproduce(edited, stored), 1)
+    self.assertLen(faithfulness.reproduce(edited, stored), 1)
     del again["a"]
-    self.assertIn("a was not measured again", measure.reproduce(stored, again))
+    self.assertIn(
+      "a was not measured again", faithfulness.reproduce(stored, again)
+    )
 
   def test_stretched_intervals_and_edited_figures_do_not_reproduce(self):
     value = lambda v, low, high: {"value": v, "low": low, "high": high}
@@ -428,7 +429,7 @@ class ReproduceTest(absltest.TestCase):
       "verdict": "holds: nothing",
       "nodes": [{"index": 3, "loss_without": 0.7}],
     }
-    self.assertEqual(measure.reproduce(measured, measured), [])
+    self.assertEqual(faithfulness.reproduce(measured, measured), [])
     for key, edited in (
       ("loss", value(0.1, -9.0, 9.0)),
       ("loss", 2.0),
@@ -440,22 +441,24 @@ class ReproduceTest(absltest.TestCase):
     ):
       with self.subTest(key=key, edited=edited):
         self.assertLen(
-          measure.reproduce({**measured, key: edited}, measured), 1
+          faithfulness.reproduce({**measured, key: edited}, measured), 1
         )
     for malformed in (5, [1], "x", None):
-      self.assertLen(measure.reproduce(malformed, measured), 1)
+      self.assertLen(faithfulness.reproduce(malformed, measured), 1)
 
   def test_controls_reproduce_by_target_and_rough_size(self):
     control = {"meets_target": True, "num_nodes": 100, "test_loss": 0.1}
     stored = {"controls": {"nonsense": control, "jaccard_over_seeds": 0.5}}
     near = {"nonsense": {**control, "num_nodes": 120, "test_loss": 0.3}}
-    self.assertEqual(measure.reproduce(stored, {"controls": near}), [])
+    self.assertEqual(faithfulness.reproduce(stored, {"controls": near}), [])
     for changed in ({"num_nodes": 300}, {"meets_target": False}):
       other = {"controls": {"nonsense": {**control, **changed}}}
-      self.assertLen(measure.reproduce(stored, other), 1)
-    self.assertEqual(measure.reproduce(stored, {}), [])
-    self.assertEqual(measure.left_out(stored, {}), ["controls"])
-    self.assertNotEmpty(measure.reproduce({"controls": {}}, {"controls": near}))
+      self.assertLen(faithfulness.reproduce(stored, other), 1)
+    self.assertEqual(faithfulness.reproduce(stored, {}), [])
+    self.assertEqual(faithfulness.left_out(stored, {}), ["controls"])
+    self.assertNotEmpty(
+      faithfulness.reproduce({"controls": {}}, {"controls": near})
+    )
 
   def test_the_circuits_own_test_figures_are_held_against_it(self):
     value = lambda v: {"value": v, "low": v - 0.02, "high": v + 0.02}
@@ -467,10 +470,14 @@ class ReproduceTest(absltest.TestCase):
         "full_model": scored,
       },
     }
-    self.assertEqual(measure.headline({"test_loss": 0.2}, again), [])
-    (line,) = measure.headline({"test_loss": 0.1, "test_accuracy": 0.9}, again)
+    self.assertEqual(faithfulness.headline({"test_loss": 0.2}, again), [])
+    (line,) = faithfulness.headline(
+      {"test_loss": 0.1, "test_accuracy": 0.9}, again
+    )
     self.assertStartsWith(line, "metrics.test_loss: 0.1, now 0.2")
-    self.assertLen(measure.headline({"full_model_test_loss": None}, again), 1)
+    self.assertLen(
+      faithfulness.headline({"full_model_test_loss": None}, again), 1
+    )
 
 
 class ScoreTest(absltest.TestCase):

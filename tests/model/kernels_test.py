@@ -87,7 +87,7 @@ class KernelsTest(parameterized.TestCase):
     fused = transformer.Model(
       model.config,
       model.sparsity,
-      kernels_lib=kernels_lib.Kernels(attend, top_k_mask),
+      kernels=kernels_lib.Kernels(attend, top_k_mask),
     )
     want, got = (
       jax.value_and_grad(loss_lib.next_token_loss, 1)(m, params, windows)

@@ -8,7 +8,7 @@ import tempfile
 import helpers
 import jax
 import numpy as np
-import torch_file_test as pt
+import torch_files as pt
 from absl.testing import absltest, parameterized
 
 import sparse_jax as sj

@@ -15,7 +15,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import safetensors.numpy
-import torch_file_test as pt
+import torch_files as pt
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
@@ -277,7 +277,7 @@ def recipe_run(folder, recipe):
       anneal_start=recipe["anneal_start"],
       anneal_stop=recipe["anneal_stop"],
     ),
-    loop=config_lib.TrainConfig(
+    train=config_lib.TrainConfig(
       steps=recipe["steps"],
       batch_size=recipe["batch"],
       learning_rate=recipe["learning_rate"],

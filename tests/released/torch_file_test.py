@@ -8,7 +8,6 @@ import pathlib
 import pickle
 import pickletools
 import struct
-import tempfile
 import time
 import tracemalloc
 import weakref
@@ -19,91 +18,33 @@ import ml_dtypes
 import numpy as np
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
+from torch_files import (
+  FLOATS,
+  NO_HOOKS,
+  ONE_TENSOR,
+  ORDERED_DICT,
+  REBUILD,
+  call,
+  group,
+  mapping,
+  name,
+  number,
+  numbers,
+  program,
+  pt_file,
+  state_dict,
+  storage,
+  temporary_directory,
+  tensor,
+  text,
+  zipped,
+)
 
 from sparse_jax.released import torch_file
 from sparse_jax.utils import errors
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 GOLDEN_FILES = sorted(str(p.relative_to(GOLDEN)) for p in GOLDEN.rglob("*.pt"))
-
-
-def text(value: str) -> bytes:
-  return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
-
-
-def number(value: int) -> bytes:
-  size = value.bit_length() // 8 + 1
-  return b"\x8a" + bytes([size]) + value.to_bytes(size, "little", signed=True)
-
-
-def name(module: str, attribute: str) -> bytes:
-  return f"c{module}\n{attribute}\n".encode()
-
-
-def group(*parts: bytes) -> bytes:
-  return b"(" + b"".join(parts) + b"t"
-
-
-def numbers(values) -> bytes:
-  return group(*map(number, values))
-
-
-def call(function: bytes, *arguments: bytes) -> bytes:
-  return function + group(*arguments) + b"R"
-
-
-def mapping(**items: bytes) -> bytes:
-  return b"}(" + b"".join(text(k) + v for k, v in items.items()) + b"u"
-
-
-def state_dict(**items: bytes) -> bytes:
-  """An OrderedDict with version numbers, as `Module.state_dict` has them."""
-  body = b"(" + b"".join(text(k) + v for k, v in items.items()) + b"u"
-  metadata = mapping(_metadata=mapping(version=number(1)))
-  return call(ORDERED_DICT) + body + metadata + b"b"
-
-
-ORDERED_DICT = name("collections", "OrderedDict")
-REBUILD = name("torch._utils", "_rebuild_tensor_v2")
-NO_HOOKS = call(ORDERED_DICT)
-
-
-def storage(kind: str, key: str, count: int) -> bytes:
-  parts = (text("storage"), name("torch", kind), text(key), text("cpu"))
-  return group(*parts, number(count)) + b"Q"
-
-
-def tensor(stored: bytes, offset: int, size, stride) -> bytes:
-  view = (number(offset), numbers(size), numbers(stride))
-  return call(REBUILD, stored, *view, b"\x89", NO_HOOKS)
-
-
-def program(body: bytes) -> bytes:
-  return b"\x80\x02" + body + b"."
-
-
-def zipped(entries, compression=zipfile.ZIP_STORED) -> bytes:
-  """Returns a zip of (name, content) pairs."""
-  buffer = io.BytesIO()
-  with zipfile.ZipFile(buffer, "w", compression) as archive:
-    for entry, content in entries:
-      archive.writestr(zipfile.ZipInfo(entry), content, compression)
-  return buffer.getvalue()
-
-
-def pt_file(body: bytes, *storages: np.ndarray) -> bytes:
-  entries = [("model/data.pkl", program(body)), ("model/byteorder", b"little")]
-  for key, array in enumerate(storages):
-    entries.append((f"model/data/{key}", array.tobytes()))
-  return zipped([*entries, ("model/version", b"3\n")])
-
-
-FLOATS = np.arange(6, dtype=np.float32)
-ONE_TENSOR = tensor(storage("FloatStorage", "0", 6), 0, (2, 3), (3, 1))
-
-
-def temporary_directory(test: absltest.TestCase) -> str:
-  return test.enterContext(tempfile.TemporaryDirectory())
 
 
 class TorchFileTest(parameterized.TestCase):
@@ -485,8 +426,16 @@ class TorchFileTest(parameterized.TestCase):
 
   @parameterized.named_parameters(
     ("list", b"](" + ONE_TENSOR + b"e", "holds a list"),
-    ("number", mapping(w=ONE_TENSOR, step=number(3)), "entry 'step' is a int"),
-    ("nested", mapping(model=mapping(w=ONE_TENSOR)), "'model' is a dict"),
+    (
+      "number",
+      mapping(w=ONE_TENSOR, step=number(3)),
+      "entry 'step' is a int",
+    ),
+    (
+      "nested",
+      mapping(model=mapping(w=ONE_TENSOR)),
+      "'model' is a dict",
+    ),
     ("key", b"}" + number(1) + ONE_TENSOR + b"s", "entry 1 is"),
   )
   def test_not_a_state_dict(self, body, found):

@@ -24,7 +24,14 @@ from hypothesis import strategies as st
 
 from sparse_jax import tasks
 from sparse_jax.data import tokenizer as tokenizer_lib
-from sparse_jax.tasks import natural, natural_rules, templates, user, words
+from sparse_jax.tasks import (
+  learned,
+  natural,
+  natural_rules,
+  templates,
+  user,
+  words,
+)
 from sparse_jax.utils import errors
 
 _FILES = (
@@ -353,11 +360,11 @@ class GateTest(parameterized.TestCase):
     (math.nan, 1.0, 0.15, False, "loss nan"),
     (0.1, math.nan, 0.15, False, "accuracy nan"),
   )
-  def test_verdict(self, loss, accuracy, target, learned, reasons):
+  def test_verdict(self, loss, accuracy, target, passes, reasons):
     verdict = learned.judge(loss, accuracy, target)
-    self.assertEqual(verdict.learned, learned)
+    self.assertEqual(verdict.learned, passes)
     self.assertRegex("; ".join(verdict.reasons), reasons)
-    self.assertEqual(verdict.reasons == (), learned)
+    self.assertEqual(verdict.reasons == (), passes)
 
 
 class TemplatesTest(absltest.TestCase):

@@ -297,7 +297,7 @@ class DivergenceTest(absltest.TestCase):
       root / "text.txt",
       sparsity={"density": 1.0, "activation_fraction": 1.0},
       # Step 1 has rate 0; later ones overflow float32.
-      loop={
+      train={
         "learning_rate": 1e38,
         "adam_eps": 1e-8,
         "warmup_fraction": 0.1,

@@ -37,7 +37,7 @@ class FilesTest(parameterized.TestCase):
     path = self.root / "a.txt"
     path.write_bytes(b"old")
     script = (
-      "import resource, sys; from sparse_jax import errors, files\n"
+      "import resource, sys; from sparse_jax.utils import errors, files\n"
       "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
       "try: files.write_bytes(sys.argv[1], bytes(5000))\n"
       "except errors.InputError as e: print(e)"
