@@ -13,10 +13,10 @@ from sparse_jax.tasks import docs
 from sparse_jax.utils import files
 
 _MODEL = flags.DEFINE_string(
-  "model", None, "Model directory; its tokenizer states the tasks."
+  "model", None, "A model directory; its tokenizer states the tasks."
 )
 _OUT = flags.DEFINE_string("out", "docs/tasks.md", "Markdown file to write.")
-flags.mark_flag_as_required("model")
+cli.require("model")
 
 
 def main(overrides: list[str]) -> None:
