@@ -37,16 +37,18 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 def require(*names: str) -> None:
   """Makes flags required: without one, the error says what its help says."""
 
-  def check(name: str, value: Any) -> bool:
+  def check(error: str, value: Any) -> bool:
     if not value:
-      text = flags.FLAGS[name].help.rstrip(".")
-      raise errors.InputError(
-        f"--{name} is missing; need {text[:1].lower()}{text[1:]}"
-      )
+      raise errors.InputError(error)
     return True
 
   for name in names:
-    flags.register_validator(name, functools.partial(check, name))
+    flag = flags.FLAGS[name]
+    need = flag.help[:1].lower() + flag.help[1:].rstrip(".")
+    flag.help += " (required)"
+    flags.register_validator(
+      name, functools.partial(check, f"--{name} is missing; need {need}")
+    )
 
 
 def run(
@@ -142,7 +144,7 @@ def _help(description: str, example: str, kind: type, full: bool) -> str:
 
 
 def _flag_help(flag: flags.Flag) -> str:
-  note = " (required)" if flag.validators else ""
+  note = ""
   if flag.default not in (None, ""):
     note = f" (default {flag.default_as_str[1:-1]})"
   return _wrapped(f"--{flag.name}: {flag.help}{note}")
@@ -150,7 +152,12 @@ def _flag_help(flag: flags.Flag) -> str:
 
 def _wrapped(text: str) -> str:
   return textwrap.fill(
-    text, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
+    text,
+    width=80,
+    initial_indent="  ",
+    subsequent_indent="    ",
+    break_on_hyphens=False,
+    break_long_words=False,
   )
 
 

@@ -1,6 +1,8 @@
 """Writes docs/tasks.md: every task's rule, an example and its sizes.
 
-python -m experiments.task_docs --model=runs/quickstart/model
+  python -m experiments.task_docs --model=runs/quickstart/model
+
+The same tokenizer gives the same page.
 """
 
 import functools
