@@ -1,6 +1,6 @@
 """Says which circuit decides a prompt's next token, and how.
 
-  python -m experiments.explain --model=runs/quickstart/model \
+  python -m experiments.explain --model=runs/quickstart/model \\
     --circuits=runs/quickstart/circuits --prompt="print('hello"
 
 `--circuits` is a circuit directory, or one that holds several.
@@ -23,7 +23,7 @@ _CIRCUITS = flags.DEFINE_list(
 )
 _PROMPT = flags.DEFINE_string("prompt", None, "The text that is gone on with.")
 _OUT = flags.DEFINE_string("out", None, "JSON file to write the figures to.")
-flags.mark_flags_as_required(["model", "circuits", "prompt"])
+cli.require("model", "circuits", "prompt")
 
 _NUM_NODES = 12
 _NUM_LOOKS = 3

@@ -21,7 +21,7 @@ from sparse_jax.frontier import workers
 from sparse_jax.utils import errors, host
 
 _WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Directory of the grid; the same one resumes."
+  "workdir", None, "A directory for the grid; the same one resumes."
 )
 _CONFIG = flags.DEFINE_string(
   "config",
@@ -43,6 +43,7 @@ _REPORT = flags.DEFINE_bool(
 _CELLS_ONLY = flags.DEFINE_bool(
   "cells_only", False, "Whether to write nothing down: a worker among several."
 )
+cli.require("workdir")
 
 
 def command(overrides: list[str]) -> str:
@@ -101,8 +102,6 @@ def run_cells(config: frontier.FrontierConfig, workdir: pathlib.Path) -> None:
 
 def main(overrides: list[str]) -> int | None:
   """Runs the grid as the flags say."""
-  if not _WORKDIR.value:
-    raise errors.InputError("--workdir is missing; need a directory")
   config = cli.load_config(_CONFIG.value, overrides, frontier.FrontierConfig)
   workdir = pathlib.Path(_WORKDIR.value)
   if not _REPORT.value:
@@ -147,4 +146,4 @@ def main(overrides: list[str]) -> int | None:
 
 
 if __name__ == "__main__":
-  cli.run(main, __doc__)
+  cli.run(main, __doc__, "dense_steps=500", frontier.FrontierConfig)

@@ -1,6 +1,6 @@
 """Draws saved circuits on one self-contained page.
 
-  python -m experiments.report --circuits=runs/quickstart/circuits/a,… \
+  python -m experiments.report --circuits=runs/quickstart/circuits/a,… \\
     --out=report.html
 """
 
@@ -20,14 +20,12 @@ _OUT = flags.DEFINE_string("out", None, "The page to write.")
 _METRICS = flags.DEFINE_string(
   "metrics", None, "metrics.jsonl of the training run, for its curve."
 )
-flags.mark_flags_as_required(["circuits", "out"])
+cli.require("circuits", "out")
 
 
 def main(overrides: list[str]) -> None:
   """Writes the page."""
   del overrides
-  if not _CIRCUITS.value:
-    raise errors.bad_value("--circuits", "", "one or more directories")
   training = None
   if _METRICS.value:
     if not pathlib.Path(_METRICS.value).is_file():

@@ -99,7 +99,7 @@ def open_storage(
 def open_study(
   storage: Any,
   task: tasks_lib.Task,
-  identity: Mapping[str, str],
+  depends_on: Mapping[str, str],
   config: config_lib.PruneConfig,
   seed: int,
 ) -> optuna.Study:
@@ -118,7 +118,7 @@ def open_study(
       f"study {task.name}: {type(e).__name__} {e}; need a reachable Optuna"
       " storage"
     ) from e
-  for key, value in identity.items():
+  for key, value in depends_on.items():
     found = study.user_attrs.get(key)
     if found not in (None, value):
       raise errors.InputError(
@@ -139,20 +139,27 @@ def open_study(
   return study
 
 
-def identity_of(
+def identity(
   model: transformer.Model,
   params: transformer.Params,
+  task: tasks_lib.Task,
   config: config_lib.PruneConfig,
   seed: int,
 ) -> dict[str, str]:
-  """Returns what a study's trials depend on, by name."""
+  """Returns what a task's search depends on, by name."""
   settings = config_lib.to_dict(config)
   # What may grow or change without making earlier trials wrong.
   for name in ("num_runs", "num_seeds", "round_size", "curve_targets"):
     settings.pop(name)
   settings["seed"] = seed
   text = json.dumps(settings, sort_keys=True)
+  splits = sequences_lib.make_splits(task, config, seed)
+  contents = hashlib.sha256()
+  for sequences in (splits.train, splits.validation, splits.test):
+    for array in map(np.asarray, sequences):
+      contents.update(array.tobytes())
   return {
+    "task": contents.hexdigest()[:16],
     "model_fingerprint": fingerprint_lib.fingerprint(model, params),
     "prune_settings": hashlib.sha256(text.encode()).hexdigest()[:16],
   }
@@ -288,14 +295,14 @@ def find_circuits(
   if storage is None and workdir is not None:
     storage = pathlib.Path(workdir) / "search.journal"
   opened = open_storage(storage)
-  identity = identity_of(model, params, config, seed)
   problems = []
   for task in tasks:
     splits = sequences_lib.make_splits(task, config, seed)
     means = means_lib.ablation_values(
       model, params, config, pretrain_means, splits.train
     )
-    study = open_study(opened, task, identity, config, seed)
+    depends_on = identity(model, params, task, config, seed)
+    study = open_study(opened, task, depends_on, config, seed)
     problems.append(Problem(task, splits, means, study))
   while any(_taken(p.study) < config.num_runs for p in problems):
     for length in sorted({p.length for p in problems}):
@@ -500,6 +507,7 @@ def _finish(model, params, problem, config, seed, allowed):
       for s, t in zip(sizes, config.curve_targets, strict=True)
     ],
     "edges_over_seeds": _over_seeds(trials, trial),
+    "identity": identity(model, params, task, config, seed),
   }
   return metrics_lib.measure(
     judge, task, config, splits.test, splits.test_pairs, best, needed, details
