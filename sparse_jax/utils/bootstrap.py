@@ -1,0 +1,29 @@
+"""The bootstrap: resample with replacement, read an interval off the draws."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+RESAMPLES = 1000
+TAILS = (0.05, 0.95)  # Of 90% intervals.
+
+
+def draw_indices(
+  sizes: Sequence[int], seed: int, count: int = RESAMPLES
+) -> list[np.ndarray]:
+  """Returns for every axis `[count, size]` indices drawn with replacement.
+
+  Axes are drawn in turn within a draw, so that a seed gives the same draws
+  however many of them are asked for.
+  """
+  rng = np.random.default_rng(seed)
+  draws = [[rng.integers(0, n, n) for n in sizes] for _ in range(count)]
+  return [np.array(axis) for axis in zip(*draws, strict=True)]
+
+
+def interval(
+  draws: Sequence[float] | np.ndarray, tails: Sequence[float] = TAILS
+) -> tuple[float, float]:
+  """Returns the draws' quantiles at `tails`: the ends of an interval."""
+  low, high = np.quantile(draws, tails)
+  return float(low), float(high)
