@@ -1,6 +1,7 @@
 """What a grid has shown, written down: JSON, CSV, pictures, Markdown, a page.
 
-Every figure comes from the cells; nothing is entered by hand.
+Every number comes from the runs; nothing is entered by hand. The prose of
+results.md is in `templates/results.md.j2`.
 """
 
 import collections
@@ -9,36 +10,52 @@ import io
 import itertools
 import operator
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sparse_jax.frontier import cells, compare, figures, grid, page
+import jinja2
+
+from sparse_jax.frontier import compare, figures, grid, page, runs
 from sparse_jax.report import parts
-from sparse_jax.utils import files
+from sparse_jax.utils import files, tables
 
 # "Weight-sparse transformers have interpretable circuits", abstract, figure 2.
 PAPER_RATIO = 16
+_SIZES = ("edges", "essential edges", "nodes")  # Of `compare.SIZES`.
+_METRICS = (
+  "learned",
+  "full_model_loss",
+  "full_model_accuracy",
+  "meets_target",
+  "num_nodes",
+  "num_edges",
+  "num_essential_edges",
+  "test_loss",
+  "test_accuracy",
+  "essential_edges_test_loss",
+  "without_circuit_test_loss",
+)
 
 
 def write(
   workdir: files.PathLike,
-  results: Sequence[cells.Result],
+  results: Sequence[runs.Result],
   comparison: Mapping[str, Any],
   command: str,
   environment: Mapping[str, Any],
   docs: files.PathLike | None = None,
 ) -> str:
-  """Writes everything that the finished cells show; returns the Markdown.
+  """Writes everything that the finished runs show; returns the Markdown.
 
   `frontier.json`, `frontier.csv`, `results.md`, `frontier.html`, and the
-  pictures `frontier`, `tasks` and `followup` as PNG and SVG.
+  pictures `frontier.png`, `tasks.png` and `followup.png`.
 
   Args:
     workdir: of the grid.
-    results: its finished cells, at least one.
-    comparison: as `compare.compare_cells` returns, with `grid`, as
-      `cells.outcome` returns, and perhaps `verdicts`: every claim's fields
-      by task, and `verdicts_of`: the cell.
+    results: its finished runs, at least one.
+    comparison: as `compare.compare_runs` returns, with `grid`, the summary of
+      `runs.Status`, and perhaps `criteria`, as `runs.check_faithfulness`
+      returns, and `criteria_of`: the run.
     command: what a reader types to make all of it again.
     environment: as `host.environment` returns.
     docs: another directory that gets `results.md` and the pictures.
@@ -54,55 +71,33 @@ def write(
       "environment": environment,
       "seconds": sum(r["seconds"] for r in results),
       "comparison": comparison,
-      "cells": list(results),
+      "runs": list(results),
     },
   )
   files.write_bytes(workdir / "frontier.csv", _csv(results).encode())
   text = markdown(results, comparison, command, environment)
   files.write_bytes(workdir / "results.md", text.encode())
-  figures.plot_frontier(workdir / "frontier", comparison)
-  points = figures.plot_tasks(workdir / "tasks", results, comparison)
-  figures.plot_followup(workdir / "followup", comparison)
+  figures.plot_frontier(workdir / "frontier.png", comparison)
+  points = figures.plot_tasks(workdir / "tasks.png", results, comparison)
+  figures.plot_followup(workdir / "followup.png", comparison)
   page.write(workdir, results, comparison, points, headline(comparison))
   if docs is not None:
-    pictures = itertools.product(
-      ("frontier", "tasks", "followup"), ("png", "svg")
-    )
-    for name in ("results.md", *map(".".join, pictures)):
-      files.write_bytes(
-        pathlib.Path(docs) / name, (workdir / name).read_bytes()
-      )
+    for name in ("results.md", "frontier.png", "tasks.png", "followup.png"):
+      data = (workdir / name).read_bytes()
+      files.write_bytes(pathlib.Path(docs) / name, data)
   return text
 
 
-_FIGURES = (
-  "learned",
-  "full_model_loss",
-  "full_model_accuracy",
-  "meets_target",
-  "num_nodes",
-  "num_edges",
-  "num_essential_edges",
-  "test_loss",
-  "test_accuracy",
-  "essential_edges_test_loss",
-  "without_circuit_test_loss",
-)
-
-
-def _csv(results: Sequence[cells.Result]) -> str:
-  """Returns a row per cell and task."""
+def _csv(results: Sequence[runs.Result]) -> str:
+  """Returns a row per run and task."""
   out = io.StringIO()
   shared = ("name", "width", "density", "variant", "seed", "eval_loss")
-  writer = csv.DictWriter(out, [*shared, "task", *_FIGURES])
-  writer.writeheader()
+  writer = csv.writer(out)
+  writer.writerow([*shared, "task", *_METRICS])
   for result in results:
-    for task, found in result["tasks"].items():
-      writer.writerow(
-        {n: result[n] for n in shared}
-        | {"task": task}
-        | {n: found.get(n) for n in _FIGURES}
-      )
+    first = [result[n] for n in shared]
+    for task, metrics in result["tasks"].items():
+      writer.writerow([*first, task, *map(metrics.get, _METRICS)])
   return out.getvalue()
 
 
@@ -128,385 +123,268 @@ def resampled(ratio: Mapping[str, Any]) -> str:
 
 def headline(comparison: Mapping[str, Any]) -> str:
   """Returns the sentence that the grid is there for."""
-  found = comparison["best"]
-  if not found:
+  best = comparison["best"]
+  if not best:
     return (
       "No sparse model has a loss inside the dense models' range and a task in"
       " common with them yet: there is no ratio."
     )
-  tasks = ", ".join(found["tasks"])
-  edges, needed, nodes = (
-    compare.shown_interval(found["ratios"][m]) for m in compare.MEASURES
-  )
+  edges, essential, nodes = _intervals(best["ratios"])
   models = {m["name"]: m for m in comparison["models"]}
-  changed = grid.changes(models[found["model"]]["variant"])
+  changed = grid.changes(models[best["model"]]["variant"])
   recipe = f" ({changed})" if changed else ""
   return (
-    f"At a held-out loss of {found['loss']:.3f} nats a token, dense circuits"
-    f" have {edges} times as many edges as those of {found['model']}{recipe},"
-    f" {needed} times as many that are needed, {nodes} times as"
-    f" many nodes (geometric mean over {tasks}; {resampled(found)}; dense sizes"
-    f" interpolated between {' and '.join(found['between'])})."
+    f"At a held-out loss of {best['loss']:.3f} nats a token, dense circuits"
+    f" have {edges} times as many edges as those of {best['model']}{recipe},"
+    f" {essential} times as many essential edges, {nodes} times as many nodes"
+    f" (geometric mean over {', '.join(best['tasks'])}; {resampled(best)};"
+    f" dense sizes interpolated between {' and '.join(best['between'])})."
   )
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-  return "\n".join([*lines, *("| " + " | ".join(r) + " |" for r in rows)])
-
-
-def _models(comparison) -> str:
-  rows = [
-    (
-      f"`{m['name']}`",
-      str(len(m["cells"])),
-      f"{m['tokens'] / 1e6:.3g}M",
-      f"{m['eval_loss']:.3f}",
-      str(len(m["passed"])),
-      *(compare.shown_interval(m["sizes"][name]) for name in figures.NAMES),
-    )
-    for m in comparison["models"]
-  ]
-  header = ("model", "seeds", "tokens", "held-out loss", "tasks passed")
-  return _table((*header, "edges", "needed edges", "nodes"), rows)
-
-
-def _per_task(results) -> str:
-  """Returns every circuit's edges, needed edges in brackets."""
-  names = compare.pruned_tasks(results)
-
-  def shown(found):
-    if "num_edges" not in found:
-      return "–"
-    needed = found.get("num_essential_edges")
-    text = f"{found['num_edges']}"
-    text += "" if needed is None else f" ({needed})"
-    return text if found["meets_target"] else f"{text}, misses"
-
-  rows = [
-    (f"`{r['name']}`", *(shown(r["tasks"].get(name, {})) for name in names))
-    for r in results
-  ]
-  return _table(("cell", *names), rows)
-
-
-def _ratios(comparison) -> str:
-  rows = [
-    (
-      f"`{ratio['model']}`",
-      f"{ratio['loss']:.3f}",
-      *(compare.shown_interval(ratio["ratios"][m]) for m in figures.NAMES),
-      ratio.get("why") or _compared(ratio),
-    )
-    for ratio in comparison["ratios"]
-  ]
-  header = ("model", "loss", "edges", "needed edges", "nodes", "tasks")
-  return _table(header, rows)
-
-
-def _compared(ratio) -> str:
-  """Returns a ratio's tasks; those with an empty circuit are marked."""
-  marked = [
-    task if task in ratio["tasks_with_edges"] else f"{task}\\*"
-    for task in ratio["tasks"]
-  ]
-  return f"{len(marked)}: {', '.join(marked)}"
-
-
-def _beaten(comparison) -> str:
-  """Returns why some dense models are not in the baseline, or ""."""
-  names = [
-    f"`{m['name']}`"
-    for m in comparison["models"]
-    if m["density"] == 1 and not m["on_frontier"]
-  ]
-  if not names:
-    return ""
-  return (
-    f" Not in the dense curve, because a narrower dense model has at most the"
-    f" same loss: {', '.join(names)}."
-  )
-
-
-def _sensitivity(comparison) -> str:
-  """Returns the ratios of edges of other choices of seeds and tasks, or ""."""
-  shown = lambda value: "–" if value is None else f"{value:.3g}"
-  rows = [
-    (
-      f"`{ratio['model']}`",
-      compare.shown_interval(ratio["ratios"]["num_edges"]),
-      f"{ratio['outside']:.0%}",
-      ", ".join(map(shown, ratio["by_seed"])),
-      *(
-        compare.shown_interval(ratio[f"ratios_{name}"]["num_edges"])
-        for name in ("of_smallest", "with_edges", "on_test")
-      ),
-      compare.shown_interval(ratio["with_all_dense"]),
-      ", ".join(ratio["tasks_on_test"]) or "–",
-    )
-    for ratio in comparison["ratios"]
-    if ratio["ratios"]["num_edges"]
-  ]
-  header = ("model", "as above", "draws outside", "by seed")
-  header += ("smallest of seeds",)
-  header += ("none empty", "on test pairs", "all dense")
-  header += ("tasks on test pairs",)
-  return _table(header, rows) if rows else ""
-
-
-def _left_out(comparison) -> str:
-  lines = []
-  for ratio in comparison["ratios"]:
-    if ratio["left_out"]:
-      tasks = "; ".join(
-        f"{task} (not passed by {', '.join(names)})"
-        for task, names in ratio["left_out"].items()
-      )
-      lines.append(f"- `{ratio['model']}`: {tasks}")
-  return "\n".join(lines) or "None."
-
-
-def agreement_with_paper(comparison: Mapping[str, Any]) -> list[str]:
-  """Returns what is seen here of what the paper says, sentence by sentence."""
-  lines = []
-  found = comparison["best"]
-  if found and found["ratios"]["num_edges"]["low"] is not None:
-    low, high = (found["ratios"]["num_edges"][k] for k in ("low", "high"))
-    inside = low <= PAPER_RATIO <= high
-    lines.append(
-      f"The paper's ratio of edges, about {PAPER_RATIO}, is"
-      f" {'inside' if inside else 'outside'} the interval here,"
-      f" [{low:.3g}, {high:.3g}]."
-    )
-  sparse = [
-    m for m in comparison["models"] if m["density"] < 1 and not m["variant"]
-  ]
-  for width in sorted({m["width"] for m in sparse}):
-    curve = sorted(
-      (m for m in sparse if m["width"] == width), key=lambda m: -m["density"]
-    )
-    lines += _along_density(width, curve)
-  for density in sorted({m["density"] for m in sparse}, reverse=True):
-    row = sorted(
-      (m for m in sparse if m["density"] == density), key=lambda m: m["width"]
-    )
-    if len(row) > 1:
-      losses = ", ".join(f"{m['eval_loss']:.3f} (d{m['width']})" for m in row)
-      lines.append(f"Width at density {density:.3g}: loss {losses}.")
-  return lines + _along_activation(comparison["models"])
-
-
-def _along_density(width, curve) -> list[str]:
-  """In the paper the loss rises and circuits shrink as density falls."""
-  lines = []
-  for what, verb, in_order, points in (
-    (
-      "the loss",
-      "rises",
-      operator.le,
-      [(m["density"], m["eval_loss"]) for m in curve],
-    ),
-    (
-      "the mean number of edges",
-      "falls",
-      operator.ge,
-      [
-        (m["density"], m["sizes"]["num_edges"]["value"])
-        for m in curve
-        if m["sizes"]["num_edges"]
-      ],
-    ),
-  ):
-    if len(points) < 2:
-      continue
-    shown = ", ".join(f"{v:.4g} (density {d:.3g})" for d, v in points)
-    holds = all(in_order(a, b) for (_, a), (_, b) in itertools.pairwise(points))
-    lines.append(
-      f"d_model {width}: {what} is {shown}; it {verb} as density falls, as in"
-      f" the paper: {'yes' if holds else 'no'}."
-    )
-  return lines
-
-
-def _along_activation(models) -> list[str]:
-  """In the paper some AbsTopK helps and too much hurts (figure 37)."""
-  varied = [
-    m
-    for m in _with_base(models)
-    if not m["variant"]
-    or set(grid.VARIANTS[m["variant"]]) == {"sparsity.activation_fraction"}
-  ]
-  varied.sort(key=lambda m: -m["activation_fraction"])
-  if len(varied) < 2:
-    return []
-  shown = ", ".join(
-    f"{m['eval_loss']:.3f} ({m['activation_fraction']:.3g})" for m in varied
-  )
-  best = min(varied, key=lambda m: m["eval_loss"])["activation_fraction"]
-  return [
-    "The paper finds that some AbsTopK helps and too much hurts (its figure"
-    f" 37). By the share of channels that it keeps, the loss here is {shown}:"
-    f" least at {best:.3g}."
-  ]
-
-
-def _with_base(models):
-  """Returns the variants, behind the model that they are variants of."""
-  variants = [m for m in models if m["variant"]]
-  same = lambda m: any(
-    (m["width"], m["density"]) == (v["width"], v["density"]) for v in variants
-  )
-  return [m for m in models if not m["variant"] and same(m)] + variants
-
-
-def _grid_text(outcome: Mapping[str, Any], num_finished: int) -> str:
-  lines = [
-    f"{num_finished} of the grid's {outcome['num_cells']} cells are finished."
-  ]
-  if outcome["missing"]:
-    names = ", ".join(f"`{n}`" for n in outcome["missing"])
-    lines.append(
-      f"The same command goes on with the others, which are in no figure here:"
-      f" {names}."
-    )
-  for name, why in outcome["diverged"].items():
-    lines.append(f"`{name}` diverged: {why}.")
-  for name, why in outcome["left_out"].items():
-    lines.append(f"`{name}` cannot be had: {why}.")
-  return "\n".join(lines)
-
-
-def _variants(comparison) -> str:
-  """Returns every variant beside its base, or ""."""
-  rows = [
-    (
-      f"{v['variant']} ({grid.changes(v['variant'])})",
-      str(v["seed"]),
-      f"{v['loss']:.3f}",
-      f"{v['above']:+.3f}",
-      "–" if v["edges"] is None else f"{v['edges']:.3g}",
-      ", ".join(v["tasks"]) or "–",
-      "{} ({})".format(*v["passed"]),
-    )
-    for v in comparison["variants"]
-  ]
-  header = ("variant", "seed", "held-out loss", "above the base's")
-  header += ("edges over the base's", "tasks in common")
-  header += ("tasks passed (the base's)",)
-  return _table(header, rows) if rows else ""
-
-
-def _verdicts(comparison) -> str:
-  """Returns which claims hold of which circuit, or ""."""
-  by_task = comparison.get("verdicts")
-  if not by_task:
-    return ""
-  claims = {c["name"]: c["need"] for found in by_task.values() for c in found}
-  holds = {
-    (task, c["name"]): c["holds"]
-    for task, found in by_task.items()
-    for c in found
-  }
-  shown = {True: "yes", False: "**no**", None: "–"}
-  rows = [
-    (
-      name,
-      need,
-      *(shown[holds.get((task, name))] for task in by_task),
-    )
-    for name, need in claims.items()
-  ]
-  return (
-    f"Of `{comparison['verdicts_of']}`: what the evidence says of each circuit,"
-    " and what it needs for a yes. The figures are on the circuits' pages.\n\n"
-    + _table(("claim", "needs", *by_task), rows)
-  )
-
-
-def _machines(results) -> str:
-  """Returns how many cells ran on what."""
-  found = collections.Counter(map(_machine, results))
-  return ", ".join(f"{count} on {what}" for what, count in found.most_common())
-
-
-def _machine(result) -> str:
-  machine = result.get("machine")
-  if not machine:
-    return "a machine that was not noted"
-  if machine["backend"] != "cpu":
-    return machine["device"]
-  return f"{parts.plural(machine['cores'], 'core')} of {machine['processor']}"
 
 
 def markdown(
-  results: Sequence[cells.Result],
+  results: Sequence[runs.Result],
   comparison: Mapping[str, Any],
   command: str,
   environment: Mapping[str, Any],
 ) -> str:
   """Returns docs/results.md; arguments as for `write`."""
-  versions = environment["versions"]
-  seconds = sum(r["seconds"] for r in results)
-  seeds = sorted({r["seed"] for r in results})
-  shown = lambda name: f"![{name}]({name}.png)\n\n```sh\n{command}\n```"
-  zero = ", ".join(f"`{name}`" for name in comparison["without_edges"])
-  sections = [
-    "# Results",
-    headline(comparison),
-    _grid_text(comparison["grid"], len(results)),
-    "Made by the command below, which writes this file: seeds"
-    f" {', '.join(map(str, seeds))}; the times of the cells, which run side by"
-    f" side, add up to {cells.duration(seconds)} ({_machines(results)}); Python"
-    f" {versions['python']}, JAX {versions['jax']}. A cell is a finished"
-    " training run, pruned on every task that it has learned with one budget"
-    " of search.",
-    "## Circuit size against loss",
-    "Circuits meet the target loss on validation pairs. Geometric means over "
-    + (", ".join(comparison["common_tasks"]) or "no task in common")
-    + "; models that do not pass all of these are not drawn, nor are variants"
-    " that are no contenders. Intervals are 90%"
-    " bootstrap intervals over tasks, and over seeds where there are several."
-    + (f" Circuits of no edge count as one: {zero}." if zero else ""),
-    shown("frontier"),
-    _models(comparison),
-    "Every task by itself: each point is a circuit that meets the target, drawn"
-    " at one if it has no edge. Variants that are no contenders are in the"
-    " follow-up figures alone.",
-    shown("tasks"),
-    "Edges of every circuit, those that are needed in brackets:",
-    _per_task(results),
-    "## Ratio at matched loss",
-    "Dense size over sparse size at the sparse model's own loss, task by task"
-    " on the dense curve; nothing is extrapolated. The largest ratio is the"
-    " headline; that it was chosen is not corrected for, and an interval over"
-    " one or two seeds is too narrow. Nor is it corrected for that a variant"
-    " may have been made a contender because of its first seed. A star: some"
-    " circuit of the task has no edge and counts as one; a ratio of nothing"
-    " else says little." + _beaten(comparison),
-    _ratios(comparison),
-    "How far the ratio of edges depends on seeds, tasks and the dense"
-    " curve. Draws outside: the share of the interval's draws whose loss no"
-    " two dense models enclose, which are left out. By seed: each seed of"
-    " the sparse model alone, a dash outside the dense losses. Smallest of"
-    " seeds: for every model and task the smallest circuit of its seeds, so"
-    " that one failed search does not decide. None empty: without the tasks"
-    " for which some circuit has no edge. On test pairs: with the tasks"
-    " whose circuits meet the target on test pairs, of new templates. All"
-    " dense: between dense models that a narrower one beats as well.",
-    _sensitivity(comparison) or "No ratio yet.",
-    "Tasks left out of both sides of a ratio, because one side has not learned"
-    " them or has no circuit that meets the target:",
-    _left_out(comparison),
-    "## Follow-up figures",
-    shown("followup"),
-    "Variants, one thing changed at a time, against the cell of the same width,"
-    " density and seed: the loss above that cell's, and edges over its edges"
-    " (geometric mean over the tasks that both pass; no edge counts as one).",
-    _variants(comparison) or "None is finished.",
-    "## The paper's findings, at this scale",
-    "\n".join(f"- {line}" for line in agreement_with_paper(comparison))
-    or "Too few cells to say.",
-    "## Verdicts on the best circuits",
-    _verdicts(comparison) or "Not measured.",
+  templates = jinja2.Environment(
+    loader=jinja2.PackageLoader("sparse_jax.frontier"),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+  )
+  return templates.get_template("results.md.j2").render(
+    comparison=comparison,
+    command=command,
+    headline=headline(comparison),
+    grid=comparison["grid"],
+    num_finished=len(results),
+    seeds=sorted({r["seed"] for r in results}),
+    duration=runs.duration(sum(r["seconds"] for r in results)),
+    machines=_machines(results),
+    versions=environment["versions"],
+    beaten=[
+      m["name"]
+      for m in comparison["models"]
+      if m["density"] == 1 and not m["on_frontier"]
+    ],
+    models=_model_table(comparison["models"]),
+    circuits=_circuit_table(results),
+    ratios=_ratio_table(comparison["ratios"]),
+    sensitivity=_sensitivity_table(comparison["ratios"]),
+    variants=_variant_table(comparison["variants"]),
+    findings=list(paper_findings(comparison)),
+    criteria=_criteria_table(comparison.get("criteria", {})),
+  )
+
+
+def _intervals(sizes: Mapping[str, Any]) -> list[str]:
+  return [compare.interval_text(sizes[size]) for size in compare.SIZES]
+
+
+def _model_table(models) -> str:
+  header = ("model", "seeds", "tokens", "held-out loss", "tasks passed")
+  return tables.markdown(
+    [*header, *_SIZES],
+    (
+      [
+        f"`{m['name']}`",
+        len(m["runs"]),
+        f"{m['tokens'] / 1e6:.3g}M",
+        f"{m['eval_loss']:.3f}",
+        len(m["passed"]),
+        *_intervals(m["sizes"]),
+      ]
+      for m in models
+    ),
+  )
+
+
+def _circuit_table(results) -> str:
+  """Returns every circuit's edges, essential edges in brackets."""
+  names = compare.pruned_tasks(results)
+
+  def shown(metrics):
+    if "num_edges" not in metrics:
+      return None
+    essential = metrics.get("num_essential_edges")
+    text = f"{metrics['num_edges']}"
+    text += "" if essential is None else f" ({essential})"
+    return text if metrics["meets_target"] else f"{text}, misses"
+
+  return tables.markdown(
+    ["run", *names],
+    (
+      [f"`{r['name']}`", *(shown(r["tasks"].get(name, {})) for name in names)]
+      for r in results
+    ),
+  )
+
+
+def _ratio_table(ratios) -> str:
+  def compared(ratio):
+    """The tasks; those with an empty circuit are marked."""
+    marks = {t: "" if t in ratio["tasks_with_edges"] else "\\*" for t in tasks}
+    return f"{len(tasks)}: {', '.join(t + marks[t] for t in tasks)}"
+
+  rows = []
+  for ratio in ratios:
+    tasks = ratio["tasks"]
+    rows.append(
+      [
+        f"`{ratio['model']}`",
+        f"{ratio['loss']:.3f}",
+        *_intervals(ratio["ratios"]),
+        ratio.get("why") or compared(ratio),
+      ]
+    )
+  return tables.markdown(["model", "loss", *_SIZES, "tasks"], rows)
+
+
+def _sensitivity_table(ratios) -> str:
+  """Returns the ratios of edges of other choices of seeds and tasks, or ""."""
+  shown = lambda value: tables.MISSING if value is None else f"{value:.3g}"
+  rows = [
+    [
+      f"`{ratio['model']}`",
+      compare.interval_text(ratio["ratios"]["num_edges"]),
+      f"{ratio['outside']:.0%}",
+      ", ".join(map(shown, ratio["by_seed"])),
+      *(
+        compare.interval_text(ratio[f"ratios_{name}"]["num_edges"])
+        for name in ("of_smallest", "with_edges", "on_test")
+      ),
+      compare.interval_text(ratio["with_all_dense"]),
+      ", ".join(ratio["tasks_on_test"]) or None,
+    ]
+    for ratio in ratios
+    if ratio["ratios"]["num_edges"]
   ]
-  return "\n\n".join(sections) + "\n"
+  header = ["model", "as above", "draws outside", "by seed"]
+  header += ["smallest of seeds", "none empty", "on test pairs", "all dense"]
+  header += ["tasks on test pairs"]
+  return tables.markdown(header, rows) if rows else ""
+
+
+def _variant_table(variants) -> str:
+  """Returns every variant beside its base, or ""."""
+  rows = [
+    [
+      f"{v['variant']} ({grid.changes(v['variant'])})",
+      v["seed"],
+      f"{v['loss']:.3f}",
+      f"{v['above']:+.3f}",
+      None if v["edges"] is None else f"{v['edges']:.3g}",
+      ", ".join(v["tasks"]) or None,
+      "{} ({})".format(*v["passed"]),
+    ]
+    for v in variants
+  ]
+  header = ["variant", "seed", "held-out loss", "above the base's"]
+  header += ["edges over the base's", "tasks in common"]
+  header += ["tasks passed (the base's)"]
+  return tables.markdown(header, rows) if rows else ""
+
+
+def _criteria_table(by_task: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+  """Returns which criteria hold of which circuit."""
+  criteria = {c["name"]: c["need"] for cs in by_task.values() for c in cs}
+  holds = {(t, c["name"]): c["holds"] for t, cs in by_task.items() for c in cs}
+  shown = {True: "yes", False: "**no**", None: None}
+  return tables.markdown(
+    ["criterion", "needs", *by_task],
+    (
+      [name, need, *(shown[holds.get((task, name))] for task in by_task)]
+      for name, need in criteria.items()
+    ),
+  )
+
+
+def _machines(results) -> str:
+  """Returns how many runs were made on what."""
+
+  def machine(result):
+    of = result.get("machine")
+    if not of:
+      return "a machine that was not noted"
+    if of["backend"] != "cpu":
+      return of["device"]
+    return f"{parts.plural(of['cores'], 'core')} of {of['processor']}"
+
+  counts = collections.Counter(map(machine, results))
+  return ", ".join(f"{n} on {what}" for what, n in counts.most_common())
+
+
+def paper_findings(comparison: Mapping[str, Any]) -> Iterator[str]:
+  """Yields what is seen here of what the paper says, sentence by sentence."""
+  ratio = (comparison["best"] or {}).get("ratios", {}).get("num_edges")
+  if ratio and ratio["low"] is not None:
+    low, high = ratio["low"], ratio["high"]
+    inside = "inside" if low <= PAPER_RATIO <= high else "outside"
+    yield (
+      f"The paper's ratio of edges, about {PAPER_RATIO}, is {inside} the"
+      f" interval here, [{low:.3g}, {high:.3g}]."
+    )
+  models = comparison["models"]
+  sparse = [m for m in models if m["density"] < 1 and not m["variant"]]
+  for width in sorted({m["width"] for m in sparse}):
+    curve = [m for m in sparse if m["width"] == width]
+    yield from _along_density(width, sorted(curve, key=_denser_first))
+  for density in sorted({m["density"] for m in sparse}, reverse=True):
+    row = [m for m in sparse if m["density"] == density]
+    row.sort(key=lambda m: m["width"])
+    if len(row) > 1:
+      losses = ", ".join(f"{m['eval_loss']:.3f} (d{m['width']})" for m in row)
+      yield f"Width at density {density:.3g}: loss {losses}."
+  varied = [m for m in _with_base(models) if _varies_activation(m)]
+  varied.sort(key=lambda m: -m["activation_fraction"])
+  if len(varied) > 1:
+    losses = ", ".join(
+      f"{m['eval_loss']:.3f} ({m['activation_fraction']:.3g})" for m in varied
+    )
+    least = min(varied, key=lambda m: m["eval_loss"])["activation_fraction"]
+    yield (
+      "The paper finds that some AbsTopK helps and too much hurts (its figure"
+      " 37). By the share of channels that it keeps, the loss here is"
+      f" {losses}: least at {least:.3g}."
+    )
+
+
+def _denser_first(model) -> float:
+  return -model["density"]
+
+
+def _along_density(width, curve) -> Iterator[str]:
+  """In the paper the loss rises and circuits shrink as density falls."""
+  losses = [(m["density"], m["eval_loss"]) for m in curve]
+  edges = [(m["density"], m["sizes"]["num_edges"]) for m in curve]
+  edges = [(density, size["value"]) for density, size in edges if size]
+  for what, verb, in_order, points in (
+    ("the loss", "rises", operator.le, losses),
+    ("the mean number of edges", "falls", operator.ge, edges),
+  ):
+    if len(points) < 2:
+      continue
+    shown = ", ".join(f"{v:.4g} (density {d:.3g})" for d, v in points)
+    holds = all(in_order(a, b) for (_, a), (_, b) in itertools.pairwise(points))
+    yield (
+      f"d_model {width}: {what} is {shown}; it {verb} as density falls, as in"
+      f" the paper: {'yes' if holds else 'no'}."
+    )
+
+
+def _varies_activation(model) -> bool:
+  changed = set(grid.VARIANTS.get(model["variant"], {}))
+  return changed <= {"sparsity.activation_fraction"}
+
+
+def _with_base(models):
+  """Returns the variants, behind the model that they are variants of."""
+  shape = lambda m: (m["width"], m["density"])
+  variants = [m for m in models if m["variant"]]
+  shapes = {shape(v) for v in variants}
+  bases = [m for m in models if not m["variant"] and shape(m) in shapes]
+  return bases + variants

@@ -1,7 +1,7 @@
-"""One cell after another: train, gate, prune, and keep what was measured.
+"""One run after another: train, check what was learned, prune, keep metrics.
 
-A finished cell has `cell.json` and is skipped. Several processes, on one
-machine or several, may share a directory: each takes cells no other holds.
+A finished run has `run.json` and is skipped. Several processes, on one machine
+or several, may share a directory: each takes runs that no other holds.
 """
 
 import contextlib
@@ -9,7 +9,7 @@ import dataclasses
 import math
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from sparse_jax import checkpoint, faithfulness, report, tasks
@@ -25,71 +25,80 @@ from sparse_jax.tasks import sequences as sequences_lib
 from sparse_jax.training import loop
 from sparse_jax.utils import errors, files, host
 
-Result = dict[str, Any]  # What cell.json holds.
-FILE = "cell.json"
+Result = dict[str, Any]  # What run.json holds.
+FILE = "run.json"
 
 
-def directory_of(workdir: pathlib.Path, cell: grid.Cell) -> pathlib.Path:
-  """Returns a cell's directory: a training run's, and circuits/ beside it."""
-  return workdir / "cells" / cell.name
+def directory_of(workdir: pathlib.Path, run: grid.Run) -> pathlib.Path:
+  """Returns a run's directory: that of its training, with circuits/ in it."""
+  return workdir / "runs" / run.name
 
 
-def finished(
-  config: grid.FrontierConfig, workdir: files.PathLike
-) -> list[Result]:
-  """Returns the finished cells of a grid, in its order.
+@dataclasses.dataclass(frozen=True)
+class Status:
+  """What has become of a grid's runs, in its order.
+
+  Attributes:
+    finished: what their run.json holds.
+    diverged: by name, why training stopped.
+    missing: names of those not finished yet.
+    left_out: by name, why the shape does not allow the density.
+  """
+
+  finished: list[Result]
+  diverged: dict[str, str]
+  missing: list[str]
+  left_out: dict[str, str]
+
+  @property
+  def num_runs(self) -> int:
+    return len(self.finished) + len(self.diverged) + len(self.missing)
+
+  def summary(self) -> dict[str, Any]:
+    """Returns what frontier.json says of it."""
+    return {
+      "num_runs": self.num_runs,
+      "missing": self.missing,
+      "diverged": self.diverged,
+      "left_out": self.left_out,
+    }
+
+
+def status(config: grid.FrontierConfig, workdir: files.PathLike) -> Status:
+  """Reads what has become of a grid's runs.
 
   Raises:
-    InputError: if one was made with other settings, naming the field.
-  """
-  found = _load_all(config, pathlib.Path(workdir).absolute()).values()
-  return [r for r in found if r is not None and "diverged" not in r]
-
-
-def _load_all(config, workdir) -> dict[str, Result | None]:
-  """Returns every cell of the grid by name, as `load` does."""
-  todo, _ = grid.make_cells(config)
-  return {cell.name: load(config, cell, workdir) for cell in todo}
-
-
-def outcome(
-  config: grid.FrontierConfig, workdir: files.PathLike
-) -> dict[str, Any]:
-  """Returns what has become of the grid's cells, by name.
-
-  `missing`: not finished yet. `diverged`: why training stopped. `left_out`: why
-  the shape does not allow the density.
+    InputError: if a run was made with other settings, naming the field.
   """
   workdir = pathlib.Path(workdir).absolute()
-  _, left_out = grid.make_cells(config)
-  found = _load_all(config, workdir)
-  return {
-    "num_cells": len(found),
-    "missing": [name for name, result in found.items() if result is None],
-    "diverged": {
-      name: result["diverged"]
-      for name, result in found.items()
-      if result and "diverged" in result
-    },
-    "left_out": left_out,
-  }
+  wanted, left_out = grid.make_runs(config)
+  found = Status([], {}, [], left_out)
+  for run in wanted:
+    result = load(config, run, workdir)
+    if result is None:
+      found.missing.append(run.name)
+    elif "diverged" in result:
+      found.diverged[run.name] = result["diverged"]
+    else:
+      found.finished.append(result)
+  return found
 
 
 def load(
-  config: grid.FrontierConfig, cell: grid.Cell, workdir: pathlib.Path
+  config: grid.FrontierConfig, run: grid.Run, workdir: pathlib.Path
 ) -> Result | None:
-  """Returns a finished or diverged cell, or None if there is work left.
+  """Returns a finished or diverged run, or None if there is work left.
 
   Raises:
     InputError: if it was made with other settings, naming the field.
   """
-  path = directory_of(workdir, cell) / FILE
+  path = directory_of(workdir, run) / FILE
   if not path.exists():
     return None
-  result = files.read_json(path, "a finished cell of a frontier")
-  if not isinstance(result, dict) or result.get("name") != cell.name:
-    raise errors.InputError(f"{path}: not cell {cell.name}; need its cell.json")
-  mine = _settings(config, cell, workdir)
+  result = files.read_json(path, "a finished run of a frontier")
+  if not isinstance(result, dict) or result.get("name") != run.name:
+    raise errors.InputError(f"{path}: not run {run.name}; need its {FILE}")
+  mine = _settings(config, run, workdir)
   differs = config_lib.first_difference(mine, result.get("settings"))
   if differs:
     name, theirs, ours = differs
@@ -100,57 +109,55 @@ def load(
   return result
 
 
-def _settings(config, cell, workdir):
-  run = grid.run_config(config, cell, workdir / "data")
-  return config_lib.settings(run) | {"tasks": list(config.tasks)}
+def _settings(config, run, workdir):
+  own = grid.run_config(config, run, workdir / "data")
+  return config_lib.settings(own) | {"tasks": list(config.tasks)}
 
 
-def run(
+def run_grid(
   config: grid.FrontierConfig,
   workdir: files.PathLike,
   say: Callable[[str], None] = print,
-) -> list[Result]:
-  """Trains and prunes every cell that is not finished.
+) -> Status:
+  """Trains and prunes every run that is not finished.
+
+  Runs that another process works on stay missing; `say` is told of them, of
+  those that diverge, and of what remains, line by line.
 
   Args:
     config: the grid.
-    workdir: holds `data/` and `cells/NAME/`.
-    say: told what remains, line by line.
-
-  Returns:
-    The finished cells, in the grid's order. Cells that another process works
-    on, and cells whose training diverged, are missing; `say` was told.
+    workdir: holds `data/` and `runs/NAME/`.
+    say: called with each line.
   """
   workdir = pathlib.Path(workdir).absolute()
-  wanted, left_out = grid.make_cells(config)
+  wanted, left_out = grid.make_runs(config)
   for name, reason in left_out.items():
     say(f"{name}: not in the grid, {reason}")
-  finished(config, workdir)  # Other settings are an error before any work.
+  status(config, workdir)  # Other settings are an error before any work.
   prepare_data(config, workdir)
-  for number, cell in enumerate(wanted, 1):
-    if load(config, cell, workdir) is not None:
+  for number, run in enumerate(wanted, 1):
+    so_far = status(config, workdir)
+    if run.name not in so_far.missing:
       continue
-    say(
-      f"cell {number} of {len(wanted)}: {cell.name};"
-      f" {remaining_text(config, workdir)}"
-    )
+    remaining = remaining_text(config, so_far)
+    say(f"run {number} of {len(wanted)}: {run.name}; {remaining}")
     try:
-      with files.exclusive(workdir / "claims" / cell.name):
-        if load(config, cell, workdir) is None:
-          run_cell(config, cell, workdir)
+      with files.exclusive(workdir / "locks" / run.name):
+        if load(config, run, workdir) is None:
+          train_and_prune(config, run, workdir)
     except files.InUseError:
-      say(f"{cell.name}: another process is at it")
+      say(f"{run.name}: another process is at it")
     except loop.DivergedError as e:
-      say(f"{cell.name}: left out, {e}")
-  return finished(config, workdir)
+      say(f"{run.name}: left out, {e}")
+  return status(config, workdir)
 
 
 def prepare_data(
   config: grid.FrontierConfig, workdir: files.PathLike
 ) -> tokens_lib.TokenData:
-  """Makes the tokens that all cells share, or finds them.
+  """Makes the tokens that all runs share, or finds them.
 
-  They are made once: later cells take them even if the source has changed.
+  They are made once: later runs take them even if the source has changed.
 
   Raises:
     InputError: if the source is too small, or a task of the grid is unknown.
@@ -167,32 +174,28 @@ def prepare_data(
 
 
 def remaining_text(
-  config: grid.FrontierConfig, workdir: files.PathLike, processes: int = 1
+  config: grid.FrontierConfig, so_far: Status, processes: int = 1
 ) -> str:
-  """Returns how many cells remain and about how long they will take.
+  """Returns how many runs remain and about how long they will take.
 
   Args:
     config: the grid.
-    workdir: its directory, with the tokens.
-    processes: how many work on it, of what the finished cells had each.
+    so_far: what is finished.
+    processes: how many work on it, of what the finished runs had each.
   """
-  workdir = pathlib.Path(workdir).absolute()
-  todo, _ = grid.make_cells(config)
-  vocab_size = config.run.data.vocab_size
-  costs = {
-    cell.name: grid.cost(grid.run_config(config, cell), vocab_size)
-    for cell in todo
-  }
-  found = _load_all(config, workdir)
-  diverged = {n for n, r in found.items() if r and "diverged" in r}
-  costs = {name: c for name, c in costs.items() if name not in diverged}
-  done = {n: r["seconds"] for n, r in found.items() if r and n in costs}
-  text = f"{len(costs) - len(done)} of {len(todo)} cells remain"
-  if not done:
+  text = f"{len(so_far.missing)} of {so_far.num_runs} runs remain"
+  if not so_far.finished:
     return text
-  rate = sum(done.values()) / sum(costs[name] for name in done)
-  left = sum(cost for name, cost in costs.items() if name not in done)
-  return f"{text}, about {duration(rate * left / processes)}"
+  costs = {
+    run.name: grid.cost(
+      grid.run_config(config, run), config.run.data.vocab_size
+    )
+    for run in grid.make_runs(config)[0]
+  }
+  seconds = sum(r["seconds"] for r in so_far.finished)
+  rate = seconds / sum(costs[r["name"]] for r in so_far.finished)
+  left = rate * sum(costs[name] for name in so_far.missing)
+  return f"{text}, about {duration(left / processes)}"
 
 
 def duration(seconds: float) -> str:
@@ -203,94 +206,86 @@ def duration(seconds: float) -> str:
   return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
 
 
-def run_cell(
-  config: grid.FrontierConfig, cell: grid.Cell, workdir: pathlib.Path
-) -> Result:
-  """Trains one cell, prunes it on the tasks it has learned, writes cell.json.
+def train_and_prune(
+  config: grid.FrontierConfig, run: grid.Run, workdir: pathlib.Path
+) -> None:
+  """Trains one run, prunes it on the tasks it has learned, writes run.json.
 
   Stopped at any moment and called again, it goes on: training at its last
   checkpoint, the search at its journal.
   """
-  directory = directory_of(workdir, cell)
-  run_settings = grid.run_config(config, cell, workdir / "data")
-  earlier = _seconds_so_far(directory)
-  start = time.perf_counter()
-  described = {
-    **dataclasses.asdict(cell),
-    "name": cell.name,
-    "model": cell.model,
-    "settings": _settings(config, cell, workdir),
+  directory = directory_of(workdir, run)
+  own = grid.run_config(config, run, workdir / "data")
+  result = {
+    **dataclasses.asdict(run),
+    "name": run.name,
+    "model": run.model,
+    "settings": _settings(config, run, workdir),
   }
-  with _counted(directory, earlier, start):
+  with _stopwatch(directory) as seconds:
     try:
-      trained = loop.run(run_settings, directory, frozen_data=True)
+      trained = loop.run(own, directory, frozen_data=True)
     except loop.DivergedError as e:
       # It would diverge again: only its file's removal makes it try again.
-      files.write_json(directory / FILE, {**described, "diverged": str(e)})
+      files.write_json(directory / FILE, {**result, "diverged": str(e)})
       raise
-    figures = prune_cell(config, run_settings, trained, directory)
-  seconds = earlier + time.perf_counter() - start
-  result = {
-    **described,
+    metrics = prune(config, own, trained, directory)
+  result |= {
     "eval_loss": trained.eval_loss,
-    "tokens": run_settings.train.steps
-    * run_settings.train.batch_size
-    * run_settings.data.context_length,
+    "tokens": own.train.steps * own.train.batch_size * own.data.context_length,
     "nonzero_block_weights": loop.block_density(trained.params),
     "model_fingerprint": fingerprint_lib.fingerprint(
       trained.model, trained.params
     ),
-    "seconds": seconds,
-    "tasks": figures,
+    "seconds": seconds(),
+    "tasks": metrics,
     "machine": host.environment()["machine"],
     "tokens_sha256": trained.data.manifest["sha256"][tokens_lib.TOKENS],
   }
   files.write_json(directory / FILE, result)
-  return result
-
-
-def _seconds_so_far(directory: pathlib.Path) -> float:
-  with contextlib.suppress(OSError, ValueError):
-    return float((directory / "seconds").read_text())
-  return 0.0
 
 
 @contextlib.contextmanager
-def _counted(directory, earlier, start):
-  """Adds up a cell's time over the sessions that were stopped."""
+def _stopwatch(directory: pathlib.Path) -> Iterator[Callable[[], float]]:
+  """Yields a run's seconds so far, those of stopped sessions included."""
+  path = directory / "seconds"
+  earlier = 0.0
+  with contextlib.suppress(OSError, ValueError):
+    earlier = float(path.read_text())
+  start = time.perf_counter()
+  seconds = lambda: earlier + time.perf_counter() - start
   try:
-    yield
+    yield seconds
   finally:
-    total = earlier + time.perf_counter() - start
-    files.write_bytes(directory / "seconds", f"{total}\n".encode())
+    files.write_bytes(path, f"{seconds()}\n".encode())
 
 
-def prune_cell(
+def prune(
   config: grid.FrontierConfig,
-  run_settings: config_lib.Config,
+  own: config_lib.Config,
   trained: loop.Trained,
   directory: pathlib.Path,
 ) -> dict[str, dict[str, Any]]:
-  """Returns the figures of every task, by name; saves circuits and a page.
+  """Prunes a trained model on the tasks it has learned; saves its circuits.
 
-  A task has `learned`, the full model's validation loss and accuracy, and, if
-  it is learned, its circuit's figures.
+  Returns:
+    By task whether it is `learned`, the full model's validation loss and
+    accuracy, and, if it is learned, the circuit's metrics.
   """
   difference_function = evaluation.make_difference_function(
     trained.model, trained.params
   )
   made, skipped = tasks.make_tasks(config.tasks, trained.data.tokenizer)
-  settings = run_settings.prune
-  figures: dict[str, dict[str, Any]] = {
+  metrics: dict[str, dict[str, Any]] = {
     name: {"learned": False, "reasons": [reason]}
     for name, reason in skipped.items()
   }
   learned = []
   for task in made:
     verdict = evaluation.check_learned(
-      difference_function, task, settings, run_settings.seed
+      difference_function, task, own.prune, own.seed
     )
-    figures[task.name] = {
+    metrics[task.name] = {
       "learned": verdict.learned,
       "reasons": list(verdict.reasons),
       "full_model_loss": verdict.loss,
@@ -299,37 +294,37 @@ def prune_cell(
     if verdict.learned:
       learned.append(task)
   if not learned:
-    return figures
+    return metrics
 
   def save(circuit):
     circuit.metrics["learned"] = True
     circuit.save(directory / "circuits" / circuit.task)
-    figures[circuit.task] |= circuit.metrics
+    metrics[circuit.task] |= circuit.metrics
 
   with files.exclusive(directory):
     search.find_circuits(
       trained.model,
       trained.params,
       learned,
-      settings,
+      own.prune,
       checkpoint.load_means(trained.model_directory),
-      run_settings.seed,
+      own.seed,
       workdir=directory,
       on_circuit=save,
     )
-    write_page(directory, [t.name for t in learned], run_settings.model.d_head)
-  return figures
+    write_page(directory, [t.name for t in learned], own.model.d_head)
+  return metrics
 
 
 def learned_tasks(result: Result) -> list[str]:
-  """Returns the tasks that a cell was pruned on, in the order of its page."""
-  return [name for name, f in result["tasks"].items() if f["learned"]]
+  """Returns the tasks that a run was pruned on, in the order of its page."""
+  return [name for name, m in result["tasks"].items() if m["learned"]]
 
 
 def write_page(
   directory: pathlib.Path, names: Sequence[str], d_head: int
 ) -> None:
-  """Writes report.html of a cell's circuits."""
+  """Writes report.html of a run's circuits."""
   report.write_page(
     directory / "report.html",
     [
@@ -340,54 +335,55 @@ def write_page(
   )
 
 
-def verdicts(
+def check_faithfulness(
   config: grid.FrontierConfig,
   result: Result,
   workdir: files.PathLike,
   names: Sequence[str],
-  measure: bool,
-) -> dict[str, list[criteria.Claim]]:
-  """Returns what is claimed of a cell's circuits and whether it holds, by task.
+  add_missing: bool,
+) -> dict[str, list[dict[str, Any]]]:
+  """Returns by task the criteria of its circuit's faithfulness.
 
-  Evidence that a circuit already has is not measured again.
+  Faithfulness that a circuit already has is not measured again.
 
   Args:
     config: the grid.
-    result: the finished cell.
+    result: the finished run.
     workdir: of the grid.
-    names: tasks that the cell passes.
-    measure: whether circuits that have no evidence get it.
+    names: tasks that the run passes.
+    add_missing: whether to measure that of circuits that have none; else they
+      are left out.
   """
   workdir = pathlib.Path(workdir).absolute()
-  fields = {f.name: result[f.name] for f in dataclasses.fields(grid.Cell)}
-  cell = grid.Cell(**fields)
-  directory = directory_of(workdir, cell)
-  settings = grid.run_config(config, cell, workdir / "data")
+  wanted, _ = grid.make_runs(config)
+  run = next(run for run in wanted if run.name == result["name"])
+  directory = directory_of(workdir, run)
+  own = grid.run_config(config, run, workdir / "data")
   tokenizer = checkpoint.load_tokenizer(directory / "model")
-  made, _ = tasks.make_tasks(config.tasks, tokenizer)
-  by_name = {task.name: task for task in made}
+  by_name = {t.name: t for t in tasks.make_tasks(config.tasks, tokenizer)[0]}
   found = {}
   for name in names:
     path = directory / "circuits" / name
     circuit = circuit_lib.Circuit.load(path)
     if "faithfulness" not in circuit.metrics:
-      if not measure:
+      if not add_missing:
         continue
-      _add_evidence(settings, directory, circuit, by_name[name])
+      _add_faithfulness(own, directory / "model", circuit, by_name[name])
       circuit.save(path)
-    found[name] = criteria.claims(circuit.metrics["faithfulness"])
-  write_page(directory, learned_tasks(result), settings.model.d_head)
+    claims = criteria.claims(circuit.metrics["faithfulness"])
+    found[name] = [dataclasses.asdict(claim) for claim in claims]
+  write_page(directory, learned_tasks(result), own.model.d_head)
   return found
 
 
-def _add_evidence(settings, directory, circuit, task):
-  model, params = checkpoint.load_model(directory / "model")
-  with_what = faithfulness.Trust(
-    settings.prune,
-    checkpoint.load_means(directory / "model"),
-    settings.seed,
-    sequences_lib.natural_prompts(task, settings),
+def _add_faithfulness(own, model_directory, circuit, task):
+  model, params = checkpoint.load_model(model_directory)
+  options = faithfulness.Trust(
+    own.prune,
+    checkpoint.load_means(model_directory),
+    own.seed,
+    sequences_lib.natural_prompts(task, own),
   )
   circuit.metrics["faithfulness"] = faithfulness.measure(
-    model, params, circuit, task, with_what
+    model, params, circuit, task, options
   )
