@@ -349,7 +349,7 @@ def _ratios(dense, sparse, tasks, seed):
     return np.where(inside, between - sizes_KxRxM[:, :, -1], np.nan)
 
   *seeds, tasks_RxT = bootstrap.draw_indices(
-    [*map(len, losses), len(tasks)], seed
+    (*map(len, losses), len(tasks)), seed
   )
   draws_KxR = log_ratios(seeds, tasks_RxT)
   inside = ~np.isnan(draws_KxR[0])

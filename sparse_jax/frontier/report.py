@@ -290,17 +290,15 @@ def _variant_table(variants) -> str:
 
 
 def _criteria_table(by_task: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-  """Returns which criteria hold of which circuit."""
+  """Returns which criteria hold of which circuit, or ""."""
   criteria = {c["name"]: c["need"] for cs in by_task.values() for c in cs}
   holds = {(t, c["name"]): c["holds"] for t, cs in by_task.items() for c in cs}
   shown = {True: "yes", False: "**no**", None: None}
-  return tables.markdown(
-    ["criterion", "needs", *by_task],
-    (
-      [name, need, *(shown[holds.get((task, name))] for task in by_task)]
-      for name, need in criteria.items()
-    ),
-  )
+  rows = [
+    [name, need, *(shown[holds.get((task, name))] for task in by_task)]
+    for name, need in criteria.items()
+  ]
+  return tables.markdown(["criterion", "needs", *by_task], rows) if rows else ""
 
 
 def _machines(results) -> str:
