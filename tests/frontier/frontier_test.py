@@ -20,6 +20,7 @@ from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 from matplotlib import colors, image
 
+from experiments import cli
 from sparse_jax import config as config_lib
 from sparse_jax import frontier
 from sparse_jax.frontier import compare, figures, grid, report, runs, workers
@@ -322,6 +323,32 @@ class CompareTest(parameterized.TestCase):
     self.assertIsNone(found["ratio"])
     self.assertIn("no task", found["why"])
 
+  def test_the_draws_of_a_seed_are_pinned(self):
+    # Intervals change with the order of draws: published ones must not.
+    edges = lambda *sizes: dict(zip("tuv", sizes, strict=True))
+    seeds = lambda group, *sizes: dataclasses.replace(
+      group,
+      metrics=(
+        group.metrics[0],
+        {
+          task: group.metrics[0][task] | {"num_edges": size}
+          for task, size in edges(*sizes).items()
+        },
+      ),
+    )
+    dense = [
+      seeds(model("a", (4.0, 3.8), edges(100, 30, 9)), 80, 60, 20),
+      seeds(model("b", (3.0, 3.2), edges(400, 200, 70)), 300, 500, 30),
+    ]
+    sparse = model("s", (3.1, 3.6), edges(20, 9, 2), density=0.1)
+    sparse = seeds(sparse, 30, 4, 8)
+    found = self.ratio(dense, sparse)
+    size = compare.mean_size(sparse, "num_edges", "tuv")
+    got = [*found["ratio"].values(), *size.values(), found["outside"]]
+    want = (12.18812245378512, 3.6627760038943062, 26.827622558159494)
+    want += (8.377137083581049, 4.0, 19.309787692112597, 0.064)
+    np.testing.assert_allclose(got, want, rtol=1e-9)
+
   sizes = st.lists(st.integers(1, 10_000), min_size=1, max_size=4)
 
   @hypothesis.given(sizes, st.floats(2.0, 4.0), st.integers(1, 50))
@@ -541,6 +568,7 @@ class WorkersTest(parameterized.TestCase):
     logs = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
     code = "import sys; print('error: no room'); sys.exit(2)"
     command = [sys.executable, "-c", code]
+    self.enterContext(mock.patch.object(workers, "_POLL_SECONDS", 0.05))
     with self.assertRaisesRegex(
       errors.InputError, "status 2: error: no room.*worker-0.log"
     ):
@@ -749,11 +777,12 @@ class CommandTest(absltest.TestCase):
     )
     # Another process holds one run: it is left to it.
     held = root / "run" / "locks" / "sparse_d16_p0.5_s0"
+    said = []
     with files.exclusive(held):
-      done = self.run_command(*flags)
-    self.assertEqual(done.returncode, 0, done.stderr)
-    self.assertIn("another process is at it", done.stdout)
-    self.assertIn("there is no ratio", done.stdout)
+      loaded = cli.load_config(config, [], frontier.FrontierConfig)
+      found = frontier.run_grid(loaded, root / "run", said.append)
+    self.assertIn(f"{held.name}: another process is at it", said)
+    self.assertEqual(found.missing, [held.name])
     run = root / "run" / "runs" / "dense_d16_s0" / "run.json"
     before = run.read_bytes()
     left = root / "run" / "runs" / held.name / "run.json"
@@ -761,6 +790,7 @@ class CommandTest(absltest.TestCase):
     done = self.run_command(*flags)
     self.assertEqual(done.returncode, 0, done.stderr)
     self.assertIn("1 of 2 runs remain, about", done.stdout)
+    self.assertIn("there is no ratio", done.stdout)
     self.assertEqual(run.read_bytes(), before)
     for name in ("frontier.json", "frontier.html", "results.md"):
       self.assertTrue((root / "run" / name).is_file(), name)
