@@ -6,7 +6,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sparse_jax.frontier import cells, compare, figures
+from sparse_jax.frontier import compare, figures, runs
 from sparse_jax.report import markup, page, parts, section
 from sparse_jax.utils import files
 
@@ -15,19 +15,19 @@ _el = markup.el
 
 def write(
   workdir: pathlib.Path,
-  results: Sequence[cells.Result],
+  results: Sequence[runs.Result],
   comparison: Mapping[str, Any],
   points: Sequence[figures.Point],
   headline: str,
 ) -> None:
   """Writes frontier.html into a grid's directory.
 
-  Self-contained but for the links to the cells' own pages, which are relative.
+  Self-contained but for the links to the runs' own pages, which are relative.
 
   Args:
     workdir: of the grid, with the pictures.
-    results: its finished cells.
-    comparison: as `compare.compare_cells` returns, with `grid`.
+    results: its finished runs.
+    comparison: as `compare.compare_runs` returns, with `grid`.
     points: of tasks.png, as `figures.plot_tasks` returns.
     headline: what the grid has shown, in a sentence.
 
@@ -40,7 +40,7 @@ def write(
     _picture(workdir / "frontier.png", "Circuit size against held-out loss"),
     _linked_picture(workdir / "tasks.png", points, results),
     _ratio_table(comparison),
-    _cell_table(results),
+    _run_table(results),
     _el(
       "section",
       _el("h2", "Follow-up figures"),
@@ -64,25 +64,25 @@ def _picture(path: pathlib.Path, text: str) -> markup.Markup:
   return _el("figure", _el("img", src=source, alt=text, width="100%"))
 
 
-def _page_of(cell: str) -> str:
-  return f"cells/{cell}/report.html"
+def _page_of(run: str) -> str:
+  return f"runs/{run}/report.html"
 
 
 def _linked_picture(
   path: pathlib.Path,
   points: Sequence[figures.Point],
-  results: Sequence[cells.Result],
+  results: Sequence[runs.Result],
 ) -> markup.Markup:
   """Returns a picture whose points lead to their circuits."""
-  learned = {r["name"]: cells.learned_tasks(r) for r in results}
-  circuit_of = lambda p: section.anchor(learned[p.cell].index(p.task))
+  learned = {r["name"]: runs.learned_tasks(r) for r in results}
+  circuit_of = lambda p: section.anchor(learned[p.run].index(p.task))
   png = _read(path)
   # A PNG's first chunk holds its size in pixels.
   width, height = struct.unpack(">II", png[16:24])
   links = [
     _el(
       "a",
-      _el("title", f"{p.cell}, {p.task}: {parts.plural(p.edges, 'edge')}"),
+      _el("title", f"{p.run}, {p.task}: {parts.plural(p.edges, 'edge')}"),
       _el(
         "circle",
         cx=f"{p.x * width:.1f}",
@@ -90,7 +90,7 @@ def _linked_picture(
         r=9,
         fill="transparent",
       ),
-      href=f"{_page_of(p.cell)}#{circuit_of(p)}",
+      href=f"{_page_of(p.run)}#{circuit_of(p)}",
     )
     for p in points
   ]
@@ -118,17 +118,17 @@ def _ratio_table(comparison: Mapping[str, Any]) -> markup.Markup:
     (
       ratio["model"],
       markup.number(ratio["loss"], 4),
-      *(compare.shown_interval(ratio["ratios"][m]) for m in compare.MEASURES),
+      *(compare.interval_text(ratio["ratios"][m]) for m in compare.SIZES),
       ratio.get("why") or ", ".join(ratio["tasks"]),
       "; ".join(ratio["left_out"]) or markup.MISSING,
     )
     for ratio in comparison["ratios"]
   ]
   header = [("model", ""), ("loss", "num")]
-  header += [(figures.NAMES[m], "num") for m in compare.MEASURES]
+  header += [(figures.SIZE_NAMES[m], "num") for m in compare.SIZES]
   header += [("tasks", ""), ("left out", "")]
   outcome = comparison["grid"]
-  missing = f"{len(outcome['missing'])} of {outcome['num_cells']} cells missing"
+  missing = f"{len(outcome['missing'])} of {outcome['num_runs']} runs missing"
   return _el(
     "section",
     _el("h2", "How many times larger dense circuits are at the same loss"),
@@ -138,14 +138,14 @@ def _ratio_table(comparison: Mapping[str, Any]) -> markup.Markup:
   )
 
 
-def _cell_table(results: Sequence[cells.Result]) -> markup.Markup:
+def _run_table(results: Sequence[runs.Result]) -> markup.Markup:
   names = compare.pruned_tasks(results)
   rows = []
   for result in results:
     found = result["tasks"]
     name = result["name"]
     link = name
-    if cells.learned_tasks(result):
+    if runs.learned_tasks(result):
       link = _el("a", name, href=_page_of(name))
     rows.append(
       (
@@ -154,12 +154,12 @@ def _cell_table(results: Sequence[cells.Result]) -> markup.Markup:
         *(markup.count(found.get(t, {}).get("num_edges")) for t in names),
       )
     )
-  header = [("cell", ""), ("loss", "num"), *((name, "num") for name in names)]
+  header = [("run", ""), ("loss", "num"), *((name, "num") for name in names)]
   return _el(
     "section",
     _el("h2", "Every point, and its circuits"),
     parts.table(
-      f"{parts.plural(len(rows), 'finished cell')}: edges of each circuit",
+      f"{parts.plural(len(rows), 'finished run')}: edges of each circuit",
       header,
       rows,
     ),
