@@ -90,26 +90,6 @@ def _released_merges(
   return merges
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
-  """Writes a UTF-8 file in one step: a reader finds the old one or the new.
-
-  Raises:
-    InputError: if it cannot be written.
-  """
-  path = pathlib.Path(path)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
-    try:
-      temporary.write_bytes(text.encode())
-      os.replace(temporary, path)
-    finally:
-      temporary.unlink(missing_ok=True)
-  except OSError as e:
-    raise errors.InputError(
-      f"cannot write {path}: {e.strerror or e}; need a writable place with room"
-    ) from e
-
-
 class Tokenizer:
   """A byte-level tokenizer: every text has tokens and comes back from them.
 
@@ -235,7 +215,13 @@ class Tokenizer:
     Raises:
       InputError: if it cannot be written.
     """
-    write_text(path, self._inner.to_str(pretty=True))
+    files.write_bytes(path, self._inner.to_str(pretty=True).encode())
+
+  def __repr__(self) -> str:
+    return (
+      f"Tokenizer(vocab_size={self.vocab_size},"
+      f" fingerprint={self.fingerprint[:12]})"
+    )
 
   @property
   def vocab_size(self) -> int:
