@@ -169,6 +169,18 @@ def check_expressible(
   return tuple(answers)
 
 
+def count_stated(
+  tokenizer, pairs: Sequence[PairText]
+) -> tuple[int, Sequence[str]]:
+  """Returns how many pairs can be stated, and the strings that prevent others.
+
+  These are answers that are not single tokens, and prompts with an answer that
+  merges.
+  """
+  choice = _choose(tokenizer, iter(pairs), len(pairs) + 1, len(pairs) + 1)
+  return len(choice.pairs), choice.offending
+
+
 def _choose(
   tokenizer, candidates: Iterator[PairText], count: int, limit: int
 ) -> _Choice:
