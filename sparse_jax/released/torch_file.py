@@ -25,9 +25,9 @@ from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
-import tqdm
 
 from sparse_jax.utils import errors
+from sparse_jax.utils import progress as progress_lib
 
 _STORAGE_DTYPES = {
   "torch FloatStorage": np.dtype(np.float32),
@@ -64,14 +64,13 @@ _CHUNK = 1 << 20
 def load(path: str | os.PathLike, verify: bool = True) -> Any:
   """Returns what a `.pt` file holds: plain data with numpy arrays in it.
 
-  Storages are mapped, not read, where they are large: an array costs memory
-  when it is used and gives it back when it is dropped. Whoever converts a big
-  state dict pops the names one by one. The file must not be changed in place
-  meanwhile.
+  Large storages are mapped, not read: an array costs memory from its first use
+  until it is dropped, so pop the names of a big state dict one by one. The file
+  must not be changed in place meanwhile.
 
   Args:
     path: a file that `torch.save` wrote, PyTorch 1.6 or later.
-    verify: whether to read the file once and compare its checksums.
+    verify: read the file once and compare its checksums.
 
   Returns:
     Dicts, lists, tuples, str, int, float, bool, None and read-only arrays.
@@ -101,15 +100,10 @@ def load(path: str | os.PathLike, verify: bool = True) -> Any:
 def load_state_dict(
   path: str | os.PathLike, verify: bool = True
 ) -> dict[str, np.ndarray]:
-  """Returns the state dict that a `.pt` file holds, in the file's order.
-
-  Args:
-    path: as in `load`.
-    verify: as in `load`.
+  """As `load`, of a flat mapping of names to tensors, in the file's order.
 
   Raises:
-    InputError: as in `load`, and if the file holds anything but one flat
-      mapping of names to tensors.
+    InputError: as in `load`, and if the file holds anything else.
   """
   state = load(path, verify)
   if not isinstance(state, dict):
@@ -123,18 +117,6 @@ def load_state_dict(
         " flat dict of names to tensors"
       )
   return dict(state)
-
-
-def _progress(what: str, num_bytes: int) -> tqdm.tqdm:
-  """Returns a bar that shows itself only if the work takes a while."""
-  return tqdm.tqdm(
-    desc=what,
-    total=num_bytes,
-    unit="B",
-    unit_scale=True,
-    delay=2,
-    leave=False,
-  )
 
 
 def _tensor(name: str | None) -> str:
@@ -241,7 +223,7 @@ class _Archive:
   def verify(self) -> None:
     """Compares every entry with its checksum, in one pass over the file."""
     total = sum(entry.size for entry in self._entries.values())
-    with _progress("verify", total) as progress:
+    with progress_lib.byte_bar("verify", total) as progress:
       for entry in self._entries.values():
         self._verify(entry, progress.update)
 
@@ -389,7 +371,7 @@ class _Machine:
   def run(self, program: bytes) -> Any:
     """Returns the value that the program leaves on the stack."""
     position = 0
-    with _progress("read", len(program)) as progress:
+    with progress_lib.byte_bar("read", len(program)) as progress:
       while program[position : position + 1] != pickle.STOP:
         position = self._step(program, position)
         if position - progress.n > _CHUNK:

@@ -25,5 +25,6 @@ def byte_bar(description: str, size: int, show: bool = True) -> tqdm.tqdm:
     unit="B",
     unit_scale=True,
     delay=1,
+    leave=False,
     disable=not show,
   )
