@@ -109,9 +109,9 @@ def eval_batches(
     InputError: if there are too few tokens for a window.
   """
   windows = _Windows(tokens, context_length)
-  wanted, found = num_batches * batch_size, len(windows)
+  wanted, num = num_batches * batch_size, len(windows)
   index = np.arange(wanted)
-  index = index % found if wanted > found else index * found // wanted
+  index = index % num if wanted > num else index * num // wanted
   return np.stack([windows[i] for i in index]).reshape(
     num_batches, batch_size, context_length + 1
   )

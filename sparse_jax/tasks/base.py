@@ -1,4 +1,4 @@
-"""A task: pairs checked against a tokenizer, and its rule on real code."""
+"""A task: pairs that a tokenizer can state, and its rule on real code."""
 
 import dataclasses
 import itertools
@@ -33,7 +33,7 @@ class Task:
 
   Attributes:
     name: the task's name, or a user file's stem.
-    rule: one sentence that says which answer is right.
+    rule: one sentence that says which answer is correct.
     answers: the two answer texts, side A's first; more, as examples, where they
       vary from pair to pair.
     tokenizer: encodes prompts and answers.
@@ -69,7 +69,7 @@ class Task:
     Args:
       split: "train", "validation" or "test"; the splits share nothing.
       count: number of pairs.
-      seed: of the choice and order.
+      seed: decides choice and order.
       pad_to: T; the longest prompt by default.
       truncate: cut prompts longer than `pad_to` from the left.
       at_most: return all there are where fewer distinct pairs exist.
@@ -105,12 +105,7 @@ class Task:
   ) -> Prompts | None:
     """Returns up to `count` prompts from real files, or None without a rule.
 
-    Args:
-      documents: held-out documents, with `text` and `name`.
-      count: most prompts to return; both answers are right equally often.
-      seed: of the choice.
-      context_length: T; prompts are the tokens before the answer, at most T.
-      progress: show a bar over documents.
+    The arguments are those of `natural.harvest`.
     """
     return natural.harvest(
       [self], documents, count, seed, context_length, progress

@@ -54,7 +54,7 @@ class Spec:
 
   Attributes:
     name: the task's name.
-    rule: one sentence that says which answer is right.
+    rule: one sentence that says which answer is correct.
     variants: ways to state it; the first that a tokenizer can express is used.
     distractors: lines, by split, put before prompts when `difficulty` asks.
     words: the slots' words by kind and split.
@@ -77,9 +77,7 @@ class Spec:
   def make(self, tokenizer, difficulty: int = 0) -> base.Task:
     """Returns the task in one tokenizer's tokens.
 
-    Args:
-      tokenizer: encodes prompts and answers.
-      difficulty: number of distracting lines before every prompt.
+    `difficulty` is the number of distracting lines before every prompt.
 
     Raises:
       InputError: if the task has no such difficulty.

@@ -827,6 +827,19 @@ class UserTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.InputError, message):
       tasks.make_task(self._write("bad.py", text), self.tokenizer)
 
+  def test_the_examples_of_the_docs(self):
+    page = pathlib.Path(__file__).parents[2] / "docs" / "tasks.md"
+    blocks = dict(
+      re.findall(r"```(json|python)\n(.*?)\n```", page.read_text(), re.S)
+    )
+    lines = "\n".join(
+      blocks["json"].replace("x = ", f"x{i} = ") for i in range(40)
+    )
+    for name, text in (("own.jsonl", lines), ("own.py", blocks["python"])):
+      task = tasks.make_task(self._write(name, text), self.tokenizer)
+      self.assertEqual(task.answers, ("'", '"'))
+      _check_pairs(self, self.tokenizer, task.pairs("test", 5), 5)
+
   def test_difficulty_is_refused(self):
     text = "\n".join(map(json.dumps, _rows()))
     with self.assertRaisesRegex(errors.InputError, "difficulty=1"):
