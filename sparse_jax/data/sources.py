@@ -467,12 +467,7 @@ def documents(
   split: str | None = None,
   progress: bool = False,
 ) -> Iterator[Document]:
-  """Yields a source's documents in the order of their hashes.
-
-  Args:
-    config: the source.
-    split: "train", "eval", or None for both.
-    progress: whether to show progress bars.
+  """Yields a source's documents of "train", "eval" or both (None), by hash.
 
   Raises:
     InputError: as `scan` and `Corpus.documents`.

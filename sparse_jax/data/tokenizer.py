@@ -107,10 +107,10 @@ class Tokenizer:
     self._inner.encode_special_tokens = True
     self._inner.no_padding()
     self._inner.no_truncation()
-    end = inner.token_to_id(END_OF_TEXT)
-    if end is None:
+    # The token after each document.
+    self.end_of_text: int = inner.token_to_id(END_OF_TEXT)
+    if self.end_of_text is None:
       raise errors.InputError(f"a tokenizer has no token {END_OF_TEXT}")
-    self._end_of_text = end
     self._bytes = self._token_table()
 
   def _token_table(self) -> list[bytes]:
@@ -129,11 +129,8 @@ class Tokenizer:
   def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
     """Learns a BPE of `vocab_size` tokens, or of as many as the texts yield.
 
-    The result depends on the texts, not on their order.
-
-    Args:
-      texts: training documents; iterated once.
-      vocab_size: tokens, with the 256 bytes and end of text; at least 257.
+    The tokens include the 256 bytes and end of text, so there are at least 257.
+    They depend on the texts, not on their order.
     """
     inner = _byte_level(tokenizers.models.BPE(), SPLIT_PATTERN)
     inner.train_from_iterator(
@@ -172,15 +169,12 @@ class Tokenizer:
 
   @classmethod
   def load_released(cls, directory: str | os.PathLike) -> "Tokenizer":
-    """Reads the released format: `encoder.json` and `vocab.bpe`.
+    """Reads a directory's `encoder.json` and `vocab.bpe`, the released format.
 
     Encodes as tiktoken does: a piece that is a token is that token, and any
     neighbours whose union is a token may merge, in the order of `vocab.bpe`.
     End of text is 2047 unless `encoder.json` has it; ids that no token uses
     stand for `<|unused ID|>` and never occur.
-
-    Args:
-      directory: holds both files.
 
     Raises:
       InputError: if a file is missing or damaged, or they do not agree.
@@ -227,11 +221,6 @@ class Tokenizer:
   def vocab_size(self) -> int:
     """Number of tokens, end of text included."""
     return len(self._bytes)
-
-  @property
-  def end_of_text(self) -> int:
-    """Id of the token after each document."""
-    return self._end_of_text
 
   @property
   def fingerprint(self) -> str:

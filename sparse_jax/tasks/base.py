@@ -32,12 +32,10 @@ class Task:
   """A two-way next-token choice, in one tokenizer's tokens.
 
   Attributes:
-    name: the task's name, or a user file's stem.
+    name: for a user's file, its stem.
     rule: one sentence that says which answer is correct.
     answers: the two answer texts, side A's first; more, as examples, where they
       vary from pair to pair.
-    tokenizer: encodes prompts and answers.
-    generate: yields candidate pairs.
     find_points: the rule on real code, or None.
     natural_reason: why there is no rule on real code; "" if there is one.
     max_difficulty: most distracting lines that `make_task` puts before prompts.

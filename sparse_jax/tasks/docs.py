@@ -47,6 +47,7 @@ Python defines a generator, seeded by `rng`, whose splits share no prompts:
 ```python
 RULE = "A string closes with the quote that opened it."
 
+
 def generate(split, rng):
   while True:
     word = f"{{split}}{{rng.randrange(10_000)}}"

@@ -41,13 +41,10 @@ TASK_NAMES = tuple(_SPEC_OF)
 
 
 def make_task(name_or_path: str, tokenizer, difficulty: int = 0) -> Task:
-  """Returns a task in the tokenizer's tokens.
+  """Returns one of `TASK_NAMES`, or the task of a `.jsonl` or `.py` file.
 
-  Args:
-    name_or_path: one of `TASK_NAMES`, or a user's `.jsonl` or `.py` file
-      (`user.py` says what they hold).
-    tokenizer: a `data.tokenizer.Tokenizer`.
-    difficulty: distracting lines before every prompt, where the task has some.
+  `user.py` says what files hold. `difficulty` is the number of distracting
+  lines before every prompt, where the task has some.
 
   Raises:
     InputError: if there is no such task, file or difficulty.
@@ -66,12 +63,7 @@ def make_tasks(
 ) -> tuple[list[Task], dict[str, str]]:
   """Returns the tasks that the tokenizer states, and why not the others.
 
-  Args:
-    names: as `make_task` takes them; "all" stands for `TASK_NAMES`.
-    tokenizer: a `data.tokenizer.Tokenizer`.
-
-  Returns:
-    The tasks, and the reason for each one skipped by its name or path.
+  `names` are as `make_task` takes them; "all" stands for `TASK_NAMES`.
 
   Raises:
     InputError: if a task does not exist or is given twice, or none is left.

@@ -53,7 +53,6 @@ class Spec:
   """A built-in task.
 
   Attributes:
-    name: the task's name.
     rule: one sentence that says which answer is correct.
     variants: ways to state it; the first that a tokenizer can express is used.
     distractors: lines, by split, put before prompts when `difficulty` asks.

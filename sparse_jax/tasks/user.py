@@ -146,11 +146,11 @@ def _warn_of_losses(
     answers = {a for pair in pairs for a in (pair.answer, pair.counter_answer)}
     split_up = [text for text in offending if text in answers]
     merged = [text for text in offending if text not in answers]
-    reasons = [
-      f"answers {_listed(split_up)} are not single tokens" if split_up else "",
-      f"answer and prompt merge in {_listed(merged)}" if merged else "",
-    ]
-    reason = "; ".join(filter(None, reasons)) or "their prompts occur before"
+    reason = "their prompts occur before"
+    if split_up:
+      reason = f"answers {_listed(split_up)} are not single tokens"
+    elif merged:
+      reason = f"answer and prompt merge in {_listed(merged)}"
     logging.warning(
       "task %r: %d of %d pairs dropped: %s", name, dropped, len(pairs), reason
     )
