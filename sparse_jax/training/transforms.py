@@ -191,7 +191,7 @@ def box(low: float, high: float) -> optax.GradientTransformation:
   def clamp(updates, params):
     if params is None:
       raise ValueError("box needs `params` in update().")
-    into = lambda p, u: jnp.clip(p + u, low, high) - p
+    into = lambda p, u: (jnp.clip(p + u, low, high) - p).astype(u.dtype)
     return jax.tree.map(into, params, updates)
 
   return optax.stateless(clamp)
