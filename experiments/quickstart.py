@@ -13,6 +13,7 @@ from absl import flags
 
 from experiments import cli
 from sparse_jax import checkpoint, faithfulness, report, tasks
+from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
 from sparse_jax.faithfulness import criteria
 from sparse_jax.pruning import search
@@ -85,9 +86,7 @@ def run(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, Any]:
     report.write_page(
       workdir / "report.html",
       [
-        report.from_directory(
-          workdir / "circuits" / name, d_head=trained.config.model.d_head
-        )
+        circuit_lib.Circuit.load(workdir / "circuits" / name)
         for name, metrics_of_task in figures.items()
         if "num_nodes" in metrics_of_task
       ],

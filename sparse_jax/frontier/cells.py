@@ -317,7 +317,7 @@ def prune_cell(
       workdir=directory,
       on_circuit=save,
     )
-    write_page(directory, [t.name for t in learned], run_settings.model.d_head)
+    write_page(directory, [t.name for t in learned])
   return figures
 
 
@@ -326,16 +326,11 @@ def learned_tasks(result: Result) -> list[str]:
   return [name for name, f in result["tasks"].items() if f["learned"]]
 
 
-def write_page(
-  directory: pathlib.Path, names: Sequence[str], d_head: int
-) -> None:
+def write_page(directory: pathlib.Path, names: Sequence[str]) -> None:
   """Writes report.html of a cell's circuits."""
   report.write_page(
     directory / "report.html",
-    [
-      report.from_directory(directory / "circuits" / name, d_head=d_head)
-      for name in names
-    ],
+    [circuit_lib.Circuit.load(directory / "circuits" / name) for name in names],
     title=f"Circuits of {directory.name}",
   )
 
@@ -376,7 +371,7 @@ def verdicts(
       _add_evidence(settings, directory, circuit, by_name[name])
       circuit.save(path)
     found[name] = criteria.claims(circuit.metrics["faithfulness"])
-  write_page(directory, learned_tasks(result), settings.model.d_head)
+  write_page(directory, learned_tasks(result))
   return found
 
 

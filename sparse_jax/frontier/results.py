@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparse_jax.frontier import cells, compare, figures, grid, page
-from sparse_jax.report import parts
+from sparse_jax.report import text as text_lib
 from sparse_jax.utils import files
 
 # "Weight-sparse transformers have interpretable circuits", abstract, figure 2.
@@ -435,7 +435,9 @@ def _machine(result) -> str:
     return "a machine that was not noted"
   if machine["backend"] != "cpu":
     return machine["device"]
-  return f"{parts.plural(machine['cores'], 'core')} of {machine['processor']}"
+  return (
+    f"{text_lib.plural(machine['cores'], 'core')} of {machine['processor']}"
+  )
 
 
 def markdown(
