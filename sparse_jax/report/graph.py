@@ -77,7 +77,7 @@ def from_circuit(circuit: circuit_lib.Circuit) -> Graph:
     if not is_known:
       shown = repr(edge)
       raise errors.InputError(
-        f"{circuit.task}: edges[{position}]="
+        f"circuit.json of {circuit.task}: edges[{position}]="
         f"{shown if len(shown) <= 160 else shown[:159] + '…'} is not accepted;"
         ' need "from" and "to", two of the nodes, and "weight", a number'
       )

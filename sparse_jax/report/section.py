@@ -83,13 +83,17 @@ def section(circuit: circuit_lib.Circuit, index: int) -> Section:
   Raises:
     InputError: if the circuit's edges, examples or notes are damaged.
   """
-  metrics, shown = circuit.metrics, graph.from_circuit(circuit)
+  where = f"circuit.json of {circuit.task}"
+  metrics = _checked(f"{where}: metrics", circuit.metrics, dict)
+  shown = graph.from_circuit(circuit)
   losses = [
     (name, metrics.get(f"{p}test_loss"), metrics.get(f"{p}test_accuracy"))
     for name, p, _ in MODELS
   ]
-  examples = _field(circuit, "examples", list)
-  notes = _field(circuit, "node_notes", dict)
+  examples, notes = (
+    _checked(f"{where}: {name}", circuit.details.get(name) or kind(), kind)
+    for name, kind in (("examples", list), ("node_notes", dict))
+  )
   meets = metrics.get("meets_target")
   return Section(
     id=anchor(index),
@@ -112,11 +116,11 @@ def section(circuit: circuit_lib.Circuit, index: int) -> Section:
     facts=_facts(circuit),
     faithfulness=faithfulness.faithfulness(circuit),
     examples=[
-      _example(circuit.task, position, example)
+      _example(f"{where}: examples[{position}]", example)
       for position, example in enumerate(examples[:MAX_EXAMPLES])
     ],
     num_examples=len(examples),
-    nodes=_node_rows(circuit.task, shown, notes),
+    nodes=_node_rows(f"{where}: node_notes", shown, notes),
     has_notes=bool(notes),
     edges=[
       (edge.source.key, edge.target.key, edge.weight)
@@ -141,7 +145,8 @@ def _disagreement(metrics: Mapping[str, Any], shown: graph.Graph) -> str:
 
 
 def _facts(circuit: circuit_lib.Circuit) -> list[tuple[str, str, str, bool]]:
-  ablation = _ABLATIONS.get(circuit.ablation, circuit.ablation)
+  ablation = str(circuit.ablation)
+  ablation = _ABLATIONS.get(ablation, ablation)
   return [
     ("target loss", f"{text.number(circuit.target_loss)} nats", "", False),
     ("value of ablated nodes", ablation or text.MISSING, "", False),
@@ -178,11 +183,6 @@ def _further(
         yield full, ", ".join(text.number(v) for v in value)
 
 
-def _field(circuit: circuit_lib.Circuit, name: str, kind: type):
-  value = circuit.details.get(name) or kind()
-  return _checked(f"{circuit.task}: {name}", value, kind)
-
-
 def _checked(where: str, value, kind):
   """Returns a value of a circuit's details if it is of a kind."""
   if not isinstance(value, (list, tuple) if kind is list else kind):
@@ -193,9 +193,8 @@ def _checked(where: str, value, kind):
   return value
 
 
-def _example(task: str, position: int, example: Any) -> dict[str, Any]:
+def _example(where: str, example: Any) -> dict[str, Any]:
   """Returns one pair of prompts, with the positions at which they differ."""
-  where = f"{task}: examples[{position}]"
   _checked(where, example, dict)
   sides = []
   for name, prefix in (("prompt", ""), ("counter-prompt", "counter_")):
@@ -239,11 +238,11 @@ def _differences(a: list[str], b: list[str]) -> tuple[set[int], set[int]]:
 
 
 def _node_rows(
-  task: str, shown: graph.Graph, notes: Mapping[str, Any]
+  where: str, shown: graph.Graph, notes: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
   num_in, num_out = draw.degrees(shown.edges)
   weighted = {
-    key: [_note(f"{task}: node_notes[{key!r}].{k}", note, k) for k in _NOTES]
+    key: [_note(f"{where}[{key!r}].{k}", note, k) for k in _NOTES]
     for key, note in notes.items()
   }
   return [
