@@ -56,29 +56,6 @@ class Curve(NamedTuple):
   dots: bool = False
 
 
-class LineChart(NamedTuple):
-  """A chart, ready to be drawn.
-
-  Attributes:
-    title: what it shows.
-    x_ticks, y_ticks, right_ticks: (pixel, label) each.
-    paths: (class, SVG path) by curve.
-    dots: pixels.
-    line: a horizontal (pixel, label), or None.
-  """
-
-  title: str
-  axes: tuple[Axis, Axis, Axis | None]
-  x_ticks: Sequence[tuple[float, str]]
-  y_ticks: Sequence[tuple[float, str]]
-  right_ticks: Sequence[tuple[float, str]]
-  paths: Sequence[tuple[str, str]]
-  dots: Points
-  line: tuple[float, str] | None
-  summary: str
-  legend: Sequence[tuple[str, str]]
-
-
 def ticks(low: float, high: float, num: int = 5) -> list[float]:
   """Returns round values (1, 2 or 5 times a power of ten) within a range."""
   span = high - low
@@ -118,8 +95,8 @@ def line_chart(
   y: Axis,
   right: Axis | None = None,
   line: tuple[str, float] | None = None,
-) -> LineChart:
-  """Lays out curves over two axes, or three.
+) -> dict[str, Any]:
+  """Returns curves over two axes, or three, in pixels, for the template.
 
   Args:
     title: what the chart shows.
@@ -139,22 +116,20 @@ def line_chart(
     paths.append((f"line {curve.class_}", path))
     if curve.dots and len(drawn) <= _MAX_DOTS:
       dots += drawn
-  return LineChart(
-    title=title,
-    axes=(x, y, right),
-    x_ticks=[(to_x(v), _tick(v)) for v in x.ticks()],
-    y_ticks=[(to_y(y, v), _tick(v)) for v in y.ticks()],
-    right_ticks=[(to_y(right, v), _tick(v)) for v in right.ticks()]
-    if right
-    else [],
-    paths=paths,
-    dots=dots,
-    line=(to_y(y, line[1]), line[0])
-    if line and text.is_number(line[1])
-    else None,
-    summary="; ".join(_summary(curve, x.label) for curve in curves),
-    legend=[(f"line {curve.class_}", curve.label) for curve in curves],
-  )
+  marks = lambda axis, place: [(place(v), _tick(v)) for v in axis.ticks()]
+  has_line = line is not None and text.is_number(line[1])
+  return {
+    "title": title,
+    "axes": (x, y, right),
+    "x_ticks": marks(x, to_x),
+    "y_ticks": marks(y, lambda v: to_y(y, v)),
+    "right_ticks": marks(right, lambda v: to_y(right, v)) if right else [],
+    "paths": paths,
+    "dots": dots,
+    "line": (to_y(y, line[1]), line[0]) if has_line else None,
+    "summary": "; ".join(_summary(curve, x.label) for curve in curves),
+    "legend": [(f"line {curve.class_}", curve.label) for curve in curves],
+  }
 
 
 def _tick(value: float) -> str:
@@ -170,7 +145,7 @@ def _summary(curve: Curve, x_label: str) -> str:
   )
 
 
-def training(rows: Sequence[Mapping[str, Any]]) -> LineChart | None:
+def training(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
   """Returns losses (left) and weight density (right) by step.
 
   Args:
@@ -213,7 +188,7 @@ def training(rows: Sequence[Mapping[str, Any]]) -> LineChart | None:
 
 def size_curves(
   curves: Sequence[Curve], target: float | None
-) -> LineChart | None:
+) -> dict[str, Any] | None:
   """Returns task loss in nats against nodes kept, from one node; None if empty.
 
   Args:
@@ -239,20 +214,11 @@ def size_curves(
   )
 
 
-class Bars(NamedTuple):
-  """Losses as bars: rows (label, class, value, length), and lines across."""
-
-  rows: Sequence[tuple[str, str, float | None, float]]
-  lines: Sequence[tuple[str, float, float]]
-  width: float = 420
-  pitch: float = 44
-
-
 def loss_bars(
   bars: Sequence[tuple[str, float | None, str]],
   lines: Sequence[tuple[str, float | None]],
-) -> Bars:
-  """Returns losses as labelled bars.
+) -> dict[str, Any]:
+  """Returns losses as labelled bars, lengths in pixels, for the template.
 
   Args:
     bars: (label, loss in nats or None, class).
@@ -264,7 +230,9 @@ def loss_bars(
     (v for v in [*values, *(v for _, v in lines)] if v > 0), default=1
   )
   length = lambda v: 356 * max(0.0, v) / scale if text.is_number(v) else 0.0
-  return Bars(
-    [(label, class_, v, length(v)) for label, v, class_ in bars],
-    [(label, v, length(v)) for label, v in lines],
-  )
+  return {
+    "rows": [(label, class_, v, length(v)) for label, v, class_ in bars],
+    "lines": [(label, v, length(v)) for label, v in lines],
+    "width": 420,
+    "pitch": 44,
+  }

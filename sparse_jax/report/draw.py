@@ -55,6 +55,20 @@ class Drawing(NamedTuple):
   nodes: Sequence[DrawnNode]
   notes: Sequence[str]
 
+  @property
+  def legend(self) -> list[tuple[str, str]]:
+    """(class, meaning) of every kind of mark in the drawing."""
+    marks = [
+      ("key", "node (its channel)"),
+      ("edge pos", "positive edge"),
+      ("edge neg", "negative edge; width is |weight|"),
+    ]
+    if self.geometry.wires:
+      marks.append(("wire", "residual channel from a write to later reads"))
+    if self.head_links:
+      marks.append(("headlink", "same attention head"))
+    return marks
+
 
 def strongest(
   edges: Sequence[graph.Edge], limit: int = MAX_EDGES

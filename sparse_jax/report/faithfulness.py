@@ -1,8 +1,7 @@
-"""What the page shows of `metrics["faithfulness"]`; templates/faithfulness.html
-is its markup."""
+"""`metrics["faithfulness"]` for the page, `templates/faithfulness.html`."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 from sparse_jax import circuit as circuit_lib
 from sparse_jax.faithfulness import criteria as criteria_lib
@@ -19,59 +18,43 @@ _CURVES = (
 )
 
 
-class Faithfulness(NamedTuple):
-  """What speaks for and against a circuit.
+def faithfulness(circuit: circuit_lib.Circuit) -> dict[str, Any] | None:
+  """Returns what is known of a circuit's faithfulness; None if nothing is.
 
-  Attributes:
-    criteria: name, whether it holds, what was measured, what is needed; None
-      where the file cannot be read.
-    failed: names of the criteria that fail.
-    chart: of the controls, or None.
-    extra_nodes: (control, how many nodes more than the task it takes).
-    importance: (kind of part, rows (name, loss, interval)), the worst first.
+  `criteria` is None where the metrics cannot be read.
   """
-
-  criteria: Sequence[tuple[str, bool, str, str]] | None
-  failed: Sequence[str] = ()
-  chart: charts.LineChart | None = None
-  extra_nodes: Sequence[tuple[str, str]] = ()
-  importance: Sequence[tuple[str, Sequence[tuple[str, str, str]]]] = ()
-
-
-def faithfulness(circuit: circuit_lib.Circuit) -> Faithfulness | None:
-  """Returns what is known of a circuit's faithfulness; None if nothing is."""
   metrics = circuit.metrics.get("faithfulness")
   if not isinstance(metrics, Mapping):
     return None
   try:
     criteria = criteria_lib.claims(metrics)
   except (KeyError, TypeError, AttributeError, ValueError, IndexError):
-    return Faithfulness(None)
+    return {"criteria": None}
   controls, importance = (
     part if isinstance(part, Mapping) else {}
     for part in (metrics.get("controls"), metrics.get("importance"))
   )
   extra = controls.get("extra_nodes")
   extra = extra if isinstance(extra, Mapping) else {}
-  return Faithfulness(
-    criteria=[(c.name, c.holds, c.figure, c.need) for c in criteria],
-    failed=[c.name for c in criteria if not c.holds],
-    chart=charts.size_curves(
+  return {
+    "criteria": [(c.name, c.holds, c.figure, c.need) for c in criteria],
+    "failed": [c.name for c in criteria if not c.holds],
+    "chart": charts.size_curves(
       [
         charts.Curve(label, class_, _points(controls.get(key)))
         for key, label, class_ in _CURVES
       ],
       circuit.target_loss,
     ),
-    extra_nodes=[
+    "extra_nodes": [
       (label, _extra(extra[key])) for key, label, _ in _CURVES if key in extra
     ],
-    importance=[
+    "importance": [
       (kind, rows[:_MAX_ROWS])
       for kind in ("node", "edge")
       if (rows := _importance(importance.get(f"{kind}s")))
     ],
-  )
+  }
 
 
 def _points(control: Any) -> charts.Points:

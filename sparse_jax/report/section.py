@@ -3,8 +3,8 @@
 import difflib
 import math
 import numbers
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from sparse_jax import circuit as circuit_lib
 from sparse_jax.report import charts, draw, faithfulness, graph, text
@@ -40,45 +40,13 @@ _MEANINGS = {
 }
 
 
-class Section(NamedTuple):
-  """One circuit, ready to be drawn.
-
-  Attributes:
-    id: starts every id of the section.
-    losses: (model, task loss, accuracy) each, on test pairs.
-    test_target: "meets" or "misses" the target on test pairs, or "".
-    validation_target: the same on validation pairs.
-    disagreement: where the file's own counts are not those of its lists.
-    facts: (name, value, meaning, whether the name is a metric's) each.
-    nodes: rows of the table of nodes.
-    edges: (source, target, weight) each, the strongest first.
-  """
-
-  id: str
-  circuit: circuit_lib.Circuit
-  graph: graph.Graph
-  losses: Sequence[tuple[str, Any, Any]]
-  test_target: str
-  validation_target: str
-  disagreement: str
-  drawing: draw.Drawing | None
-  bars: charts.Bars
-  facts: Sequence[tuple[str, str, str, bool]]
-  faithfulness: faithfulness.Faithfulness | None
-  examples: Sequence[Mapping[str, Any]]
-  num_examples: int
-  nodes: Sequence[Mapping[str, Any]]
-  has_notes: bool
-  edges: Sequence[tuple[str, str, float]]
-
-
 def anchor(index: int) -> str:
   """Returns the id of a page's section on its circuit of that index."""
   return f"c{index}"
 
 
-def section(circuit: circuit_lib.Circuit, index: int) -> Section:
-  """Returns the section of a page's circuit of that index.
+def section(circuit: circuit_lib.Circuit, index: int) -> dict[str, Any]:
+  """Returns what the template shows of a page's circuit of that index.
 
   Raises:
     InputError: if the circuit's edges, examples or notes are damaged.
@@ -86,47 +54,43 @@ def section(circuit: circuit_lib.Circuit, index: int) -> Section:
   where = f"circuit.json of {circuit.task}"
   metrics = _checked(f"{where}: metrics", circuit.metrics, dict)
   shown = graph.from_circuit(circuit)
-  losses = [
-    (name, metrics.get(f"{p}test_loss"), metrics.get(f"{p}test_accuracy"))
-    for name, p, _ in MODELS
-  ]
   examples, notes = (
     _checked(f"{where}: {name}", circuit.details.get(name) or kind(), kind)
     for name, kind in (("examples", list), ("node_notes", dict))
   )
+  # On test pairs: the model's name, its task loss and its accuracy.
+  losses = [
+    (name, metrics.get(f"{p}test_loss"), metrics.get(f"{p}test_accuracy"))
+    for name, p, _ in MODELS
+  ]
+  bars = [(name, metrics.get(f"{p}test_loss"), c) for name, p, c in MODELS]
+  lines = [("target", circuit.target_loss), ("guessing", math.log(2))]
   meets = metrics.get("meets_target")
-  return Section(
-    id=anchor(index),
-    circuit=circuit,
-    graph=shown,
-    losses=losses,
-    test_target=_verdict(metrics.get("test_loss"), circuit.target_loss),
-    validation_target=("misses", "meets")[meets]
-    if isinstance(meets, bool)
-    else "",
-    disagreement=_disagreement(metrics, shown),
-    drawing=draw.drawing(circuit.task, shown) if shown.nodes else None,
-    bars=charts.loss_bars(
-      [
-        (name, loss, class_)
-        for (name, loss, _), (*_, class_) in zip(losses, MODELS, strict=True)
-      ],
-      [("target", circuit.target_loss), ("guessing", math.log(2))],
-    ),
-    facts=_facts(circuit),
-    faithfulness=faithfulness.faithfulness(circuit),
-    examples=[
+  is_known = isinstance(meets, bool)
+  return {
+    "id": anchor(index),
+    "circuit": circuit,
+    "graph": shown,
+    "losses": losses,
+    "test_target": _verdict(metrics.get("test_loss"), circuit.target_loss),
+    "validation_target": ("misses", "meets")[meets] if is_known else "",
+    "disagreement": _disagreement(metrics, shown),
+    "drawing": draw.drawing(circuit.task, shown) if shown.nodes else None,
+    "bars": charts.loss_bars(bars, lines),
+    "facts": _facts(circuit),
+    "faithfulness": faithfulness.faithfulness(circuit),
+    "examples": [
       _example(f"{where}: examples[{position}]", example)
       for position, example in enumerate(examples[:MAX_EXAMPLES])
     ],
-    num_examples=len(examples),
-    nodes=_node_rows(f"{where}: node_notes", shown, notes),
-    has_notes=bool(notes),
-    edges=[
+    "num_examples": len(examples),
+    "nodes": _node_rows(f"{where}: node_notes", shown, notes),
+    "has_notes": bool(notes),
+    "edges": [
       (edge.source.key, edge.target.key, edge.weight)
       for edge in reversed(draw.strongest(shown.edges, MAX_ROWS))
     ],
-  )
+  }
 
 
 def _verdict(loss, target) -> str:
@@ -145,20 +109,19 @@ def _disagreement(metrics: Mapping[str, Any], shown: graph.Graph) -> str:
 
 
 def _facts(circuit: circuit_lib.Circuit) -> list[tuple[str, str, str, bool]]:
+  """Returns (name, value, meaning, whether the name is a metric's)."""
   ablation = str(circuit.ablation)
   ablation = _ABLATIONS.get(ablation, ablation)
+  facts = [
+    ("target loss", f"{text.number(circuit.target_loss)} nats"),
+    ("value of ablated nodes", ablation or text.MISSING),
+    ("model fingerprint", circuit.model_fingerprint or text.MISSING),
+  ]
   return [
-    ("target loss", f"{text.number(circuit.target_loss)} nats", "", False),
-    ("value of ablated nodes", ablation or text.MISSING, "", False),
-    (
-      "model fingerprint",
-      circuit.model_fingerprint or text.MISSING,
-      "",
-      False,
-    ),
+    *((name, value, "", False) for name, value in facts),
     *(
-      (name, shown, _MEANINGS.get(name, ""), True)
-      for name, shown in _further(circuit.metrics)
+      (name, value, _MEANINGS.get(name, ""), True)
+      for name, value in _further(circuit.metrics)
     ),
   ]
 
@@ -208,21 +171,17 @@ def _example(where: str, example: Any) -> dict[str, Any]:
   marks = _differences(*(side["tokens"] for side in sides))
   for side, marked in zip(sides, marks, strict=True):
     side["marked"] = marked
-  probabilities = [
-    (name, example.get(key), class_)
+  meters = [
+    (name, share, class_, min(1.0, max(0.0, share)) if is_known else 0.0)
     for name, key, class_ in (
       ("circuit", "circuit_prob", "circuit"),
       ("full model", "full_prob", "full"),
     )
+    for share in [example.get(key)]
+    for is_known in [text.is_number(share)]
   ]
-  has_counter = bool(sides[1]["tokens"])
-  return {
-    "sides": sides if has_counter else sides[:1],
-    "meters": [
-      (name, p, class_, 100 * min(1.0, max(0.0, p)) if text.is_number(p) else 0)
-      for name, p, class_ in probabilities
-    ],
-  }
+  # A circuit of one-sided prompts has no counter-prompts.
+  return {"sides": sides if sides[1]["tokens"] else sides[:1], "meters": meters}
 
 
 def _differences(a: list[str], b: list[str]) -> tuple[set[int], set[int]]:

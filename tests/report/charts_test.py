@@ -70,13 +70,13 @@ class ChartTest(parameterized.TestCase):
       ],
       target=0.15,
     )
-    ((_, path),) = chart.paths
+    ((_, path),) = chart["paths"]
     self.assertStartsWith(path, f"M{charts.LEFT:.1f} ")
     self.assertIn(f"L{charts.RIGHT:.1f} ", path)
     self.assertEqual(
-      chart.summary, "a: from 0.700 at 1 to 0.100 at 100 nodes kept"
+      chart["summary"], "a: from 0.700 at 1 to 0.100 at 100 nodes kept"
     )
-    self.assertEqual(chart.line[1], "target")
+    self.assertEqual(chart["line"][1], "target")
     self.assertIsNone(charts.size_curves([], 0.15))
 
   def test_bars_are_as_long_as_their_losses(self):
