@@ -3,7 +3,7 @@
 import collections
 import heapq
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from sparse_jax.report import graph, layout, text
@@ -14,45 +14,25 @@ _MARGIN = 24
 _THINNEST, _THICKEST = 0.8, 4.0
 
 
-class LayerHeader(NamedTuple):
-  """A layer's name above its columns: (x, block, sites) of each."""
-
-  name: str
-  left: float
-  right: float
-  columns: Sequence[tuple[float, str, str]]
-
-
-class DrawnEdge(NamedTuple):
-  """A curve from node to node; a head link has no weight."""
-
-  source: str
-  target: str
-  path: str
-  weight: float = 0.0
-  width: float = 0.0
-
-
-class DrawnNode(NamedTuple):
-  """A box; `role` is "read" or "write" on the residual stream, or None."""
-
-  node: graph.Node
-  x: float
-  y: float
-  label: str
-  column: int
-  role: str | None
-
-
 class Drawing(NamedTuple):
-  """Everything the template needs; `notes` say what was left out."""
+  """Everything the template needs, in pixels.
+
+  Attributes:
+    task: the task's name.
+    geometry: where everything lies.
+    layers: (name, left, right, columns); a column is (x, block, sites).
+    edges: (edge, path, stroke width).
+    head_links: (node, other node of the same head, path).
+    nodes: by node: what it is called, its column, its part in residual wiring.
+    notes: what was left out.
+  """
 
   task: str
   geometry: layout.Layout
-  headers: Sequence[LayerHeader]
-  edges: Sequence[DrawnEdge]
-  head_links: Sequence[DrawnEdge]
-  nodes: Sequence[DrawnNode]
+  layers: Sequence[tuple[str, float, float, Sequence[tuple[float, str, str]]]]
+  edges: Sequence[tuple[graph.Edge, str, float]]
+  head_links: Sequence[tuple[graph.Node, graph.Node, str]]
+  nodes: Mapping[graph.Node, tuple[str, int, str | None]]
   notes: Sequence[str]
 
   @property
@@ -122,7 +102,7 @@ def drawing(task: str, shown: graph.Graph, width: float = 1140) -> Drawing:
   return Drawing(
     task,
     geometry,
-    _headers(geometry),
+    _layers(geometry),
     _edges(edges, geometry),
     _head_links(shown, nodes, geometry),
     _nodes(shown, nodes, geometry),
@@ -130,9 +110,9 @@ def drawing(task: str, shown: graph.Graph, width: float = 1140) -> Drawing:
   )
 
 
-def _headers(geometry: layout.Layout) -> list[LayerHeader]:
+def _layers(geometry: layout.Layout):
   half = geometry.node_width / 2
-  headers = []
+  layers = []
   for layer, group in itertools.groupby(
     geometry.lanes, lambda lanes: graph.Node(lanes[0].site, 0).layer
   ):
@@ -145,11 +125,11 @@ def _headers(geometry: layout.Layout) -> list[LayerHeader]:
       columns.append((lanes[0].x, block, names))
     name = "end" if layer is None else f"layer {layer}"
     left, right = columns[0][0] - half, columns[-1][0] + half
-    headers.append(LayerHeader(name, left, right, columns))
-  return headers
+    layers.append((name, left, right, columns))
+  return layers
 
 
-def _edges(edges, geometry: layout.Layout) -> list[DrawnEdge]:
+def _edges(edges, geometry: layout.Layout):
   half = geometry.node_width / 2
   largest = max((e.magnitude for e in edges), default=0.0) or 1.0
   drawn = []
@@ -157,12 +137,11 @@ def _edges(edges, geometry: layout.Layout) -> list[DrawnEdge]:
     (x1, y1), (x2, y2) = geometry.at[edge.source], geometry.at[edge.target]
     path = layout.curve(x1 + half, y1, x2 - half, y2)
     width = _THINNEST + (_THICKEST - _THINNEST) * edge.magnitude / largest
-    ends = edge.source.key, edge.target.key
-    drawn.append(DrawnEdge(*ends, path, edge.weight, width))
+    drawn.append((edge, path, width))
   return drawn
 
 
-def _head_links(shown, nodes, geometry: layout.Layout) -> list[DrawnEdge]:
+def _head_links(shown, nodes, geometry: layout.Layout):
   """Faint links from q and k to the v channels of the same head."""
   by_head = collections.defaultdict(list)
   for node in nodes:
@@ -176,26 +155,24 @@ def _head_links(shown, nodes, geometry: layout.Layout) -> list[DrawnEdge]:
       if node.site != other.site:
         (x, y1), (_, y2) = geometry.at[node], geometry.at[other]
         path = f"M{x + half:.1f} {y1:.1f}c16 0 16 {y2 - y1:.1f} 0 {y2 - y1:.1f}"
-        links.append(DrawnEdge(node.key, other.key, path))
+        links.append((node, other, path))
   return links
 
 
-def _nodes(shown, nodes, geometry: layout.Layout) -> list[DrawnNode]:
+def _nodes(shown, nodes, geometry: layout.Layout):
   num_in, num_out = degrees(shown.edges)
-  column: dict[float, int] = {}
-  drawn = []
+  columns: dict[float, int] = {}
+  drawn = {}
   for node in nodes:
-    x, y = geometry.at[node]
     head = shown.head(node)
     label = (
       f"{node.site} channel {node.index}"
       + (f", head {head}" if head is not None else "")
       + f"; edges in {num_in[node]}, out {num_out[node]}"
     )
+    column = columns.setdefault(geometry.at[node][0], len(columns))
     role = "write" if node.name in layout.WRITES else None
     if node.name in layout.READS:
       role = "read"
-    drawn.append(
-      DrawnNode(node, x, y, label, column.setdefault(x, len(column)), role)
-    )
+    drawn[node] = label, column, role
   return drawn
