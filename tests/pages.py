@@ -39,28 +39,36 @@ def node(site, index):
 
 
 def edge(source, target, weight):
-  return {"from": node(*source), "to": node(*target), "weight": weight}
+  ends = tuple(sites.parse_site_id(site, 9)[0] for site, _ in (source, target))
+  kinds = {(kind.source, kind.target): kind.name for kind in sites.EDGE_KINDS}
+  return {
+    "kind": kinds[ends],
+    "from": node(*source),
+    "to": node(*target),
+    "weight": weight,
+  }
 
 
 def small(task="single_double_quote", **fields):
-  """Returns a circuit of 7 nodes, 5 edges and one residual wire.
+  """Returns a circuit of 8 nodes, 5 edges and one residual wire.
 
   Fields are those of `Circuit` and `ModelConfig`; others go to its details.
   """
   a, q = ("0.attn.act_in", 3), ("0.attn.q", 17)
   v, w = ("0.attn.v", 18), ("0.attn.resid_delta", 5)
   r, h = ("0.mlp.act_in", 5), ("0.mlp.post_act", 200)
+  o = ("0.mlp.resid_delta", 9)
   fields = {
-    "nodes": [node(*n) for n in (a, q, v, w, r, h, ("final_resid", 5))],
+    "nodes": [node(*n) for n in (a, q, v, w, r, h, o, ("final_resid", 5))],
     "edges": [
       edge(a, q, 0.5),
       edge(a, v, -1.25),
       edge(v, w, 2.0),
       edge(r, h, 1e-5),
-      edge(("0.mlp.act_in", 5), h, 0.125),
+      edge(h, o, 0.125),
     ],
     "metrics": {
-      "num_nodes": 7,
+      "num_nodes": 8,
       "num_edges": 5,
       "test_loss": 0.121,
       "test_accuracy": 0.984,

@@ -163,7 +163,7 @@ class BrowserTest(parameterized.TestCase):
     rows = lambda kind, i: self._run(
       f"return document.querySelectorAll('#c{i} table.{kind} tbody tr').length"
     )
-    self.assertEqual((rows("nodes", 0), rows("edges", 0)), (7, 5))
+    self.assertEqual((rows("nodes", 0), rows("edges", 0)), (8, 5))
     self.assertEqual((rows("nodes", 1), rows("edges", 1)), (120, 500))
 
   @parameterized.parameters((390, False), (390, True), (1280, False))
