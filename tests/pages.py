@@ -85,6 +85,7 @@ def small(task="single_double_quote", **fields):
   names = {field.name for field in dataclasses.fields(config_lib.ModelConfig)}
   config = config_lib.ModelConfig(
     **{"n_layer": 2, "d_model": 64, "d_mlp": 256, "d_head": 16}
+    | {"vocab_size": 9}
     | {name: fields.pop(name) for name in names & set(fields)}
   )
   node_mask = {
