@@ -72,10 +72,7 @@ def main(overrides: list[str]) -> int | None:
     table_lib.plot_curves(workdir / "curves.png", circuits.values())
     report.write_page(
       workdir / "report.html",
-      [
-        report.from_directory(workdir / name, d_head=model.config.d_head)
-        for name in circuits
-      ],
+      list(circuits.values()),
       title="Circuits",
     )
   print(f"\n{table_lib.text(rows)}")

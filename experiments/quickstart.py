@@ -13,6 +13,7 @@ from absl import flags
 
 from experiments import cli
 from sparse_jax import checkpoint, report, tasks
+from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
 from sparse_jax.faithfulness import criteria, pipeline
 from sparse_jax.training import loop, metric_log
@@ -66,9 +67,7 @@ def run(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, Any]:
     report.write_page(
       workdir / "report.html",
       [
-        report.from_directory(
-          workdir / "circuits" / name, d_head=trained.config.model.d_head
-        )
+        circuit_lib.Circuit.load(workdir / "circuits" / name)
         for name, m in metrics.items()
         if "num_nodes" in m
       ],

@@ -173,7 +173,12 @@ class Circuit:
         for name in raw.pop("sites")
       }
       for node in raw.pop("nodes"):
-        name, layer = sites.parse_site_id(node["site"], config.n_layer)
+        try:
+          name, layer = sites.parse_site_id(node["site"], config.n_layer)
+        except errors.InputError:
+          raise errors.bad_value(
+            f"{path}: site", node["site"][:80], "a site such as 0.attn.q"
+          ) from None
         if not 0 <= node["index"] < config.width(name):
           raise errors.bad_value(
             f"{path}: index of {node['site']}",

@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 
 from sparse_jax.frontier import compare, figures, grid, page, runs
-from sparse_jax.report import parts
+from sparse_jax.report import text as text_lib
 from sparse_jax.utils import files, tables
 
 # "Weight-sparse transformers have interpretable circuits", abstract, figure 2.
@@ -310,7 +310,7 @@ def _machines(results) -> str:
       return "a machine that was not noted"
     if of["backend"] != "cpu":
       return of["device"]
-    return f"{parts.plural(of['cores'], 'core')} of {of['processor']}"
+    return f"{text_lib.plural(of['cores'], 'core')} of {of['processor']}"
 
   counts = collections.Counter(map(machine, results))
   return ", ".join(f"{n} on {what}" for what, n in counts.most_common())

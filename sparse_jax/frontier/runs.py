@@ -312,7 +312,7 @@ def prune(
       workdir=directory,
       on_circuit=save,
     )
-    write_page(directory, [t.name for t in learned], own.model.d_head)
+    write_page(directory, [t.name for t in learned])
   return metrics
 
 
@@ -321,16 +321,11 @@ def learned_tasks(result: Result) -> list[str]:
   return [name for name, m in result["tasks"].items() if m["learned"]]
 
 
-def write_page(
-  directory: pathlib.Path, names: Sequence[str], d_head: int
-) -> None:
+def write_page(directory: pathlib.Path, names: Sequence[str]) -> None:
   """Writes report.html of a run's circuits."""
   report.write_page(
     directory / "report.html",
-    [
-      report.from_directory(directory / "circuits" / name, d_head=d_head)
-      for name in names
-    ],
+    [circuit_lib.Circuit.load(directory / "circuits" / name) for name in names],
     title=f"Circuits of {directory.name}",
   )
 
@@ -372,7 +367,7 @@ def check_faithfulness(
       circuit.save(path)
     claims = criteria.claims(circuit.metrics["faithfulness"])
     found[name] = [dataclasses.asdict(claim) for claim in claims]
-  write_page(directory, learned_tasks(result), own.model.d_head)
+  write_page(directory, learned_tasks(result))
   return found
 
 

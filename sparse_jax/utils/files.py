@@ -84,7 +84,7 @@ def read_json(path: PathLike, what: str) -> Any:
   try:
     with open(path, "rb") as f:
       return json.loads(f.read())
-  except (OSError, ValueError) as e:
+  except (OSError, ValueError, RecursionError) as e:
     reason = e.strerror if isinstance(e, OSError) else f"not JSON ({e})"
     raise errors.InputError(f"{os.fspath(path)}: {reason}; need {what}") from e
 
