@@ -97,8 +97,10 @@ def shortage(
   config: config_lib.PruneConfig,
 ) -> str:
   """Returns one line on the splits that are smaller than asked for, or ""."""
+  adjective = {"train": "training"}
   parts = [
-    f"{len(pairs[split])} {split} pairs instead of prune.num_{split}={count}"
+    f"{len(pairs[split])} {adjective.get(split, split)} pairs instead of"
+    f" prune.num_{split}={count}"
     for split, count in _wanted(config).items()
     if len(pairs[split]) < count
   ]
