@@ -302,7 +302,7 @@ def find_circuits(
   """Searches the smallest circuit of every task.
 
   Args:
-    model: the model.
+    model: the frozen model.
     params: the model's.
     tasks: the tasks, each learned well enough to be pruned or not.
     config: search, target and numbers of pairs.
