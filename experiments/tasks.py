@@ -65,7 +65,7 @@ class Row:
   too_long: str
   test: evaluation.Score
   natural: evaluation.Score | None
-  verdict: learned.Verdict
+  verdict: learned.LearnedCheck
 
   def to_dict(self) -> dict[str, Any]:
     """Returns what the JSON file holds of it."""
@@ -143,7 +143,9 @@ def measure(
       test = evaluation.score_pairs(diffs, pairs, seed)
       found = prompts.get(task.name)
       natural = evaluation.score_prompts(diffs, found, seed) if found else None
-      verdict = learned.judge(test.loss.value, test.accuracy.value, target_loss)
+      verdict = learned.LearnedCheck(
+        test.loss.value, test.accuracy.value, target_loss
+      )
       rows.append(Row(task, too_long, test, natural, verdict))
   return rows, skipped
 

@@ -595,7 +595,7 @@ def _mask_program(
     model,
     params,
     settings,
-    (many, means, sequences),
+    masks_lib.Run(many, means, sequences),
     0,
     None,
     shape.num_runs,

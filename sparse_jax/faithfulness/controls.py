@@ -18,6 +18,7 @@ from sparse_jax import config as config_lib
 from sparse_jax import tasks as tasks_lib
 from sparse_jax.model import hooks, transformer
 from sparse_jax.pruning import search, thresholding
+from sparse_jax.tasks import mask_evaluator
 from sparse_jax.tasks import means as means_lib
 from sparse_jax.tasks import sequences as sequences_lib
 
@@ -102,12 +103,12 @@ def jaccard(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> float:
 
 def _random_curve(model, params, circuit, splits, seed):
   means = {name: jnp.asarray(m) for name, m in circuit.means.items()}
-  judge = thresholding.Judge(
-    model, params, means, False, splits.validation, circuit.freeze_norms
+  evaluator = mask_evaluator.MaskEvaluator(
+    model, params, means, splits.validation, circuit.freeze_norms
   )
   total = sum(int(np.size(m)) for m in means.values())
   order = np.random.default_rng(seed).permutation(total)
-  return thresholding.size_curve(judge, order, ())[0]
+  return thresholding.size_curve(evaluator, order)[0]
 
 
 def _figures(circuit: circuit_lib.Circuit) -> dict[str, Any]:

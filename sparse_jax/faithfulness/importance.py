@@ -8,8 +8,9 @@ import numpy as np
 from sparse_jax import sites
 from sparse_jax.faithfulness import evidence
 from sparse_jax.model import edges as edges_lib
-from sparse_jax.pruning import edge_masks, thresholding
+from sparse_jax.pruning import calibrate, thresholding
 from sparse_jax.pruning import masks as masks_lib
+from sparse_jax.tasks import mask_evaluator
 from sparse_jax.tasks import sequences as sequences_lib
 
 _MAX_NODES = 400
@@ -35,13 +36,9 @@ def importance(
   if circuit.num_nodes > _MAX_NODES:
     return {"nodes": None, "edges": None}
   means = {n: jnp.asarray(m) for n, m in circuit.means.items()}
-  judge = thresholding.Judge(
-    subject.model,
-    subject.params,
-    means,
-    bool(circuit.details.get("answer_shift")),
-    fit_on,
-    circuit.freeze_norms,
+  shifts = bool(circuit.details.get("answer_shift"))
+  evaluator = mask_evaluator.MaskEvaluator(
+    subject.model, subject.params, means, fit_on, circuit.freeze_norms
   )
   names = masks_lib.in_order(circuit.node_mask)
   described = [
@@ -53,14 +50,16 @@ def importance(
   def loss(diff_S):
     return evidence.score(diff_S, subject.seed)["loss"]
 
-  flat, without = thresholding.leave_one_out(judge, circuit.node_mask)
+  flat, without = thresholding.leave_one_out(
+    evaluator, circuit.node_mask, shifts
+  )
   nodes = [
     {**described[i], "loss_without": loss(diff_S)}
     for i, diff_S in zip(flat, without.diffs, strict=True)
   ]
   if circuit.num_edges > _MAX_EDGES:
     return {"nodes": nodes, "edges": None}
-  diffs_ExS = _diffs_without_edges(judge, circuit)
+  diffs_ExS = _diffs_without_edges(evaluator, circuit, shifts)
   edges = [
     {"from": edge["from"], "to": edge["to"], "loss_without": loss(diff_S)}
     for edge, diff_S in zip(circuit.edges, diffs_ExS, strict=True)
@@ -68,25 +67,20 @@ def importance(
   return {"nodes": nodes, "edges": edges}
 
 
-def _diffs_without_edges(judge, circuit) -> np.ndarray:
-  kinds = {kind.name: kind for kind in sites.EDGE_KINDS}
-  nodes = thresholding.jnp_mask(circuit.node_mask)
+def _diffs_without_edges(evaluator, circuit, shifts) -> np.ndarray:
   shapes = {
-    kind.matrix: edges_lib.parameter(judge.params, kind.matrix).shape
+    kind.matrix: edges_lib.parameter(evaluator.params, kind.matrix).shape
     for kind in sites.EDGE_KINDS
   }
-  diffs = [np.zeros((0, len(judge.sequences.tokens)))]
+  diffs = [np.zeros((0, len(evaluator.sequences.tokens)))]
   for start in range(0, len(circuit.edges), _EDGES_PER_CALL):
     part = circuit.edges[start : start + _EDGES_PER_CALL]
     gates = {
       p: np.ones((_EDGES_PER_CALL, *s), np.float32) for p, s in shapes.items()
     }
     for row, edge in enumerate(part):
-      kind = kinds[edge["kind"]]
-      width = shapes[kind.matrix][-1] // kind.num_blocks
-      column = kind.block * width + edge["to"]["index"]
-      layer = int(edge["from"]["site"].split(".")[0])
-      gates[kind.matrix][row, layer, edge["from"]["index"], column] = 0
-    scores = edge_masks.score_edges(judge, nodes, gates)
+      path, *entry = edges_lib.entry(edge, evaluator.params)
+      gates[path][(row, *entry)] = 0
+    scores = calibrate.score_masks(evaluator, circuit.node_mask, shifts, gates)
     diffs.append(np.asarray(scores.diffs)[: len(part)])
   return np.concatenate(diffs)

@@ -371,7 +371,7 @@ class GateTest(parameterized.TestCase):
     (0.1, math.nan, 0.15, False, "accuracy nan"),
   )
   def test_verdict(self, loss, accuracy, target, passes, reasons):
-    verdict = learned.judge(loss, accuracy, target)
+    verdict = learned.LearnedCheck(loss, accuracy, target)
     self.assertEqual(verdict.learned, passes)
     self.assertRegex("; ".join(verdict.reasons), reasons)
     self.assertEqual(verdict.reasons == (), passes)
