@@ -191,13 +191,14 @@ class Circuit:
           raise errors.bad_value(
             f"{path}: site", node["site"][:80], "a site such as 0.attn.q"
           ) from None
-        if not 0 <= node["index"] < config.width(name):
+        index = node["index"]
+        if type(index) is not int or not 0 <= index < config.width(name):
           raise errors.bad_value(
             f"{path}: index of {node['site']}",
-            node["index"],
+            index,
             f"0 to {config.width(name) - 1}",
           )
-        node_mask[name][layer or 0, node["index"]] = True
+        node_mask[name][layer or 0, index] = True
       circuit = cls(
         model_config=config,
         sparsity=config_lib.from_dict(
@@ -217,7 +218,13 @@ class Circuit:
       check_consistent(circuit, str(path))
     except errors.InputError:
       raise
-    except (KeyError, TypeError, AttributeError, ValueError) as e:
+    except (
+      KeyError,
+      TypeError,
+      AttributeError,
+      ValueError,
+      OverflowError,
+    ) as e:
       raise errors.InputError(
         f"{path}: {type(e).__name__} {e}; need a circuit.json as save writes"
       ) from e

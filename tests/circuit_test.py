@@ -212,6 +212,12 @@ class CircuitTest(parameterized.TestCase):
       ),
       "index": edit_json(lambda r: r["nodes"][0].update(index=10**6)),
       "negative": edit_json(lambda r: r["nodes"][0].update(index=-1)),
+      "an index that is no number": edit_json(
+        lambda r: r["nodes"][0].update(index=True)
+      ),
+      "a huge weight": edit_json(
+        lambda r: r["edges"][0].update(weight=10**400)
+      ),
       "no nodes": edit_json(lambda r: r.pop("nodes")),
       "no means": lambda d: (d / "arrays.npz").unlink(),
       "a node less": edit_json(lambda r: r["nodes"].pop()),
