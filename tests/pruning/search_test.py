@@ -86,7 +86,7 @@ class RunsTest(absltest.TestCase):
   def test_nodes_that_are_not_allowed_stay_closed(self):
     allowed = helpers.random_masks(helpers.tiny_model()[0], 0.5)
     states = self._train(
-      [0], allowed=allowed, k_coef=[0.0] * 3, learning_rate=3e-2
+      [0], allowed=allowed, k_coef=[0.0] * 3, learning_rate=1e-3
     )
     for name, tau in states.tau.items():
       self.assertTrue(np.all(tau[0][~allowed[name]] < 0))
