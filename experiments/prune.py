@@ -15,7 +15,6 @@ from absl import flags
 from experiments import cli
 from sparse_jax import checkpoint, faithfulness, report, tasks
 from sparse_jax import config as config_lib
-from sparse_jax.faithfulness import criteria
 from sparse_jax.pruning import search
 from sparse_jax.pruning import table as table_lib
 from sparse_jax.tasks import evaluation
@@ -91,12 +90,12 @@ def main(overrides: list[str]) -> int | None:
     circuit.metrics["learned"] = learned[circuit.task]
     if _FAITHFULNESS.value:
       task = by_name[circuit.task]
-      circuit.metrics["faithfulness"] = faithfulness.measure(
+      circuit.metrics["faithfulness"] = faithfulness.measure_faithfulness(
         model,
         params,
         circuit,
         task,
-        faithfulness.Trust(
+        faithfulness.FaithfulnessOptions(
           config.prune,
           means,
           config.seed,
@@ -131,7 +130,9 @@ def main(overrides: list[str]) -> int | None:
   print(f"\n{table_lib.text(rows)}")
   if _FAITHFULNESS.value:
     for name, circuit in circuits.items():
-      print(f"\n{name}\n{criteria.summary(circuit.metrics['faithfulness'])}")
+      print(
+        f"\n{name}\n{faithfulness.summary(circuit.metrics['faithfulness'])}"
+      )
   print(f"\nreport: {workdir / 'report.html'}")
   return None
 

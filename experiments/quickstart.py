@@ -14,7 +14,6 @@ from absl import flags
 from experiments import cli
 from sparse_jax import checkpoint, faithfulness, report, tasks
 from sparse_jax import config as config_lib
-from sparse_jax.faithfulness import criteria
 from sparse_jax.pruning import search
 from sparse_jax.tasks import evaluation
 from sparse_jax.tasks import sequences as sequences_lib
@@ -56,12 +55,12 @@ def find_circuits(
       trained.model, trained.params, task, config.prune, means, config.seed
     )
     circuit.metrics["learned"] = verdict.learned
-    circuit.metrics["faithfulness"] = faithfulness.measure(
+    circuit.metrics["faithfulness"] = faithfulness.measure_faithfulness(
       trained.model,
       trained.params,
       circuit,
       task,
-      faithfulness.Trust(
+      faithfulness.FaithfulnessOptions(
         config.prune,
         means,
         config.seed,
@@ -132,7 +131,7 @@ def summary_text(summary: dict[str, Any]) -> str:
     if not m["meets_target"]:
       lines.append("  misses the target loss on validation pairs")
     lines += ["", f"is {name}'s circuit what the model computes?"]
-    lines += [criteria.summary(m["faithfulness"]), ""]
+    lines += [faithfulness.summary(m["faithfulness"]), ""]
     if not m["learned"]:
       lines.append("  below the gate: the full model has not learned this task")
   return "\n".join(lines)

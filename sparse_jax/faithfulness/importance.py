@@ -1,92 +1,112 @@
-"""Importance: what the circuit is worth without each node, and each edge."""
+"""Importance: the circuit's loss without each node, and without each edge."""
 
+import functools
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from sparse_jax import sites
-from sparse_jax.faithfulness import evidence
+from sparse_jax.faithfulness import context as context_lib
 from sparse_jax.model import edges as edges_lib
-from sparse_jax.pruning import edge_masks, thresholding
-from sparse_jax.pruning import masks as masks_lib
-from sparse_jax.tasks import sequences as sequences_lib
+from sparse_jax.pruning import calibrate
+from sparse_jax.tasks import logit_difference as logit_difference_lib
+from sparse_jax.tasks import mask_evaluator
 
 _MAX_NODES = 400
 _MAX_EDGES = 1000
-_EDGES_PER_CALL = 8
+_ROWS = mask_evaluator.MASKS_PER_CALL
 
 
 def importance(
-  subject: evidence.Subject, fit_on: sequences_lib.Sequences
+  context: context_lib.Context,
 ) -> dict[str, list[dict[str, Any]] | None]:
   """Returns the loss without each node and without each edge, exactly.
 
   `loss_without`: mean task loss of the circuit less that node or edge, with its
-  interval over pairs (exact node importance: Drori 2026). A circuit of more
-  nodes or edges than anyone would read one by one has None in their place: it
-  is the nearest miss of a model that has not learned the task.
+  interval over pairs (exact node importance: Drori 2026). Each loss is
+  calibrated anew. A circuit of more nodes or edges than anyone would read one
+  by one has None in their place: it is the nearest miss of a model that has not
+  learned the task.
 
   Args:
-    subject: the circuit in its model.
-    fit_on: training pairs; each loss is measured there, calibrated anew.
+    context: of the circuit, on the pairs that calibrations are fitted on.
   """
-  circuit = subject.circuit
+  circuit = context.circuit
   if circuit.num_nodes > _MAX_NODES:
     return {"nodes": None, "edges": None}
-  means = {n: jnp.asarray(m) for n, m in circuit.means.items()}
-  judge = thresholding.Judge(
-    subject.model,
-    subject.params,
-    means,
-    bool(circuit.details.get("answer_shift")),
-    fit_on,
-    circuit.freeze_norms,
-  )
-  names = masks_lib.in_order(circuit.node_mask)
-  described = [
-    {"site": sites.site_id(name, row), "index": int(index)}
-    for name in names
-    for row, index in np.ndindex(circuit.node_mask[name].shape)
+  entries = [
+    (name, row, index)
+    for name in context.evaluator.shapes
+    for row, index in np.argwhere(circuit.node_mask[name])
   ]
-
-  def loss(diff_S):
-    return evidence.score(diff_S, subject.seed)["loss"]
-
-  flat, without = thresholding.leave_one_out(judge, circuit.node_mask)
+  losses = _losses(context, _without_nodes(context, entries))
   nodes = [
-    {**described[i], "loss_without": loss(diff_S)}
-    for i, diff_S in zip(flat, without.diffs, strict=True)
+    {**edges_lib.node(*entry), "loss_without": loss}
+    for entry, loss in zip(entries, losses, strict=True)
   ]
   if circuit.num_edges > _MAX_EDGES:
     return {"nodes": nodes, "edges": None}
-  diffs_ExS = _diffs_without_edges(judge, circuit)
+  losses = _losses(context, _without_edges(context))
   edges = [
-    {"from": edge["from"], "to": edge["to"], "loss_without": loss(diff_S)}
-    for edge, diff_S in zip(circuit.edges, diffs_ExS, strict=True)
+    {"from": edge["from"], "to": edge["to"], "loss_without": loss}
+    for edge, loss in zip(circuit.edges, losses, strict=True)
   ]
   return {"nodes": nodes, "edges": edges}
 
 
-def _diffs_without_edges(judge, circuit) -> np.ndarray:
-  kinds = {kind.name: kind for kind in sites.EDGE_KINDS}
-  nodes = thresholding.jnp_mask(circuit.node_mask)
+def _without_nodes(context, entries) -> np.ndarray:
+  masks = {
+    name: np.repeat(mask[None], len(entries), 0)
+    for name, mask in context.mask.items()
+  }
+  for i, (name, row, index) in enumerate(entries):
+    masks[name][i, row, index] = 0
+  return context.evaluator.logit_differences(masks)
+
+
+def _without_edges(context) -> np.ndarray:
+  evaluator, edges = context.evaluator, context.circuit.edges
   shapes = {
-    kind.matrix: edges_lib.parameter(judge.params, kind.matrix).shape
+    kind.matrix: edges_lib.parameter(evaluator.params, kind.matrix).shape
     for kind in sites.EDGE_KINDS
   }
-  diffs = [np.zeros((0, len(judge.sequences.tokens)))]
-  for start in range(0, len(circuit.edges), _EDGES_PER_CALL):
-    part = circuit.edges[start : start + _EDGES_PER_CALL]
-    gates = {
-      p: np.ones((_EDGES_PER_CALL, *s), np.float32) for p, s in shapes.items()
+  diffs = [np.zeros((0, len(evaluator.sequences.positions)), np.float32)]
+  # All edges at once would take a copy of every matrix for each.
+  for start in range(0, len(edges), _ROWS):
+    part = edges[start : start + _ROWS]
+    edge_masks = {
+      path: np.ones((len(part), *shape), np.float32)
+      for path, shape in shapes.items()
     }
-    for row, edge in enumerate(part):
-      kind = kinds[edge["kind"]]
-      width = shapes[kind.matrix][-1] // kind.num_blocks
-      column = kind.block * width + edge["to"]["index"]
-      layer = int(edge["from"]["site"].split(".")[0])
-      gates[kind.matrix][row, layer, edge["from"]["index"], column] = 0
-    scores = edge_masks.score_edges(judge, nodes, gates)
-    diffs.append(np.asarray(scores.diffs)[: len(part)])
+    for i, edge in enumerate(part):
+      path, *entry = edges_lib.entry(edge, evaluator.params)
+      edge_masks[path][(i, *entry)] = 0
+    diffs.append(evaluator.logit_differences(context.mask, edge_masks))
   return np.concatenate(diffs)
+
+
+def _losses(context, diffs_MxS) -> list[dict[str, float]]:
+  """Returns the loss of every row, after a calibration of its own."""
+  sequences = context.evaluator.sequences
+  sign_S = logit_difference_lib.answer_sign(
+    sequences.correct, sequences.incorrect
+  )
+  shifts = bool(context.circuit.details.get("answer_shift"))
+  losses = []
+  for start in range(0, len(diffs_MxS), _ROWS):
+    part = diffs_MxS[start : start + _ROWS]
+    # A short call repeats its rows: one program serves any number.
+    rows = np.resize(np.arange(len(part)), _ROWS)
+    fitted = np.asarray(_calibrated(part[rows], sign_S, shifts))[: len(part)]
+    losses += [context_lib.score(d, context.seed)["loss"] for d in fitted]
+  return losses
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _calibrated(diffs_MxS, sign_S, shifts):
+  def one(diff_S):
+    calibration = calibrate.fit(diff_S, sign_S, shifts)
+    return logit_difference_lib.calibrate(diff_S, sign_S, calibration)
+
+  return jax.vmap(one)(diffs_MxS)

@@ -16,7 +16,6 @@ from sparse_jax import checkpoint, faithfulness, report, tasks
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
 from sparse_jax.data import tokens as tokens_lib
-from sparse_jax.faithfulness import criteria
 from sparse_jax.frontier import grid
 from sparse_jax.model import fingerprint as fingerprint_lib
 from sparse_jax.pruning import search
@@ -346,7 +345,7 @@ def verdicts(
   workdir: files.PathLike,
   names: Sequence[str],
   measure: bool,
-) -> dict[str, list[criteria.Claim]]:
+) -> dict[str, list[faithfulness.Criterion]]:
   """Returns what is claimed of a cell's circuits and whether it holds, by task.
 
   Evidence that a circuit already has is not measured again.
@@ -375,19 +374,19 @@ def verdicts(
         continue
       _add_evidence(settings, directory, circuit, by_name[name])
       circuit.save(path)
-    found[name] = criteria.claims(circuit.metrics["faithfulness"])
+    found[name] = faithfulness.check_criteria(circuit.metrics["faithfulness"])
   write_page(directory, learned_tasks(result), settings.model.d_head)
   return found
 
 
 def _add_evidence(settings, directory, circuit, task):
   model, params = checkpoint.load_model(directory / "model")
-  with_what = faithfulness.Trust(
+  with_what = faithfulness.FaithfulnessOptions(
     settings.prune,
     checkpoint.load_means(directory / "model"),
     settings.seed,
     sequences_lib.natural_prompts(task, settings),
   )
-  circuit.metrics["faithfulness"] = faithfulness.measure(
+  circuit.metrics["faithfulness"] = faithfulness.measure_faithfulness(
     model, params, circuit, task, with_what
   )

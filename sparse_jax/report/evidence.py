@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sparse_jax.faithfulness import criteria
+from sparse_jax import faithfulness
 from sparse_jax.report import charts, markup, parts, view
 
 _el = markup.el
@@ -24,14 +24,14 @@ def evidence_section(
   """Returns what speaks for and against the circuit; None if nothing is known.
 
   Args:
-    circuit: `metrics["faithfulness"]` is what `faithfulness.measure` returned.
+    circuit: `metrics["faithfulness"]` is what `measure_faithfulness` returned.
     prefix: starts every id.
   """
   trust = circuit.metrics.get("faithfulness")
   if not isinstance(trust, Mapping):
     return None
   try:
-    found = criteria.claims(trust)
+    found = faithfulness.check_criteria(trust)
   except (KeyError, TypeError, AttributeError, ValueError, IndexError):
     text = "The circuit file's evidence is not what the trust checks write."
     return _el("p", text, class_="warning")
@@ -43,7 +43,7 @@ def evidence_section(
     (
       claim.name,
       _el("strong", "holds" if claim.holds else "fails", class_="verdict"),
-      claim.figure,
+      claim.measured,
       claim.need,
     )
     for claim in found
