@@ -115,7 +115,9 @@ class VerifyTest(absltest.TestCase):
     path.write_text(json.dumps(raw))
     return copy
 
-  def test_evidence_is_stored_and_only_edited_claims_do_not_reproduce(self):
+  def test_faithfulness_is_stored_and_only_edited_numbers_do_not_reproduce(
+    self,
+  ):
     first = run_verify(self.directory)
     self.assertEqual(first.returncode, 0, first.stderr)
     self.assertIn("now it is", first.stdout)
@@ -139,13 +141,31 @@ class VerifyTest(absltest.TestCase):
     self.assertIn("metrics.test_loss", lines[0])
     self.assertIn("mean_pretrain.circuit.loss", lines[1])
 
+  def test_a_circuit_of_no_nodes_is_measured(self):
+    def drop_all(raw):
+      raw["nodes"], raw["edges"] = [], []
+      raw["metrics"] = {"num_nodes": 0, "num_edges": 0}
+
+    model = f"--model={self.root / 'model'}"
+    result = run_verify(self.edited(drop_all), model)
+    self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+    self.assertIn(": 0 nodes, 0 edges\n", result.stdout)
+
   def test_what_cannot_be_measured_is_one_line(self):
     def drop_node(raw):
       del raw["nodes"][0]
 
+    def rename_task(raw):
+      raw["task"] = "mine"
+
     model = f"--model={self.root / 'model'}"
     for directory, flag, named in (
       (self.edited(drop_node), model, "num_nodes"),
+      (
+        self.edited(rename_task),
+        model,
+        "circuit of mine: the task is a user's own; need --task=FILE",
+      ),
       (self.directory, f"--model={self.root / 'bare'}", "means.npz"),
     ):
       result = run_verify(directory, flag)
