@@ -4,14 +4,17 @@ Bad input ends with one line on standard error and exit status 2.
 """
 
 import ast
+import dataclasses
+import functools
 import importlib.util
 import logging as stdlib_logging
 import os
 import pathlib
 import sys
+import textwrap
 import traceback
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -21,23 +24,55 @@ from sparse_jax import config as config_lib
 from sparse_jax.training import loop
 from sparse_jax.utils import errors, host
 
+TASKS_HELP = (
+  "Names of tasks or .jsonl and .py files of your own, separated by commas, or"
+  """ all; a name that has a comma in quotes: --tasks='"a,b.jsonl",var_if'."""
+)
+_HELP = {"-h", "-help", "--help", "--helpshort", "--helpfull"}
+
 # Before JAX loads: its start-up notes are no news to a user on a laptop.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
-def run(main: Callable[[list[str]], int | None], description: str) -> None:
+def require(*names: str) -> None:
+  """Makes flags required: without one, the error says what its help says."""
+
+  def check(error: str, value: Any) -> bool:
+    if not value:
+      raise errors.InputError(error)
+    return True
+
+  for name in names:
+    flag = flags.FLAGS[name]
+    need = flag.help[:1].lower() + flag.help[1:].rstrip(".")
+    flag.help += " (required)"
+    flags.register_validator(
+      name, functools.partial(check, f"--{name} is missing; need {need}")
+    )
+
+
+def run(
+  main: Callable[[list[str]], int | None],
+  description: str,
+  example: str = "sparsity.density=0.05",
+  kind: type = config_lib.Config,
+) -> None:
   """Parses flags, calls `main` with the `--config.…` overrides and exits.
 
   Args:
     main: gets the overrides in order, returns the exit status (None is 0).
     description: what the command does, for `--help`.
+    example: an override of the command's config, for `--help`.
+    kind: the dataclass that its config describes, if it has a flag `--config`.
   """
   flags.FLAGS.set_default("showprefixforinfo", False)
   logging.set_verbosity(logging.WARNING)
   sys.unraisablehook = _unraisablehook
   # Likewise: Orbax leaves futures with exceptions behind, nobody asks for them.
   stdlib_logging.getLogger("asyncio").setLevel(stdlib_logging.CRITICAL)
-  sys.exit(_status(main, description, sys.argv))
+  sys.exit(
+    _status(main, sys.argv, lambda f: _help(description, example, kind, f))
+  )
 
 
 def _unraisablehook(unraisable) -> None:
@@ -51,12 +86,13 @@ def _unraisablehook(unraisable) -> None:
     sys.__unraisablehook__(unraisable)
 
 
-def _status(main, description: str, argv: Sequence[str]) -> int:
+def _status(main, argv: Sequence[str], help_text: Callable[[bool], str]) -> int:
   try:
     overrides = [a for a in argv[1:] if a.startswith("--config.")]
     others = [argv[0], *(a for a in argv[1:] if a not in overrides)]
-    if any(a in ("--help", "-h", "-help") for a in others):
-      print(_help(description, others[0]))
+    asked = _HELP.intersection(others)
+    if asked:
+      print(help_text("--helpfull" in asked))
       return 0
     rest = flags.FLAGS(others)[1:]
     if rest:
@@ -92,50 +128,74 @@ def _status(main, description: str, argv: Sequence[str]) -> int:
     return 3
 
 
-def _help(description: str, program: str) -> str:
-  module = os.path.splitext(os.path.basename(program))[0]
-  shown = flags.FLAGS.find_module_defining_flag
-  lines = [description, "", f"python -m experiments.{module} [flags]", ""]
-  mine = [n for n in flags.FLAGS if shown(n) in ("__main__", sys.argv[0])]
-  for name in sorted(mine):
-    flag = flags.FLAGS[name]
-    default = "" if flag.default in (None, "") else f" (default {flag.default})"
-    lines.append(f"  --{name}: {flag.help}{default}")
+def _help(description: str, example: str, kind: type, full: bool) -> str:
+  lines = [description, "flags:"]
+  for module, defined in sorted(flags.FLAGS.flags_by_module_dict().items()):
+    if module == sys.argv[0] or module.startswith("experiments."):
+      lines += map(_flag_help, sorted(defined, key=lambda flag: flag.name))
   if "config" in flags.FLAGS:
-    lines += [
-      "  --config.FIELD=VALUE: overrides a field of the config, for example",
-      "    --config.sparsity.density=0.05; sparse_jax/config.py lists them",
-    ]
+    lines.append(
+      "  --config.FIELD=VALUE: overrides a field of the config, such as\n"
+      f"    --config.{example}; --helpfull lists all fields"
+    )
+    if full:
+      lines += ["", "fields of the config:", *_field_help(kind)]
   return "\n".join(lines)
 
 
+def _flag_help(flag: flags.Flag) -> str:
+  note = ""
+  if flag.default not in (None, ""):
+    note = f" (default {flag.default_as_str[1:-1]})"
+  return _wrapped(f"--{flag.name}: {flag.help}{note}")
+
+
+def _wrapped(text: str) -> str:
+  return textwrap.fill(
+    text,
+    width=80,
+    initial_indent="  ",
+    subsequent_indent="    ",
+    break_on_hyphens=False,
+    break_long_words=False,
+  )
+
+
+def _field_help(kind: type, prefix: str = "") -> Iterator[str]:
+  hints = typing.get_type_hints(kind)
+  for field in dataclasses.fields(kind):
+    name = prefix + field.name
+    if dataclasses.is_dataclass(hints[field.name]):
+      yield from _field_help(hints[field.name], f"{name}.")
+      continue
+    accepted = field.metadata.get("accepted")
+    need = f"; need {accepted.text}" if accepted else ""
+    doc = field.metadata.get("doc", "")
+    yield _wrapped(f"{name}={field.default!r}: {doc}{need}")
+
+
 def load_config(
-  path: str, overrides: Sequence[str] = (), kind: type = config_lib.Config
+  path: str | None,
+  overrides: Sequence[str] = (),
+  kind: type = config_lib.Config,
+  default: Any = None,
 ) -> Any:
   """Returns the validated config of a file, with overrides applied.
 
   Args:
-    path: a Python file with `get_config()`, whole or partial.
+    path: a Python file with `get_config()`, whole or partial; None is
+      `default`.
     overrides: `--config.a.b=VALUE` as typed.
     kind: the dataclass it describes.
+    default: a config of that kind, or None for the defaults.
 
   Raises:
     InputError: if the file cannot be run or a field is not accepted.
   """
-  return _overridden(_file_config(path).to_dict(), overrides, kind)
-
-
-def override(
-  config: config_lib.Config, overrides: Sequence[str]
-) -> config_lib.Config:
-  """Returns a config with `--config.a.b=VALUE` applied, validated."""
-  values = config_lib.to_config_dict(config).to_dict()
-  return _overridden(values, overrides, config_lib.Config)
-
-
-def _overridden(
-  values: dict[str, Any], overrides: Sequence[str], kind: type
-) -> Any:
+  if path is not None:
+    values = _file_config(path).to_dict()
+  else:
+    values = dataclasses.asdict(default or kind())
   for text in overrides:
     name, equals, value = text.removeprefix("--config.").partition("=")
     if not equals:
@@ -191,11 +251,10 @@ def _literal(name: str, text: str, config_kind: type) -> Any:
 def _field_type(name: str, config_kind: type) -> Any:
   kind: Any = config_kind
   for part in name.split("."):
-    kind = (
-      typing.get_type_hints(kind).get(part)
-      if isinstance(kind, type) and hasattr(kind, "__dataclass_fields__")
-      else None
+    known = (
+      typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
     )
+    kind = known.get(part)
   return kind
 
 

@@ -1,6 +1,6 @@
 """Says which circuit decides a prompt's next token, and how.
 
-  python -m experiments.explain --model=runs/quickstart/model \
+  python -m experiments.explain --model=runs/quickstart/model \\
     --circuits=runs/quickstart/circuits --prompt="print('hello"
 
 `--circuits` is a circuit directory, or one that holds several. Of a prompt
@@ -30,6 +30,7 @@ _PROMPT_FILE = flags.DEFINE_string(
   " input.",
 )
 _OUT = flags.DEFINE_string("out", None, "JSON file to write the metrics to.")
+cli.require("model", "circuits")
 
 _NUM_NODES = 12
 _NUM_LOOKS = 3
@@ -171,12 +172,6 @@ def looks_text(looks: dict[str, np.ndarray], texts: list[str]) -> str:
 def main(overrides: list[str]) -> None:
   """Explains as the flags say."""
   del overrides
-  for name, need in (
-    ("model", "a model directory"),
-    ("circuits", "circuit directories"),
-  ):
-    if not getattr(flags.FLAGS, name):
-      raise errors.InputError(f"--{name} is missing; need {need}")
   flag, prompt = read_prompt(_PROMPT.value, _PROMPT_FILE.value)
   directories = circuit_directories(_CIRCUITS.value)
   model, params = checkpoint.load_model(_MODEL.value)

@@ -17,12 +17,12 @@ from sparse_jax.released import models as released_models
 from sparse_jax.utils import errors
 
 _MODEL = flags.DEFINE_string(
-  "model", None, "Model directory: one of ours or a released one."
+  "model", None, "A model directory, one of ours or a released one."
 )
 _OUT = flags.DEFINE_string(
-  "out", None, "Directory to write: new, empty or an earlier export."
+  "out", None, "A directory to write: new, empty or an earlier export."
 )
-flags.mark_flags_as_required(["model", "out"])
+cli.require("model", "out")
 
 
 def main(overrides: list[str]) -> None:

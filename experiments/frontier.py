@@ -4,10 +4,9 @@
 
 The same command resumes and skips what is finished, and may be started on
 several machines that share the workdir. Writes frontier.json, .csv and .html,
-results.md, and the pictures frontier, tasks and followup as .png and .svg.
+results.md, and the pictures frontier.png, tasks.png and followup.png.
 """
 
-import dataclasses
 import pathlib
 import shlex
 import sys
@@ -21,7 +20,7 @@ from sparse_jax.frontier import workers
 from sparse_jax.utils import errors, host
 
 _WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Directory of the grid; the same one resumes."
+  "workdir", None, "A directory for the grid; the same one resumes."
 )
 _CONFIG = flags.DEFINE_string(
   "config",
@@ -40,9 +39,10 @@ _WORKERS = flags.DEFINE_integer(
 _REPORT = flags.DEFINE_bool(
   "report", False, "Whether only to write down what is finished."
 )
-_CELLS_ONLY = flags.DEFINE_bool(
-  "cells_only", False, "Whether to write nothing down: a worker among several."
+_RUNS_ONLY = flags.DEFINE_bool(
+  "runs_only", False, "Whether to write nothing down: a worker among several."
 )
+cli.require("workdir")
 
 
 def command(overrides: list[str]) -> str:
@@ -66,22 +66,21 @@ def command(overrides: list[str]) -> str:
   return shlex.join(parts)
 
 
-def run_cells(config: frontier.FrontierConfig, workdir: pathlib.Path) -> None:
-  """Runs what is not finished, in this process or in several."""
+def run_grid(config: frontier.FrontierConfig, workdir: pathlib.Path) -> None:
+  """Makes the runs that are not finished, in this process or in several."""
   on_cpu = jax.default_backend() == "cpu"
   count = _WORKERS.value or (workers.default_count() if on_cpu else 1)
-  num_missing = lambda: len(frontier.outcome(config, workdir)["missing"])
-  total = num_missing()
+  say = lambda text: print(text, flush=True)
+  before = frontier.status(config, workdir)
+  total = len(before.missing)
   count = min(count, total)
   if count <= 1:
-    say = lambda text: print(text, flush=True)
-    frontier.run(config, workdir, say)
+    frontier.run_grid(config, workdir, say)
     return
   frontier.prepare_data(config, workdir)
-  print(
-    f"{frontier.remaining_text(config, workdir, count)}; {count} processes,"
-    f" {workdir / 'logs'} holds what they print",
-    flush=True,
+  say(
+    f"{frontier.remaining_text(config, before, count)}; {count} processes,"
+    f" {workdir / 'logs'} holds what they print"
   )
   workers.run_workers(
     [
@@ -90,37 +89,34 @@ def run_cells(config: frontier.FrontierConfig, workdir: pathlib.Path) -> None:
       "experiments.frontier",
       *sys.argv[1:],
       "--workers=1",
-      "--cells_only",
+      "--runs_only",
     ],
     count,
     workdir / "logs",
     total,
-    lambda: total - num_missing(),
+    lambda: total - len(frontier.status(config, workdir).missing),
   )
 
 
 def main(overrides: list[str]) -> int | None:
   """Runs the grid as the flags say."""
-  if not _WORKDIR.value:
-    raise errors.InputError("--workdir is missing; need a directory")
   config = cli.load_config(_CONFIG.value, overrides, frontier.FrontierConfig)
   workdir = pathlib.Path(_WORKDIR.value)
   if not _REPORT.value:
-    run_cells(config, workdir)
-  if _CELLS_ONLY.value:
+    run_grid(config, workdir)
+  if _RUNS_ONLY.value:
     return None
-  results = frontier.finished(config, workdir)
-  if not results:
-    found = frontier.outcome(config, workdir)
+  status = frontier.status(config, workdir)
+  if not status.finished:
     raise errors.InputError(
-      f"--workdir={workdir}: none of {found['num_cells']} cells is finished;"
-      " need a grid with a finished cell, or a run without --report"
+      f"--workdir={workdir}: none of {status.num_runs} runs is finished; need a"
+      " grid with a finished run, or this command without --report"
     )
-  comparison = frontier.compare_cells(results, config.contenders)
-  comparison["grid"] = frontier.outcome(config, workdir)
+  comparison = frontier.compare_runs(status.finished, config.contenders)
+  comparison["grid"] = status.summary()
   write = lambda: frontier.write(
     workdir,
-    results,
+    status.finished,
     comparison,
     command(overrides),
     host.environment(),
@@ -129,17 +125,13 @@ def main(overrides: list[str]) -> int | None:
   write()
   best = comparison["best"]
   if best:
-    # After the rest is safe: evidence takes minutes.
-    of_best = next(r for r in results if r["model"] == best["model"])
-    measure = config.trust and not _REPORT.value
-    comparison["verdicts_of"] = of_best["name"]
-    verdicts = frontier.verdicts(
-      config, of_best, workdir, best["tasks"], measure
+    # After the rest is safe: faithfulness takes minutes.
+    of_best = next(r for r in status.finished if r["model"] == best["model"])
+    add_missing = config.faithfulness and not _REPORT.value
+    comparison["criteria_of"] = of_best["name"]
+    comparison["criteria"] = frontier.check_faithfulness(
+      config, of_best, workdir, best["tasks"], add_missing
     )
-    comparison["verdicts"] = {
-      task: [dataclasses.asdict(claim) for claim in found]
-      for task, found in verdicts.items()
-    }
     write()
   print(f"\n{frontier.headline(comparison)}\n")
   print(f"page: {workdir / 'frontier.html'}, text: {workdir / 'results.md'}")
@@ -147,4 +139,4 @@ def main(overrides: list[str]) -> int | None:
 
 
 if __name__ == "__main__":
-  cli.run(main, __doc__)
+  cli.run(main, __doc__, "dense_steps=500", frontier.FrontierConfig)

@@ -13,10 +13,9 @@ from absl import flags
 
 from experiments import cli
 from sparse_jax import checkpoint, faithfulness, report, tasks
+from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
-from sparse_jax.pruning import search
-from sparse_jax.tasks import evaluation
-from sparse_jax.tasks import sequences as sequences_lib
+from sparse_jax.faithfulness import pipeline
 from sparse_jax.training import loop, metric_log
 from sparse_jax.utils import files, host
 
@@ -26,52 +25,36 @@ _WORKDIR = flags.DEFINE_string(
 _CONFIG = flags.DEFINE_string(
   "config",
   str(pathlib.Path(__file__).parent / "configs" / "quickstart.py"),
-  "Python file with get_config().",
+  "A Python file with get_config().",
 )
 
 
 def find_circuits(
   trained: loop.Trained, config: config_lib.Config, workdir: pathlib.Path
 ) -> dict[str, Any]:
-  """Prunes the tasks that the model has learned; returns figures by task.
+  """Prunes the tasks that the model has learned; returns metrics by task.
 
   The first task is the headline: it is pruned in any case, and marked if the
   model has not learned it.
   """
-  difference_function = evaluation.make_difference_function(
-    trained.model, trained.params
+  pipe = pipeline.Pipeline(
+    model=trained.model,
+    params=trained.params,
+    means=checkpoint.load_means(trained.model_directory),
+    config=config,
+    # Four more prunings: `experiments.verify` does them.
+    controls=False,
   )
-  means = checkpoint.load_means(trained.model_directory)
-  figures: dict[str, Any] = {}
-  for name in config.tasks:
-    task = tasks.make_task(name, trained.data.tokenizer)
-    verdict = evaluation.check_learned(
-      difference_function, task, config.prune, config.seed
-    )
-    if not verdict.learned and name != config.tasks[0]:
-      figures[name] = {"learned": False, "reasons": list(verdict.reasons)}
-      continue
-    circuit = search.find_circuit(
-      trained.model, trained.params, task, config.prune, means, config.seed
-    )
-    circuit.metrics["learned"] = verdict.learned
-    circuit.metrics["faithfulness"] = faithfulness.measure_faithfulness(
-      trained.model,
-      trained.params,
-      circuit,
-      task,
-      faithfulness.FaithfulnessOptions(
-        config.prune,
-        means,
-        config.seed,
-        sequences_lib.natural_prompts(task, config),
-        # Four more prunings: `experiments.verify` does them.
-        with_controls=False,
-      ),
-    )
-    circuit.save(workdir / "circuits" / name)
-    figures[name] = circuit.metrics
-  return figures
+  made, skipped = tasks.make_tasks(config.tasks, trained.data.tokenizer)
+  metrics: dict[str, Any] = {}
+  for task in made:
+    learned, reasons = pipe.choose([task], config.tasks[:1])
+    skipped |= reasons
+    for name, circuit in pipe.run(learned, workdir / "circuits").items():
+      metrics[name] = circuit.metrics
+  for name, reason in skipped.items():
+    metrics[name] = {"learned": False, "reasons": [reason]}
+  return metrics
 
 
 def run(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, Any]:
@@ -80,15 +63,13 @@ def run(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, Any]:
   trained = loop.run(config, workdir)
   trained_at = time.perf_counter()
   with files.exclusive(workdir):
-    figures = find_circuits(trained, config, workdir)
+    metrics = find_circuits(trained, config, workdir)
     report.write_page(
       workdir / "report.html",
       [
-        report.from_directory(
-          workdir / "circuits" / name, d_head=trained.config.model.d_head
-        )
-        for name, metrics_of_task in figures.items()
-        if "num_nodes" in metrics_of_task
+        circuit_lib.Circuit.load(workdir / "circuits" / name)
+        for name, m in metrics.items()
+        if "num_nodes" in m
       ],
       training=metric_log.read_jsonl(workdir / "metrics.jsonl"),
       title="Circuits of a weight-sparse transformer",
@@ -96,7 +77,7 @@ def run(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, Any]:
     summary = {
       "eval_loss": trained.eval_loss,
       "block_weights_zero": 1 - loop.block_density(trained.params),
-      "tasks": figures,
+      "tasks": metrics,
       "training_seconds": trained_at - start,
       "seconds": time.perf_counter() - start,
       "peak_memory_bytes": host.peak_memory(),
@@ -119,8 +100,7 @@ def summary_text(summary: dict[str, Any]) -> str:
   ]
   for name, m in summary["tasks"].items():
     if "num_nodes" not in m:
-      reasons = "; ".join(m["reasons"])
-      lines.append(f"{name:<20} not pruned, not learned: {reasons}")
+      lines.append(f"{name:<20} not pruned, {'; '.join(m['reasons'])}")
       continue
     columns = [
       f"{m[f'{p}test_loss']:.3f} ({100 * m[f'{p}test_accuracy']:.1f}%)"
@@ -144,8 +124,8 @@ def main(overrides: list[str]) -> None:
   summary = run(config, workdir)
   print(f"\n{summary_text(summary)}\n")
   print(f"report: {workdir / 'report.html'}")
-  for name, figures in summary["tasks"].items():
-    if "num_nodes" in figures:
+  for name, metrics in summary["tasks"].items():
+    if "num_nodes" in metrics:
       print(
         "against nonsense labels and random weights: python -m"
         f" experiments.verify --circuit={workdir / 'circuits' / name}"
@@ -153,4 +133,4 @@ def main(overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  cli.run(main, __doc__)
+  cli.run(main, __doc__, "prune.num_runs=8")

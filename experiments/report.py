@@ -1,41 +1,57 @@
-"""Draws saved circuits on one self-contained page.
+"""Draws saved circuits: all on one page, or the first one as a picture.
 
-  python -m experiments.report --circuits=runs/quickstart/circuits/a,… \
-    --out=report.html
+  python -m experiments.report --circuits=runs/quickstart/circuits \
+    --out=report.html --picture=circuit.png
+
+`--circuits` is a circuit directory, one that holds several, or a list of them.
 """
 
 import pathlib
 
 from absl import flags
 
-from experiments import cli
+from experiments import circuit_paths, cli
+from sparse_jax import circuit as circuit_lib
 from sparse_jax import report
+from sparse_jax.report import picture
 from sparse_jax.training import metric_log
 from sparse_jax.utils import errors
 
 _CIRCUITS = flags.DEFINE_list(
-  "circuits", None, "Circuit directories, separated by commas."
+  "circuits", None, "Circuit directories, or directories of them."
 )
-_OUT = flags.DEFINE_string("out", None, "The page to write.")
+_OUT = flags.DEFINE_string("out", None, "The HTML page to write.")
+_PICTURE = flags.DEFINE_string(
+  "picture", None, "The PNG to write: the drawing of the first circuit."
+)
 _METRICS = flags.DEFINE_string(
   "metrics", None, "metrics.jsonl of the training run, for its curve."
 )
-flags.mark_flags_as_required(["circuits", "out"])
+cli.require("circuits")
 
 
 def main(overrides: list[str]) -> None:
-  """Writes the page."""
+  """Writes the page and the picture."""
   del overrides
-  if not _CIRCUITS.value:
-    raise errors.bad_value("--circuits", "", "one or more directories")
+  if not (_OUT.value or _PICTURE.value):
+    raise errors.InputError(
+      "--out is missing; need a page to write, or --picture=FILE.png"
+    )
   training = None
   if _METRICS.value:
     if not pathlib.Path(_METRICS.value).is_file():
       raise errors.bad_value("--metrics", _METRICS.value, "an existing file")
     training = metric_log.read_jsonl(_METRICS.value)
-  circuits = [report.from_directory(path) for path in _CIRCUITS.value]
-  report.write_page(_OUT.value, circuits, training=training)
-  print(f"report: {_OUT.value}")
+  circuits = [
+    circuit_lib.Circuit.load(path)
+    for path in circuit_paths.find(_CIRCUITS.value)
+  ]
+  if _OUT.value:
+    report.write_page(_OUT.value, circuits, training=training)
+    print(f"report: {_OUT.value}")
+  if _PICTURE.value:
+    picture.write_picture(_PICTURE.value, circuits[0])
+    print(f"picture: {_PICTURE.value}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Writes docs/tasks.md: every task's rule, an example and its sizes.
 
-python -m experiments.task_docs --model=runs/quickstart/model
+  python -m experiments.task_docs --model=runs/quickstart/model
+
+The same tokenizer gives the same page.
 """
 
 import functools
@@ -13,10 +15,10 @@ from sparse_jax.tasks import docs
 from sparse_jax.utils import files
 
 _MODEL = flags.DEFINE_string(
-  "model", None, "Model directory; its tokenizer states the tasks."
+  "model", None, "A model directory; its tokenizer states the tasks."
 )
 _OUT = flags.DEFINE_string("out", "docs/tasks.md", "Markdown file to write.")
-flags.mark_flag_as_required("model")
+cli.require("model")
 
 
 def main(overrides: list[str]) -> None:

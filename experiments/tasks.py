@@ -5,12 +5,15 @@
 
 Test pairs come from templates, natural prompts from held-out real files. Losses
 are in nats, in brackets 90% bootstrap intervals (over pairs, or over files).
+Pairs much longer than what the model was trained on are left out and counted.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from absl import flags
 
 from experiments import cli
@@ -21,13 +24,11 @@ from sparse_jax.model import fingerprint as fingerprint_lib
 from sparse_jax.model import transformer
 from sparse_jax.tasks import evaluation, learned
 from sparse_jax.tasks import natural as natural_lib
-from sparse_jax.utils import files, progress
+from sparse_jax.utils import errors, files, progress
 
-_MODEL = flags.DEFINE_string("model", None, "Model directory.")
-_TASKS = flags.DEFINE_list(
-  "tasks", ["all"], "Names or .jsonl and .py files, with commas; or all."
-)
-_OUT = flags.DEFINE_string("out", None, "JSON file to write the figures to.")
+_MODEL = flags.DEFINE_string("model", None, "A model directory.")
+_TASKS = flags.DEFINE_list("tasks", ["all"], cli.TASKS_HELP)
+_OUT = flags.DEFINE_string("out", None, "JSON file to write the metrics to.")
 _PAIRS = flags.DEFINE_integer("pairs", 256, "Test pairs a task.", lower_bound=1)
 _NATURAL = flags.DEFINE_integer(
   "natural",
@@ -38,30 +39,40 @@ _NATURAL = flags.DEFINE_integer(
 _SEED = flags.DEFINE_integer(
   "seed", 0, "Of the choice of pairs and prompts.", lower_bound=0
 )
-flags.mark_flag_as_required("model")
+_MAX_TOKENS = flags.DEFINE_integer(
+  "max_tokens",
+  None,
+  "Longest prompt measured, in tokens; four times the model's context by"
+  " default, or the context where the model learns positions.",
+  lower_bound=1,
+)
+cli.require("model")
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One task's figures.
+  """One task's metrics.
 
   Attributes:
     task: the task.
+    too_long: why pairs are left out, or "".
     test: on template test pairs.
     natural: on natural prompts; None if there are none.
     verdict: whether it is learned well enough to prune.
   """
 
   task: tasks.Task
+  too_long: str
   test: evaluation.Score
   natural: evaluation.Score | None
-  verdict: learned.Verdict
+  verdict: learned.LearnedCheck
 
   def to_dict(self) -> dict[str, Any]:
     """Returns what the JSON file holds of it."""
     return {
       "rule": self.task.rule,
       "answers": list(self.task.answers),
+      "too_long": self.too_long,
       "test": self.test.to_dict(),
       "natural": self.natural and self.natural.to_dict(),
       "natural_reason": self.task.natural_reason,
@@ -70,16 +81,43 @@ class Row:
     }
 
 
+def longest(model: transformer.Model, context_length: int) -> int:
+  """Returns how many tokens a prompt may have to be measured."""
+  if model.config.positions == "none":
+    return _MAX_TOKENS.value or 4 * context_length
+  return min(context_length, _MAX_TOKENS.value or context_length)
+
+
+def drop_long(pairs: tasks.Pairs, limit: int) -> tuple[tasks.Pairs, str]:
+  """Returns the pairs of at most `limit` tokens, and a note on the others.
+
+  Raises:
+    InputError: if none is left.
+  """
+  fits = np.maximum(pairs.lengths, pairs.counter_lengths) <= limit
+  if fits.all():
+    return pairs, ""
+  note = f"{np.sum(~fits)} of {len(pairs)} pairs are longer than {limit} tokens"
+  if not fits.any():
+    raise errors.InputError(f"{note}; --max_tokens allows more")
+  kept = {
+    name: tuple(itertools.compress(values, fits))
+    if isinstance(values, tuple)
+    else values[fits]
+    for name, values in vars(pairs).items()
+  }
+  return tasks.Pairs(**kept), f"{note}: skipped; --max_tokens allows more"
+
+
 def measure(
   model: transformer.Model,
   params: transformer.Params,
   made: Sequence[tasks.Task],
   prompts: dict[str, tasks.Prompts | None],
   target_loss: float,
-  num_pairs: int,
-  seed: int,
-) -> list[Row]:
-  """Returns the tasks' figures.
+  limit: int,
+) -> tuple[list[Row], dict[str, str]]:
+  """Returns the tasks' metrics, and by name why others have none.
 
   Args:
     model: the full model.
@@ -87,22 +125,29 @@ def measure(
     made: the tasks.
     prompts: natural prompts by task name, as `natural_lib.harvest` returns.
     target_loss: what circuits are pruned to, in nats a side.
-    num_pairs: test pairs a task; all there are where there are fewer.
-    seed: of the pairs.
+    limit: most tokens of a prompt.
   """
   diffs = evaluation.make_difference_function(model, params)
-  rows = []
+  seed = _SEED.value
+  rows, skipped = [], {}
   with progress.progress_bar(len(made), 0, "measuring") as bar:
     for task in made:
       bar.set_postfix_str(task.name)
-      pairs = task.pairs("test", num_pairs, seed, at_most=True)
+      bar.update()
+      try:
+        pairs = task.pairs("test", _PAIRS.value, seed, at_most=True)
+        pairs, too_long = drop_long(pairs, limit)
+      except errors.InputError as e:
+        skipped[task.name] = str(e)
+        continue
       test = evaluation.score_pairs(diffs, pairs, seed)
       found = prompts.get(task.name)
       natural = evaluation.score_prompts(diffs, found, seed) if found else None
-      verdict = learned.judge(test.loss.value, test.accuracy.value, target_loss)
-      rows.append(Row(task, test, natural, verdict))
-      bar.update()
-  return rows
+      verdict = learned.LearnedCheck(
+        test.loss.value, test.accuracy.value, target_loss
+      )
+      rows.append(Row(task, too_long, test, natural, verdict))
+  return rows, skipped
 
 
 _HEADER = (
@@ -118,7 +163,7 @@ _HEADER = (
 
 
 def table(rows: Sequence[Row]) -> str:
-  """Returns the figures as aligned columns."""
+  """Returns the metrics as aligned columns."""
   cells = [_HEADER]
   for row in rows:
     natural = row.natural
@@ -126,9 +171,9 @@ def table(rows: Sequence[Row]) -> str:
       (
         row.task.name,
         str(row.test.count),
-        *_figures(row.test),
+        *_shown(row.test),
         str(natural.count) if natural else "-",
-        *(_figures(natural) if natural else ("-", "-")),
+        *(_shown(natural) if natural else ("-", "-")),
         "yes" if row.verdict.learned else "no",
       )
     )
@@ -142,7 +187,7 @@ def table(rows: Sequence[Row]) -> str:
   )
 
 
-def _figures(score: evaluation.Score) -> tuple[str, str]:
+def _shown(score: evaluation.Score) -> tuple[str, str]:
   loss, accuracy = score.loss, score.accuracy
   return (
     f"{loss.value:.3f} [{loss.low:.3f}, {loss.high:.3f}]",
@@ -153,13 +198,14 @@ def _figures(score: evaluation.Score) -> tuple[str, str]:
 
 def notes(rows: Sequence[Row], skipped: dict[str, str], natural: bool) -> str:
   """Returns, line by line, what is missing from the table and why."""
-  learned = sum(row.verdict.learned for row in rows)
+  num_learned = sum(row.verdict.learned for row in rows)
   verdict = rows[0].verdict
   lines = [
-    f"{learned} of {len(rows)} tasks are learned well enough to prune: test"
+    f"{num_learned} of {len(rows)} tasks are learned well enough to prune: test"
     f" accuracy at least {100 * verdict.min_accuracy:g}% and loss at most"
     f" {verdict.max_loss:g} nats"
   ]
+  lines += [f"{r.task.name}: {r.too_long}" for r in rows if r.too_long]
   for row in rows:
     if not row.verdict.learned:
       reasons = "; ".join(row.verdict.reasons)
@@ -170,11 +216,15 @@ def notes(rows: Sequence[Row], skipped: dict[str, str], natural: bool) -> str:
         row.task.natural_reason or "these files do not call for both answers"
       )
       lines.append(f"no natural prompts: {row.task.name}: {reason}")
-  lines += [f"skipped: {name}: {why}" for name, why in skipped.items()]
+  lines += _skipped_lines(skipped)
   return "\n".join(lines)
 
 
-def main(overrides: list[str]) -> None:
+def _skipped_lines(skipped: dict[str, str]) -> list[str]:
+  return [f"skipped: {name}: {why}" for name, why in skipped.items()]
+
+
+def main(overrides: list[str]) -> int | None:
   """Measures as the flags say."""
   del overrides  # The command has no config.
   model, params = checkpoint.load_model(_MODEL.value)
@@ -182,6 +232,7 @@ def main(overrides: list[str]) -> None:
   run = checkpoint.load_run(_MODEL.value)
   config = run or config_lib.Config()
   made, skipped = tasks.make_tasks(_TASKS.value, tokenizer)
+  context_length = model.config.context_length or config.data.context_length
   prompts = {}
   natural = any(task.find_points for task in made) and _NATURAL.value > 0
   if natural:
@@ -190,18 +241,21 @@ def main(overrides: list[str]) -> None:
       sources.documents(config.data, "eval", progress=True),
       _NATURAL.value,
       _SEED.value,
-      model.config.context_length or config.data.context_length,
+      context_length,
       progress=True,
     )
-  rows = measure(
+  rows, failed = measure(
     model,
     params,
     made,
     prompts,
     config.prune.target_per_side,
-    _PAIRS.value,
-    _SEED.value,
+    longest(model, context_length),
   )
+  skipped |= failed
+  if not rows:
+    print("\n".join(_skipped_lines(skipped)))
+    return 1
   print(table(rows))
   print()
   print(notes(rows, skipped, natural))
@@ -232,6 +286,7 @@ def main(overrides: list[str]) -> None:
         "skipped": skipped,
       },
     )
+  return None
 
 
 if __name__ == "__main__":

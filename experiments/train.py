@@ -1,7 +1,7 @@
 """Trains a weight-sparse transformer.
 
-  python -m experiments.train --config=experiments/configs/tiny.py \
-    --workdir=runs/tiny --config.sparsity.density=0.05
+  python -m experiments.train --config=experiments/configs/tiny.py \\
+    --workdir=runs/tiny --config.sparsity.density=0.15
 
 The same command again resumes from the newest checkpoint.
 """
@@ -12,9 +12,11 @@ from absl import flags
 from experiments import cli
 from sparse_jax.training import loop, sharding
 
-_CONFIG = flags.DEFINE_string("config", None, "Python file with get_config().")
+_CONFIG = flags.DEFINE_string(
+  "config", None, "A Python file with get_config()."
+)
 _WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Directory of the run; the same one resumes it."
+  "workdir", None, "A directory for the run; the same one resumes it."
 )
 _DISTRIBUTED = flags.DEFINE_bool(
   "distributed",
@@ -23,7 +25,7 @@ _DISTRIBUTED = flags.DEFINE_bool(
   " Cloud TPU), or of JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and"
   " JAX_PROCESS_ID.",
 )
-flags.mark_flags_as_required(["config", "workdir"])
+cli.require("config", "workdir")
 
 
 def main(overrides: list[str]) -> None:

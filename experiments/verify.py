@@ -18,7 +18,7 @@ from sparse_jax import config as config_lib
 from sparse_jax.tasks import sequences as sequences_lib
 from sparse_jax.utils import errors
 
-_CIRCUIT = flags.DEFINE_string("circuit", None, "Circuit directory.")
+_CIRCUIT = flags.DEFINE_string("circuit", None, "A circuit directory.")
 _MODEL = flags.DEFINE_string(
   "model", None, "Model directory; model/ beside circuits/ by default."
 )
@@ -31,6 +31,7 @@ _CONTROLS = flags.DEFINE_bool(
 _NATURAL = flags.DEFINE_bool(
   "natural", True, "Whether to look for prompts in held-out real files."
 )
+cli.require("circuit")
 
 
 def model_directory(circuit: pathlib.Path) -> pathlib.Path:
@@ -73,8 +74,6 @@ def as_stored(config: config_lib.Config, stored) -> config_lib.Config:
 def main(overrides: list[str]) -> int:
   """Verifies as the flags say."""
   del overrides  # The command has no config.
-  if not _CIRCUIT.value:
-    raise errors.InputError("--circuit is missing; need a circuit directory")
   directory = pathlib.Path(_CIRCUIT.value)
   circuit = circuit_lib.Circuit.load(directory)
   where = pathlib.Path(_MODEL.value or model_directory(directory))

@@ -1,5 +1,6 @@
-"""Save and restore: model directories, training states, fingerprints."""
+"""Model directories: configuration, weights, tokenizer, mean activations."""
 
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -30,13 +31,13 @@ def save_model(
 ) -> None:
   """Writes a model directory: config.json, tokenizer.json, checkpoint/.
 
-  A model directory that stood there is replaced when the new one is whole.
+  A complete new directory replaces an earlier model directory.
 
   Args:
-    directory: where.
-    model: the model.
-    params: its parameters.
-    tokenizer: its tokenizer.
+    directory: a new path, an empty directory or an earlier model's.
+    model: what `load_model` will return, in float32.
+    params: of `model`.
+    tokenizer: of the text it was trained on.
     run: the configuration that trained it, kept for later commands.
     means: every node's mean over the pretraining distribution, per site
       `[layers, width]`: what pruning ablates with; written to means.npz.
@@ -45,16 +46,11 @@ def save_model(
     InputError: if the directory holds something else, or cannot be written.
   """
   with files.replace_directory(directory, "config.json") as new:
-    # Arrays of one host: as JAX arrays they would have to be everybody's.
+    # Orbax would expect every process to write its share of JAX arrays.
     arrays = jax.tree.map(np.asarray, params)
-    try:
-      with orbax_errors.silence(), _checkpointer() as checkpointer:
+    with orbax_errors.writing(os.fspath(directory)):
+      with _checkpointer() as checkpointer:
         checkpointer.save(new.absolute() / "checkpoint", arrays)
-    except ValueError as e:  # TensorStore's, where others raise OSError.
-      raise errors.InputError(
-        f"cannot write {directory}: {orbax_errors.reason(e)}; need a"
-        " writable directory with free space"
-      ) from e
     tokenizer.save(new / "tokenizer.json")
     if means is not None:
       np.savez(new / _MEANS, **{n: np.asarray(m) for n, m in means.items()})
@@ -80,6 +76,7 @@ def load_model(
       another model; see also `released.load_model`.
   """
   directory = pathlib.Path(directory)
+  _check_is_model(directory)
   if released_models.is_released(directory):
     return released_models.load_model(directory)
   described = _read_config(directory)
@@ -130,6 +127,7 @@ def load_tokenizer(directory: files.PathLike) -> tokenizer_lib.Tokenizer:
     InputError: if its files are missing or damaged.
   """
   directory = pathlib.Path(directory)
+  _check_is_model(directory)
   path = directory / "tokenizer.json"
   if released_models.is_released(directory) and not path.is_file():
     return tokenizer_lib.Tokenizer.load_released(directory)
@@ -158,6 +156,22 @@ def _read_config(directory: pathlib.Path) -> dict[str, Any]:
   return described
 
 
+def _check_is_model(directory: pathlib.Path) -> None:
+  """Raises InputError for what is easily taken for a model directory."""
+  inside = directory / "model"
+  if directory.is_file():
+    raise errors.InputError(f"{directory} is a file; need a model directory")
+  if (directory / "circuit.json").is_file():
+    raise errors.InputError(
+      f"{directory} holds a circuit, which Circuit.load reads; need a model"
+      " directory"
+    )
+  if (inside / "config.json").is_file():
+    raise errors.InputError(
+      f"{directory} is no model directory; did you mean {inside}?"
+    )
+
+
 def _checkpointer() -> ocp.StandardCheckpointer:
   """Returns a checkpointer that waits for no other process."""
   if jax.process_count() == 1:
@@ -180,17 +194,14 @@ def _restore(path: pathlib.Path, shapes) -> Any:
   target = jax.tree.map(
     lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), shapes
   )
+  shape_of = lambda tree: {
+    sites.path_name(p): tuple(leaf.shape)
+    for p, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
   try:
     with orbax_errors.silence(), _checkpointer() as checkpointer:
       saved = checkpointer.metadata(path.absolute()).item_metadata.tree
-      found = {
-        sites.path_name(p): tuple(m.shape)
-        for p, m in jax.tree_util.tree_leaves_with_path(saved)
-      }
-      want = {
-        sites.path_name(p): tuple(s.shape)
-        for p, s in jax.tree_util.tree_leaves_with_path(shapes)
-      }
+      found, want = shape_of(saved), shape_of(shapes)
       for name in sorted(found.keys() | want.keys()):
         if found.get(name) != want.get(name):
           raise errors.InputError(

@@ -1,4 +1,4 @@
-"""A circuit: the nodes kept for one task, the edges between them, its figures.
+"""A circuit: the nodes kept for one task, the edges between them, its metrics.
 
 An edge is a nonzero weight joining two kept nodes (paper section 2). Residual
 channels are wiring between writes and later reads and are not counted. Weights
@@ -6,21 +6,23 @@ of the token embedding and unembedding are counted apart.
 """
 
 import dataclasses
+import html
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sparse_jax import config as config_lib
 from sparse_jax import sites
 from sparse_jax.model import edges as edges_lib
-from sparse_jax.model import hooks, transformer
+from sparse_jax.model import fingerprint, hooks, transformer
 from sparse_jax.utils import errors, files
 
-_FORMAT = "sparse_jax circuit 1"
+_FORMAT = "sparse_jax circuit 2"
+_EARLIER_FORMATS = ("sparse_jax circuit 1",)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,7 +31,7 @@ class Circuit:
 
   Attributes:
     task: the task's name.
-    model_fingerprint: of the model it was cut from (`checkpoint.fingerprint`).
+    model_fingerprint: of the model it was cut from (`fingerprint`).
     model_config: shape of that model.
     sparsity: activation sparsity of that model.
     ablation: "mean_pretrain", "mean_task" or "zero": what `means` hold.
@@ -38,7 +40,7 @@ class Circuit:
     node_mask: per gated site `[layers, width]` bool, true for kept nodes.
     means: per gated site `[layers, width]` float32, values of closed nodes.
     edges: as in circuit.json.
-    metrics: figures by name; losses in nats.
+    metrics: numbers by name; losses in nats.
     freeze_norms: whether it runs with the whole model's norms.
     details: further contents of circuit.json, by key.
   """
@@ -70,17 +72,15 @@ class Circuit:
   @property
   def nodes(self) -> list[dict[str, Any]]:
     """Kept nodes as `{"site": "0.attn.q", "index": 3}`, in forward order."""
-    found = [
-      (row, list(sites.SITES).index(site), index)
-      for site, mask in self.node_mask.items()
-      for row, index in zip(*np.nonzero(mask), strict=True)
+    names = [name for name in sites.SITES if name in self.node_mask]
+    kept = [
+      (row, name, index)
+      for name in names
+      for row, index in zip(*np.nonzero(self.node_mask[name]), strict=True)
     ]
-    names = list(sites.SITES)
-    single = lambda node: not sites.SITES[names[node[1]]].per_layer
-    found.sort(key=lambda node: (single(node), *node))
-    return [
-      edges_lib.node(names[site], row, index) for row, site, index in found
-    ]
+    # Stable: by site, then by index within a layer.
+    kept.sort(key=lambda node: (not sites.SITES[node[1]].per_layer, node[0]))
+    return [edges_lib.node(name, row, index) for row, name, index in kept]
 
   @property
   def model(self) -> transformer.Model:
@@ -96,15 +96,15 @@ class Circuit:
       params: parameters of the model it was cut from.
       tokens: int `[B, L]`, what it is going to run on.
     """
-    hook = hooks.gate(
-      jax.tree.map(jnp.asarray, dict(self.node_mask)),
-      jax.tree.map(jnp.asarray, dict(self.means)),
+    return hooks.circuit_hook(
+      self.model,
+      params,
+      tokens,
+      None,
+      self.node_mask,
+      self.means,
+      self.freeze_norms,
     )
-    if not self.freeze_norms:
-      return hook
-    full: dict[str, jax.Array] = {}
-    self.model.residual(params, tokens, hooks.record(full))
-    return hooks.compose(hooks.freeze_norms_at(full), hook)
 
   def apply(self, params: transformer.Params, tokens: jax.Array) -> jax.Array:
     """Returns the circuit's logits: the model with everything else ablated.
@@ -151,18 +151,29 @@ class Circuit:
       )
 
   @classmethod
-  def load(cls, directory: files.PathLike) -> "Circuit":
+  def load(
+    cls,
+    directory: files.PathLike,
+    *,
+    model: transformer.Model | None = None,
+    params: transformer.Params | None = None,
+  ) -> "Circuit":
     """Reads a circuit directory.
 
+    Args:
+      directory: as `save` writes it.
+      model: the model that it has to be cut from; None does not check.
+      params: the parameters that it has to be cut from; None does not check.
+
     Raises:
-      InputError: if a file is missing, damaged or inconsistent.
+      InputError: if a file is missing, damaged or inconsistent, or the circuit
+        is another model's.
     """
     directory = pathlib.Path(directory)
     path = directory / "circuit.json"
     raw = files.read_json(path, "the circuit.json of a circuit directory")
     try:
-      if raw.pop("format") != _FORMAT:
-        raise KeyError("format")
+      _check_format(path, raw.pop("format"))
       config = config_lib.from_dict(
         config_lib.ModelConfig, raw.pop("model"), "model."
       )
@@ -172,15 +183,22 @@ class Circuit:
         )
         for name in raw.pop("sites")
       }
-      for node in raw.pop("nodes"):
-        name, layer = sites.parse_site_id(node["site"], config.n_layer)
-        if not 0 <= node["index"] < config.width(name):
+      nodes = raw.pop("nodes")
+      for node in nodes:
+        try:
+          name, layer = sites.parse_site_id(node["site"], config.n_layer)
+        except errors.InputError:
+          raise errors.bad_value(
+            f"{path}: site", node["site"][:80], "a site such as 0.attn.q"
+          ) from None
+        index = node["index"]
+        if type(index) is not int or not 0 <= index < config.width(name):
           raise errors.bad_value(
             f"{path}: index of {node['site']}",
-            node["index"],
+            index,
             f"0 to {config.width(name) - 1}",
           )
-        node_mask[name][layer or 0, node["index"]] = True
+        node_mask[name][layer or 0, index] = True
       circuit = cls(
         model_config=config,
         sparsity=config_lib.from_dict(
@@ -195,13 +213,154 @@ class Circuit:
         },
         details=raw,
       )
+      if len(nodes) != circuit.num_nodes:
+        raise ValueError(f"lists a node twice among its {len(nodes)} nodes")
+      check_consistent(circuit, str(path))
     except errors.InputError:
       raise
-    except (KeyError, TypeError, AttributeError, ValueError) as e:
+    except (
+      KeyError,
+      TypeError,
+      AttributeError,
+      ValueError,
+      OverflowError,
+    ) as e:
       raise errors.InputError(
         f"{path}: {type(e).__name__} {e}; need a circuit.json as save writes"
       ) from e
+    check_model(circuit, str(path), model, params)
     return circuit
+
+  def _summary(self) -> dict[str, Any]:
+    return {
+      "task": self.task,
+      "nodes": self.num_nodes,
+      "edges": self.num_edges,
+      "test loss": self.metrics.get("test_loss"),
+      "full model's test loss": self.metrics.get("full_model_test_loss"),
+      "target loss": self.target_loss,
+    }
+
+  def __repr__(self) -> str:
+    """One line: task, size and losses in nats."""
+    parts = (f"{k}: {_shown(v)}" for k, v in self._summary().items())
+    return f"Circuit({', '.join(parts)})"
+
+  def _repr_html_(self) -> str:
+    rows = "".join(
+      f"<tr><th>{html.escape(k)}</th><td>{html.escape(_shown(v))}</td></tr>"
+      for k, v in self._summary().items()
+    )
+    return f"<table>{rows}</table>"
+
+
+def _shown(value: Any) -> str:
+  if value is None:
+    return "not measured"
+  return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _check_format(path: pathlib.Path, found: Any) -> None:
+  if found in _EARLIER_FORMATS:
+    raise errors.InputError(
+      f"{path}: format={found!r} is of an earlier version; need {_FORMAT!r}:"
+      " prune again with this version, python -m experiments.prune"
+    )
+  if found != _FORMAT:
+    raise errors.bad_value(f"{path}: format", found, repr(_FORMAT))
+
+
+def check_model(
+  circuit: Circuit,
+  name: str,
+  model: transformer.Model | None,
+  params: transformer.Params | None,
+) -> None:
+  """Checks that a circuit is of this model; None is not checked."""
+  model = circuit.model if model is None else model
+  if circuit.model_config != model.config:
+    raise errors.InputError(
+      f"{name}: its model's shape is not this model's; need the model it was"
+      " cut from"
+    )
+  if params is None:
+    return
+  own = fingerprint.fingerprint(model, params)
+  if own != circuit.model_fingerprint:
+    raise errors.InputError(
+      f"{name}: model_fingerprint={circuit.model_fingerprint}; this model's is"
+      f" {own}; need the model it was cut from"
+    )
+
+
+def check_consistent(circuit: Circuit, name: str) -> None:
+  """Checks what a circuit says of itself, without its model.
+
+  Args:
+    circuit: of which no part may contradict another.
+    name: what messages call it, such as its file.
+
+  Raises:
+    InputError: naming what does not fit.
+  """
+
+  def refuse(what: str, need: str):
+    raise errors.InputError(f"{name}: {what}; need {need}")
+
+  if circuit.ablation not in config_lib.ABLATIONS:
+    choices = ", ".join(config_lib.ABLATIONS)
+    refuse(f"ablation={circuit.ablation!r}", f"one of {choices}")
+  for field, value in (
+    ("target_loss", circuit.target_loss),
+    ("logit_scale", circuit.logit_scale),
+    ("answer_shift", circuit.details.get("answer_shift", 0.0)),
+  ):
+    if not _is_number(value):
+      refuse(f"{field}={value!r}", "a finite number")
+  unedited = "an unedited circuit.json"
+  if not isinstance(circuit.metrics, Mapping):
+    refuse("metrics is no mapping", unedited)
+  for field in ("num_nodes", "num_edges"):
+    stored, counted = circuit.metrics.get(field), getattr(circuit, field)
+    if stored != counted:
+      refuse(f"metrics.{field}={stored} but it lists {counted}", unedited)
+  seen = set()
+  for i, edge in enumerate(circuit.edges):
+    try:
+      key = _edge_entry(circuit, edge)
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as e:
+      refuse(f"edges[{i}]: {type(e).__name__} {e}", unedited)
+    if key in seen:
+      refuse(f"edges[{i}] is listed twice", unedited)
+    seen.add(key)
+
+
+def _edge_entry(circuit: Circuit, edge: Mapping[str, Any]) -> tuple[Any, ...]:
+  """Returns what identifies an edge; raises if its ends are not kept nodes."""
+  kinds = [k for k in sites.EDGE_KINDS if k.name == edge["kind"]]
+  if not kinds:
+    raise ValueError(f"kind={edge['kind']!r} is unknown")
+  if not _is_number(edge["weight"]):
+    raise ValueError(f"weight={edge['weight']!r} is not finite")
+  layer = edges_lib.layer_of(edge)
+  entry = [edge["kind"], layer]
+  for end, name in (("from", kinds[0].source), ("to", kinds[0].target)):
+    site, index = edge[end]["site"], edge[end]["index"]
+    mask = circuit.node_mask.get(name)
+    if mask is None:  # A site without a mask is wholly open.
+      shape = circuit.model_config.n_layer, circuit.model_config.width(name)
+      mask = np.ones(shape, bool)
+    if site != sites.site_id(name, layer) or not isinstance(index, int):
+      raise ValueError(f"{end}={site}:{index} does not fit {edge['kind']}")
+    if not (0 <= index < mask.shape[1] and mask[layer, index]):
+      raise ValueError(f"{end}={site}:{index} is not one of the nodes")
+    entry.append(index)
+  return tuple(entry)
+
+
+def _is_number(value: Any) -> bool:
+  number = isinstance(value, int | float) and not isinstance(value, bool)
+  return number and math.isfinite(value)
 
 
 def _load_means(

@@ -134,6 +134,24 @@ class ModelDirectoryTest(parameterized.TestCase):
     (path / "config.json").write_text(content)
     self.refused(path, message)
 
+  @parameterized.named_parameters(
+    ("run", lambda path: path.parent, r"did you mean .*/model\?"),
+    ("file", lambda path: path / "config.json", "is a file; need a model dir"),
+  )
+  def test_what_is_near_a_model_directory(self, near, message):
+    path = near(self.copy())
+    if path.is_dir():
+      (path / "config.json").write_text('{"seed": 0}')
+    self.refused(path, message)
+    with self.assertRaisesRegex(errors.InputError, message):
+      checkpoint.load_tokenizer(path)
+
+  def test_circuit_in_place_of_a_model(self):
+    path = self.root / "circuit"
+    path.mkdir()
+    (path / "circuit.json").write_text("{}")
+    self.refused(path, "holds a circuit, which Circuit.load reads; need a")
+
   def rewrite(self, path, **model):
     config = json.loads((path / "config.json").read_text())
     config["model"].update(model)

@@ -1,6 +1,7 @@
 """Circuits: counts by brute force, files, identities."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import tempfile
@@ -16,6 +17,7 @@ from sparse_jax.model import fingerprint as fingerprint_lib
 from sparse_jax.model import hooks
 from sparse_jax.tasks import logit_difference as logit_difference_lib
 from sparse_jax.tasks import sequences as sequences_lib
+from sparse_jax.utils import errors
 
 
 def new_directory(test) -> pathlib.Path:
@@ -26,6 +28,7 @@ def make_circuit(share=0.4, **fields):
   model, params, tokens = helpers.tiny_model(**fields)
   params = helpers.sparsify(params, 0.5)
   mask = helpers.random_masks(model, share)
+  edges = edges_lib.find_edges(params, mask)
   made = circuit.Circuit(
     task="single_double_quote",
     model_fingerprint=fingerprint_lib.fingerprint(model, params),
@@ -36,8 +39,12 @@ def make_circuit(share=0.4, **fields):
     logit_scale=1.5,
     node_mask=mask,
     means=helpers.random_means(model),
-    edges=edges_lib.find_edges(params, mask),
-    metrics={"num_nodes": 1, "test_loss": 0.1},
+    edges=edges,
+    metrics={
+      "num_nodes": sum(int(m.sum()) for m in mask.values()),
+      "num_edges": len(edges),
+      "test_loss": 0.1,
+    },
     details={"runs": [{"k_coef": 1e-3}]},
   )
   return made, model, params, tokens
@@ -200,15 +207,90 @@ class CircuitTest(parameterized.TestCase):
       "missing": lambda d: (d / "circuit.json").unlink(),
       "not JSON": lambda d: (d / "circuit.json").write_text("{"),
       "format": edit_json(lambda r: r.update(format="other")),
+      "earlier format": edit_json(
+        lambda r: r.update(format="sparse_jax circuit 1")
+      ),
       "index": edit_json(lambda r: r["nodes"][0].update(index=10**6)),
       "negative": edit_json(lambda r: r["nodes"][0].update(index=-1)),
+      "an index that is no number": edit_json(
+        lambda r: r["nodes"][0].update(index=True)
+      ),
+      "a huge weight": edit_json(
+        lambda r: r["edges"][0].update(weight=10**400)
+      ),
       "no nodes": edit_json(lambda r: r.pop("nodes")),
       "no means": lambda d: (d / "arrays.npz").unlink(),
+      "a node less": edit_json(lambda r: r["nodes"].pop()),
+      "a node twice": edit_json(lambda r: r["nodes"].append(r["nodes"][0])),
+      "node counts": edit_json(lambda r: r["metrics"].update(num_nodes=1)),
+      "edge counts": edit_json(lambda r: r["edges"].pop()),
+      "no metrics": edit_json(lambda r: r.update(metrics=None)),
+      "scale": edit_json(lambda r: r.update(logit_scale=float("nan"))),
+      "target": edit_json(lambda r: r.update(target_loss=float("inf"))),
+      "shift": edit_json(lambda r: r.update(answer_shift="much")),
+      "ablation": edit_json(lambda r: r.update(ablation="none")),
+      "edge kind": edit_json(lambda r: r["edges"][0].update(kind="other")),
+      "edge weight": edit_json(lambda r: r["edges"][0].update(weight=None)),
+      "edge twice": edit_json(
+        lambda r: r["edges"].__setitem__(0, r["edges"][1])
+      ),
+      "edge's layer": edit_json(
+        lambda r: r["edges"][0]["to"].update(site="1.attn.q")
+      ),
       "torn means": lambda d: (d / "arrays.npz").write_bytes(b"PK\3\4torn"),
     }
     for name, edit in cases.items():
       with self.subTest(name):
-        self._damaged(edit)
+        message = self._damaged(edit)
+        if name == "earlier format":
+          self.assertRegex(message, "prune again .*experiments.prune")
+
+  def test_an_edge_to_a_node_that_is_not_kept_is_refused(self):
+    def edit(directory):
+      path = directory / "circuit.json"
+      raw = json.loads(path.read_text())
+      end = raw["edges"][0]["to"]
+      raw["nodes"].remove(end)
+      raw["metrics"]["num_nodes"] -= 1
+      path.write_text(json.dumps(raw))
+
+    self.assertRegex(
+      self._damaged(edit), r"edges\[\d+\]:.*not one of the nodes"
+    )
+
+  def test_another_models_circuit_is_refused_if_asked(self):
+    made, model, params, _ = make_circuit()
+    directory = new_directory(self) / "c"
+    made.save(directory)
+    load = functools.partial(circuit.Circuit.load, directory)
+    self.assertEqual(load(model=model, params=params).edges, made.edges)
+    other = jax.tree.map(lambda w: w + 1, params)
+    for given in ({"model": model}, {}):
+      with self.assertRaisesRegex(
+        errors.InputError, "model_fingerprint=sha256"
+      ):
+        load(params=other, **given)
+    wider, *_ = helpers.tiny_model(d_mlp=16)
+    with self.assertRaisesRegex(errors.InputError, "shape is not"):
+      load(model=wider)
+
+  def test_it_is_shown_in_a_line_and_in_a_small_table(self):
+    made, *_ = make_circuit()
+    made = dataclasses.replace(made, task="<b>'quotes'")
+    line = repr(made)
+    self.assertLess(len(line), 200)
+    for part in (
+      "<b>'quotes'",
+      f"nodes: {made.num_nodes}",
+      f"edges: {made.num_edges}",
+      "test loss: 0.1",
+      "full model's test loss: not measured",
+    ):
+      self.assertIn(part, line)
+    table = made._repr_html_()
+    self.assertNotIn("<b>", table)
+    self.assertIn("&lt;b&gt;", table)
+    self.assertIn(f"<td>{made.num_nodes}</td>", table)
 
   def test_a_foreign_directory_is_never_replaced(self):
     made, *_ = make_circuit()

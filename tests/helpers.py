@@ -1,5 +1,7 @@
 """Small models that several tests share."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,12 +9,12 @@ import numpy as np
 from sparse_jax import config as config_lib
 from sparse_jax import sites
 from sparse_jax.model import transformer
-from sparse_jax.pruning import masks as masks_lib
+from sparse_jax.tasks import mask_evaluator
 from sparse_jax.tasks import sequences as sequences_lib
 
 
-def tiny_model(activation_fraction: float = 0.25, **fields):
-  """Returns (model, params, tokens [3, 9]); no parameter is left at 0 or 1."""
+@functools.cache
+def _tiny_model(activation_fraction, **fields):
   config = config_lib.ModelConfig(
     **{
       "n_layer": 2,
@@ -31,11 +33,23 @@ def tiny_model(activation_fraction: float = 0.25, **fields):
   params = jax.jit(model.init)(jax.random.key(0))
   rng = np.random.default_rng(1)
   params = jax.tree.map(
-    lambda leaf: leaf + 0.3 * rng.normal(size=leaf.shape).astype(np.float32),
+    lambda leaf: (
+      np.asarray(leaf) + 0.3 * rng.normal(size=leaf.shape).astype(np.float32)
+    ),
     params,
   )
   tokens = jax.random.randint(jax.random.key(2), (3, 9), 0, 40)
   return model, params, tokens
+
+
+def tiny_model(activation_fraction: float = 0.25, **fields):
+  """Returns (model, params, tokens [3, 9]); no parameter is left at 0 or 1.
+
+  Models of equal fields are one, so that tests share their programs; the
+  parameters are the caller's own.
+  """
+  model, params, tokens = _tiny_model(activation_fraction, **fields)
+  return model, jax.tree.map(jnp.array, params), tokens
 
 
 def random_masks(model: transformer.Model, share: float, seed: int = 0):
@@ -70,19 +84,6 @@ def sparsify(params, share: float, seed: int = 0):
   )
 
 
-def settings(config, **fields):
-  """Returns a `prune.Setting` of several runs: the config's, but for fields."""
-  runs = len(next(iter(fields.values())))
-  values = {
-    name: [getattr(config, name, 0)] * runs
-    for name in masks_lib.Hyperparameters._fields
-  } | fields
-  seed = jnp.array(values.pop("seed"), jnp.int32)
-  return masks_lib.Hyperparameters(
-    **{name: jnp.array(v, jnp.float32) for name, v in values.items()}, seed=seed
-  )
-
-
 def random_sequences(count=8, length=9, seed=3):
   """Returns `count` sequences of random tokens and answers below 40."""
   rng = np.random.default_rng(seed)
@@ -91,4 +92,14 @@ def random_sequences(count=8, length=9, seed=3):
     positions=jnp.asarray(rng.integers(3, length, count)),
     correct=jnp.asarray(rng.integers(0, 20, count)),
     incorrect=jnp.asarray(rng.integers(20, 40, count)),
+  )
+
+
+def tiny_evaluator(share=1.0, count=16, **fields):
+  """Returns a `MaskEvaluator` on random prompts; `share` of weights not 0."""
+  model, params, _ = tiny_model(**fields)
+  if share < 1:
+    params = sparsify(params, share)
+  return mask_evaluator.MaskEvaluator(
+    model, params, random_means(model), random_sequences(count, seed=2)
   )

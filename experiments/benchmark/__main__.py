@@ -3,8 +3,8 @@
   python -m experiments.benchmark --out=runs/benchmark.json
   python -m experiments.benchmark --short
 
-The PyTorch peers are run where they are installed (--torch_python, --peer_dir).
-docs/performance.md says what was found.
+--torch_python names a Python that has PyTorch; with it the baselines run too.
+docs/performance.md has results.
 """
 
 import time
@@ -13,17 +13,17 @@ import jax
 from absl import flags
 
 from experiments import cli
-from experiments.benchmark import baseline_runs, measure, scaling
-from sparse_jax.utils import errors, files, progress
+from experiments.benchmark import measure, scaling, torch_baselines
+from sparse_jax.utils import errors, files, host, progress
 
 _OUT = flags.DEFINE_string(
-  "out", "runs/benchmark.json", "JSON file to write the figures to."
+  "out", "runs/benchmark.json", "JSON file to write the metrics to."
 )
 _PLOT = flags.DEFINE_string(
   "plot", "", "PNG file to draw the growth of time and memory to."
 )
 _SHORT = flags.DEFINE_bool(
-  "short", False, "Minute shapes: a trial; its figures mean nothing."
+  "short", False, "Tiny shapes: a trial; its metrics mean nothing."
 )
 _ONLY = flags.DEFINE_string(
   "only", "", "Measure only what has this in its name, such as 'mask step'."
@@ -32,10 +32,7 @@ _GROWTH = flags.DEFINE_bool(
   "growth", True, "Measure growth with width, density, depth and batch."
 )
 _TORCH_PYTHON = flags.DEFINE_string(
-  "torch_python", "peer/bin/python", "Python that has PyTorch, for the peers."
-)
-_PEER_DIR = flags.DEFINE_string(
-  "peer_dir", "peer", "Directory of the peers' scripts."
+  "torch_python", "", "Python that has PyTorch, to run the baselines with."
 )
 
 
@@ -44,35 +41,31 @@ def main(overrides: list[str]) -> None:
   del overrides
   start = time.perf_counter()
   on_cpu = jax.default_backend() == "cpu"
-  peers = baseline_runs.find_peers(
-    _TORCH_PYTHON.value,
-    _PEER_DIR.value,
-    required=any(flags.FLAGS[n].present for n in ("torch_python", "peer_dir")),
-    device="cpu" if on_cpu else "cuda",
+  baselines = torch_baselines.Baselines(
+    _TORCH_PYTHON.value, "cpu" if on_cpu else "cuda"
   )
-  plan = measure.cpu_plan() if on_cpu else measure.accelerator_plan()
+  plan = measure.CPU if on_cpu else measure.ACCELERATOR
   if _SHORT.value:
-    plan = measure.short_plan()
-  todo = list(measure.measurements(plan, peers))
+    plan = measure.SHORT
+  todo = dict(measure.measurements(plan, baselines))
   if _ONLY.value:
-    names = [name for name, _ in todo]
-    todo = [(name, m) for name, m in todo if _ONLY.value in name]
+    names = "; ".join(todo)
+    todo = {name: m for name, m in todo.items() if _ONLY.value in name}
     if not todo:
-      raise errors.bad_value(
-        "--only", _ONLY.value, f"a part of: {'; '.join(names)}"
-      )
-  before = measure.environment(peers)
-  figures, growths = [], []
+      raise errors.bad_value("--only", _ONLY.value, f"a part of: {names}")
+  environment = host.environment()
+  environment["versions"]["torch"] = baselines.torch_version()
+  metrics, growths = [], []
 
   def save() -> None:
-    """Writes what there is: an interrupted run keeps its figures."""
+    """Writes what there is: an interrupted run keeps its metrics."""
     files.write_json(
       _OUT.value,
-      before
+      environment
       | {
         "seconds": time.perf_counter() - start,
         "short": _SHORT.value,
-        "figures": [f.to_dict() for f in figures],
+        "metrics": [m.to_dict() for m in metrics],
         "growth": [g.to_dict() for g in growths],
       },
     )
@@ -80,9 +73,9 @@ def main(overrides: list[str]) -> None:
   save()
   axes = plan.growth_axes if _GROWTH.value else {}
   with progress.progress_bar(len(todo) + len(axes), 0, "benchmark") as bar:
-    for name, run in todo:
+    for name, measurement in todo.items():
       bar.set_postfix_str(name)
-      figures += run()
+      metrics += measurement()
       save()
       bar.update()
     for axis, values in axes.items():
@@ -92,13 +85,13 @@ def main(overrides: list[str]) -> None:
       )
       save()
       bar.update()
-  print(measure.table(figures))
+  print(measure.table(metrics))
   if growths:
     print("\n" + scaling.growth_table(growths))
     if _PLOT.value:
       scaling.plot_growth(_PLOT.value, growths)
   if on_cpu:
-    print("\nno accelerator at hand: its figures were not measured")
+    print("\nno accelerator here: its metrics were not measured")
   print(f"\n{time.perf_counter() - start:.0f} s; written to {_OUT.value}")
 
 

@@ -1,12 +1,11 @@
-"""The speed figures: ratios and shares, both sides measured in one run.
+"""The speed metrics: ratios and shares, both sides measured in one run.
 
-A measurement is a function that returns `Figure` records. What it compares runs
-in turn, round after round, so that whatever else the machine does falls on
-both; the figure is made of medians. Nothing here asserts a time: a figure says
-whether it reached its mark.
+A measurement is a function that returns `Metric` records. What it compares runs
+in turn, round after round, so that whatever else the machine does slows both
+sides; a metric is made of medians. Nothing here asserts a time: a metric says
+whether it reached its target.
 
-Where the PyTorch peers (`peers.py`) are missing, their figures are left empty
-and say why.
+Without PyTorch its metrics have no value, and a note says why.
 """
 
 import concurrent.futures
@@ -22,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmark import baseline_runs
+from experiments.benchmark import torch_baselines
 from sparse_jax import config as config_lib
 from sparse_jax import sites
 from sparse_jax.model import kernels as kernels_lib
@@ -31,7 +30,7 @@ from sparse_jax.pruning import batched
 from sparse_jax.pruning import masks as masks_lib
 from sparse_jax.tasks import sequences as sequences_lib
 from sparse_jax.training import loop, transforms
-from sparse_jax.utils import errors, host
+from sparse_jax.utils import errors
 
 _MASK_STEPS_PER_CALL = 2
 _SAMPLES_A_ROUND = 3
@@ -41,17 +40,18 @@ Sampler = Callable[[], list[float]]  # Runs a few times, returns seconds each.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
-  """Shape of a training step.
+  """Shape of a training step or of a mask step.
 
   Attributes:
     n_layer: layers.
     d_model: residual width.
-    batch_size: windows.
-    length: tokens a window.
+    batch_size: windows; for a mask step prompts, both sides of the pairs.
+    length: tokens of each.
     vocab_size: tokens of the vocabulary.
     density: share of nonzero weights, the final one from the first step on.
     activation_fraction: share of channels AbsTopK keeps.
     kernels: as `train.kernels`.
+    num_runs: mask trainings in one program.
   """
 
   n_layer: int = 2
@@ -62,16 +62,13 @@ class Shape:
   density: float = 0.1
   activation_fraction: float = 0.25
   kernels: str = "xla"
+  num_runs: int = 16
 
   def __str__(self) -> str:
     return (
       f"d_model {self.d_model}, {self.n_layer} layers,"
       f" {self.batch_size}×{self.length}"
     )
-
-  @property
-  def num_tokens(self) -> int:
-    return self.batch_size * self.length
 
   def dense(self) -> "Shape":
     """Returns the shape without weight and activation sparsity."""
@@ -100,68 +97,25 @@ class Shape:
     )
     return config_lib.resolve(config, self.vocab_size)
 
-  def peer_flags(self) -> tuple[str, ...]:
-    """Returns the flags that give the PyTorch training peer this shape."""
-    flags = {
-      "d_model": self.d_model,
-      "layers": self.n_layer,
-      "batch": self.batch_size,
-      "length": self.length,
-      "vocab": self.vocab_size,
-      "density": self.density,
-      "active": self.activation_fraction,
-    }
-    return tuple(f"--{name}={value}" for name, value in flags.items())
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MaskShape:
-  """Shape of a pruning step.
-
-  Attributes:
-    n_layer: layers.
-    d_model: residual width.
-    num_sequences: prompts a step, both sides of the pairs.
-    length: tokens a prompt.
-    vocab_size: tokens of the vocabulary.
-    num_runs: mask trainings in one program.
-  """
-
-  n_layer: int = 2
-  d_model: int = 128
-  num_sequences: int = 32
-  length: int = 24
-  vocab_size: int = 2048
-  num_runs: int = 16
-
-  def __str__(self) -> str:
-    return (
-      f"d_model {self.d_model}, {self.n_layer} layers,"
-      f" {self.num_sequences}×{self.length}"
+  def flags(self) -> tuple[str, ...]:
+    """Returns the flags that give a PyTorch baseline this shape."""
+    return tuple(
+      f"--{name}={value}"
+      for name, value in dataclasses.asdict(self).items()
+      if name not in ("kernels", "num_runs")
     )
 
-  def peer_flags(self) -> tuple[str, ...]:
-    """Returns the flags that give the PyTorch pruning peer this shape."""
-    flags = {
-      "d_model": self.d_model,
-      "layers": self.n_layer,
-      "sequences": self.num_sequences,
-      "length": self.length,
-      "vocab": self.vocab_size,
-    }
-    return tuple(f"--{name}={value}" for name, value in flags.items())
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Figure:
-  """One measured figure beside its mark.
+class Metric:
+  """What was measured, beside its target.
 
   Attributes:
     name: what is measured.
     shape: at which size.
     value: a ratio or a share; None if it could not be measured.
-    mark: what it has to reach.
-    at_most: whether the mark is an upper bound.
+    target: what it has to reach.
+    at_most: whether the target is an upper bound.
     note: why there is no value, or what else to know.
     details: what the value is made of; times are medians in seconds.
   """
@@ -169,21 +123,115 @@ class Figure:
   name: str
   shape: str
   value: float | None
-  mark: float
+  target: float
   at_most: bool = False
   note: str = ""
   details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def reached(self) -> bool | None:
-    """Whether the mark is reached; None if there is no value."""
+    """Whether the target is reached; None if there is no value."""
     if self.value is None:
       return None
-    return self.value <= self.mark if self.at_most else self.value >= self.mark
+    if self.at_most:
+      return self.value <= self.target
+    return self.value >= self.target
 
   def to_dict(self) -> dict[str, Any]:
     """Returns plain values, fit for JSON."""
     return dataclasses.asdict(self) | {"reached": self.reached}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepTargets:
+  """What a training step has to reach; None leaves a comparison out.
+
+  Attributes:
+    eager: tokens/s over eager PyTorch's.
+    compiled: tokens/s over compiled PyTorch's.
+    sparse_over_dense: time of the sparse step over the dense one's.
+    product_share: model FLOP/s over those of a large matrix product.
+    copies: memory above the dense step's, in copies of the largest matrix.
+  """
+
+  eager: float | None = 3.0
+  compiled: float | None = 2.0
+  sparse_over_dense: float = 1.15
+  product_share: float | None = None
+  copies: float = 2.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+  """What a run measures.
+
+  Attributes:
+    steps: training steps and their targets.
+    masks: mask steps.
+    mask_target: what those have to reach.
+    fused: the step that is measured with and without fused kernels, if any.
+    num_entries: of the k-th magnitude.
+    rows: rows and width of AbsTopK.
+    product_width: of the large matrix product.
+    growth_base: the shape that growth varies around.
+    growth_axes: values by axis.
+    rounds: of every interleaving.
+    baseline_steps: steps that a baseline's own median is of, in each round.
+  """
+
+  steps: Sequence[tuple[Shape, StepTargets]] = ()
+  masks: Sequence[Shape] = ()
+  mask_target: float = 4.0
+  fused: Shape | None = None
+  num_entries: int = 4 << 20
+  rows: tuple[int, int] = (4096, 1024)
+  product_width: int = 2048
+  growth_base: Shape = Shape(batch_size=8, length=64)
+  growth_axes: Mapping[str, Sequence[float]] = dataclasses.field(
+    default_factory=lambda: {
+      "d_model": (64, 128, 256, 512, 1024),
+      "density": (1 / 1024, 1 / 64, 1 / 8, 1.0),
+      "n_layer": (1, 2, 4),
+      "batch_size": (8, 16, 32),
+    }
+  )
+  rounds: int = 3
+  baseline_steps: int = 2
+
+
+_LARGER = Shape(n_layer=4, d_model=256, batch_size=16, length=256)
+_LARGER_MASK = dataclasses.replace(_LARGER, batch_size=128, length=64)
+CPU = Plan(  # What is asked of two CPU cores.
+  steps=(
+    (Shape(), StepTargets()),
+    (_LARGER, StepTargets(product_share=0.45)),
+  ),
+  masks=(Shape(length=24), dataclasses.replace(_LARGER_MASK, num_runs=4)),
+)
+
+_LARGE = Shape(n_layer=8, d_model=1024, batch_size=512, length=256)
+ACCELERATOR = Plan(  # What is asked of one large accelerator, in bfloat16.
+  steps=((_LARGE, StepTargets(eager=None, compiled=3.0, product_share=0.4)),),
+  fused=_LARGE,
+  masks=(_LARGER_MASK,),
+  product_width=8192,
+  growth_base=Shape(batch_size=64, length=256),
+)
+
+_TINY = Shape(
+  n_layer=1, d_model=32, batch_size=2, length=16, vocab_size=64, num_runs=2
+)
+SHORT = Plan(  # Every metric at tiny shapes: a trial of the machinery.
+  steps=((_TINY, StepTargets(product_share=0.45)),),
+  masks=(dataclasses.replace(_TINY, batch_size=4, length=8),),
+  num_entries=4096,
+  rows=(64, 64),
+  product_width=64,
+  growth_base=_TINY,
+  growth_axes={"d_model": (16, 32), "density": (0.25, 1.0)},
+  rounds=1,
+  baseline_steps=1,
+)
 
 
 def interleave(
@@ -192,17 +240,15 @@ def interleave(
   """Runs every sampler in turn, `rounds` times.
 
   Returns:
-    Median seconds by name; and by name why a peer has none.
+    Median seconds by name; and by name why a baseline has none.
   """
   samples: dict[str, list[float]] = {name: [] for name in samplers}
   failed: dict[str, str] = {}
   for _ in range(rounds):
-    for name, sampler in samplers.items():
-      if name in failed:
-        continue
+    for name in [name for name in samplers if name not in failed]:
       try:
-        samples[name] += sampler()
-      except baseline_runs.PeerError as e:
+        samples[name] += samplers[name]()
+      except torch_baselines.BaselineError as e:
         failed[name] = str(e)
   medians = {
     name: statistics.median(times)
@@ -212,22 +258,36 @@ def interleave(
   return medians, failed
 
 
-def _as_details(medians: Mapping[str, float]) -> dict[str, Any]:
-  return {f"{name}_seconds": value for name, value in medians.items()}
-
-
-def seconds(function: Callable[..., Any], *args) -> float:
-  """Returns how long a call takes until its results are there."""
-  start = time.perf_counter()
-  jax.block_until_ready(function(*args))
-  return time.perf_counter() - start
+def _ratio(
+  medians: Mapping[str, float],
+  over: str,
+  under: str,
+  notes: Mapping[str, str] | None = None,
+  details: Mapping[str, Any] | None = None,
+  **fields,
+) -> Metric:
+  """Returns the metric of one median time over another."""
+  has_both = over in medians and under in medians
+  return Metric(
+    value=medians[over] / medians[under] if has_both else None,
+    note=(notes or {}).get(over, ""),
+    details={f"{name}_seconds": value for name, value in medians.items()}
+    | (details or {}),
+    **fields,
+  )
 
 
 def jitted_sampler(function: Callable[..., Any], *args) -> Sampler:
   """Returns a sampler of a function, compiled and run once."""
   compiled = jax.jit(function)
-  jax.block_until_ready(compiled(*args))
-  return lambda: [seconds(compiled, *args) for _ in range(_SAMPLES_A_ROUND)]
+
+  def once() -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(compiled(*args))
+    return time.perf_counter() - start
+
+  once()
+  return lambda: [once() for _ in range(_SAMPLES_A_ROUND)]
 
 
 class TrainingStep:
@@ -243,16 +303,13 @@ class TrainingStep:
   def __init__(self, shape: Shape):
     self.config = shape.config()
     dtype = loop.compute_dtype(self.config.train.compute_dtype)
+    kernels = kernels_lib.choose(self.config, dtype)
     model = transformer.Model(
-      self.config.model,
-      self.config.sparsity,
-      dtype,
-      kernels_lib.choose(self.config, dtype),
+      self.config.model, self.config.sparsity, dtype, kernels
     )
     rng = jax.random.key(0)
-    optimizer = transforms.sparse_adam(
-      self.config, jax.eval_shape(model.init, rng)
-    )
+    shapes = jax.eval_shape(model.init, rng)
+    optimizer = transforms.sparse_adam(self.config, shapes)
     init = functools.partial(loop.init_state, model, optimizer)
     self.state = jax.jit(init)(rng)
     self._windows = jax.random.randint(
@@ -330,106 +387,70 @@ def largest_matrix(config: config_lib.Config) -> tuple[str, int]:
   return name, sizes[name]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StepMarks:
-  """What a training step has to reach; None is not asked.
-
-  Attributes:
-    eager: tokens/s over the eager peer's.
-    compiled: tokens/s over the compiled peer's.
-    sparse_over_dense: time of the sparse step over the dense one's.
-    matrix_share: model FLOP/s over those of a large matrix product.
-    copies: memory above the dense step's, in copies of the largest matrix.
-  """
-
-  eager: float | None = 3.0
-  compiled: float | None = 2.0
-  sparse_over_dense: float = 1.15
-  matrix_share: float | None = None
-  copies: float = 2.0
-
-
 def measure_step(
+  plan: Plan,
+  baselines: torch_baselines.Baselines,
   shape: Shape,
-  marks: StepMarks,
-  product_width: int,
-  peers: baseline_runs.Peers,
-  rounds: int,
-  peer_steps: int,
-) -> list[Figure]:
-  """Measures the training step of a shape against all it is compared with.
-
-  Args:
-    shape: of the step.
-    marks: which figures, and what they have to reach.
-    product_width: of the square matrices of the large product, in the dtype
-      that the step computes in.
-    peers: the PyTorch peers.
-    rounds: of the interleaving.
-    peer_steps: steps that a peer takes its own median of, each round.
-  """
+  targets: StepTargets,
+) -> list[Metric]:
+  """Measures the training step of a shape against all it is compared with."""
   sparse, dense = training_steps((shape, shape.dense()))
   samplers = {"sparse": sparse.sample, "dense": dense.sample}
-  if marks.matrix_share is not None:
-    dtype = loop.compute_dtype("auto")
-    x = jnp.ones((product_width, product_width), dtype)
+  width = plan.product_width
+  dtype = loop.compute_dtype("auto")
+  if targets.product_share is not None:
+    x = jnp.ones((width, width), dtype)
     samplers["product"] = jitted_sampler(lambda x: x @ x, x)
-  flags = shape.peer_flags()
-  if marks.eager is not None:
-    samplers["eager"] = peers.sampler(
-      baseline_runs.TRAIN_PEER, peer_steps, *flags
-    )
-  if marks.compiled is not None:
-    samplers["compiled"] = peers.sampler(
-      baseline_runs.TRAIN_PEER, peer_steps, "--compile", *flags
-    )
-  medians, failed = interleave(samplers, rounds)
-  times = _as_details(medians)
-
-  figures = []
-  for name, mark in (("eager", marks.eager), ("compiled", marks.compiled)):
-    if mark is not None:
-      found = name in medians
-      figures.append(
-        Figure(
-          name=f"training tokens/s over PyTorch, {name}",
-          shape=str(shape),
-          value=medians[name] / medians["sparse"] if found else None,
-          mark=mark,
-          note=failed.get(name, ""),
-          details=times | {"tokens": shape.num_tokens},
-        )
+  for name, more in (("eager", ()), ("compiled", ("--compile",))):
+    if getattr(targets, name) is not None:
+      samplers[name] = baselines.sampler(
+        torch_baselines.TRAIN, plan.baseline_steps, *more, *shape.flags()
       )
-  figures.append(
-    Figure(
+  medians, failed = interleave(samplers, plan.rounds)
+
+  ratio = functools.partial(_ratio, medians, shape=str(shape), notes=failed)
+  metrics = [
+    ratio(
+      name,
+      "sparse",
+      name=f"training tokens/s over PyTorch, {name}",
+      target=getattr(targets, name),
+      details={"tokens": shape.batch_size * shape.length},
+    )
+    for name in ("eager", "compiled")
+    if name in samplers
+  ]
+  metrics.append(
+    ratio(
+      "sparse",
+      "dense",
       name="time of the sparse step over the dense one's",
-      shape=str(shape),
-      value=medians["sparse"] / medians["dense"],
-      mark=marks.sparse_over_dense,
+      target=targets.sparse_over_dense,
       at_most=True,
-      details=times,
     )
   )
-  if marks.matrix_share is not None:
+  if targets.product_share is not None:
     flops = model_flops(sparse.config)
-    rate = 2 * product_width**3 / medians["product"]
-    figures.append(
-      Figure(
-        name=f"model FLOP/s over a {product_width}³ product's, {dtype.name}",
-        shape=str(shape),
-        value=flops / medians["sparse"] / rate,
-        mark=marks.matrix_share,
-        details=times
-        | {"model_flops_a_step": flops, "product_flops_a_second": rate},
-      )
+    product_flops = 2 * width**3
+    share = ratio(
+      "product",
+      "sparse",
+      name=f"model FLOP/s over a {width}³ product's, {dtype.name}",
+      target=targets.product_share,
+      details={
+        "model_flops_a_step": flops,
+        "product_flops_a_second": product_flops / medians["product"],
+      },
     )
+    value = flops / product_flops * share.value
+    metrics.append(dataclasses.replace(share, value=value))
   path, size = largest_matrix(sparse.config)
-  figures.append(
-    Figure(
+  metrics.append(
+    Metric(
       name="peak memory above the dense step's, in largest matrices",
       shape=str(shape),
       value=(sparse.peak_bytes - dense.peak_bytes) / size,
-      mark=marks.copies,
+      target=targets.copies,
       at_most=True,
       details={
         "sparse_bytes": sparse.peak_bytes,
@@ -439,149 +460,131 @@ def measure_step(
       },
     )
   )
-  return figures
+  return metrics
 
 
-def measure_fused(shape: Shape, rounds: int) -> list[Figure]:
+def measure_fused(plan: Plan, shape: Shape) -> list[Metric]:
   """Measures the sparse step with fused kernels against the same without.
 
   And AbsTopK's mask alone, at the width of the neurons. Where the kernels do
-  not run the figures are left empty and say why.
+  not run, the metrics have no value and say why.
   """
-  num_rows, width = shape.num_tokens, 4 * shape.d_model
+  num_rows, width = shape.batch_size * shape.length, 4 * shape.d_model
   k = int(shape.activation_fraction * width)
   with_fused = dataclasses.replace(shape, kernels="fused")
   dtype = loop.compute_dtype("auto")
-  step, mask = (
-    functools.partial(Figure, name=name, shape=size, mark=1.0, at_most=True)
-    for name, size in (
-      ("time of the step with fused kernels over that without", str(shape)),
-      (
-        "time of AbsTopK's fused mask over XLA's",
-        f"{num_rows}×{width}, k = {k}, {dtype.name}",
-      ),
-    )
-  )
+  step = {
+    "name": "time of the step with fused kernels over that without",
+    "shape": str(shape),
+  }
+  mask = {
+    "name": "time of AbsTopK's fused mask over XLA's",
+    "shape": f"{num_rows}×{width}, k = {k}, {dtype.name}",
+  }
+  at_most_1 = {"target": 1.0, "at_most": True}
   try:
     fused = kernels_lib.choose(with_fused.config(), dtype)
   except errors.InputError as e:
-    return [step(value=None, note=str(e)), mask(value=None, note=str(e))]
+    return [
+      Metric(value=None, note=str(e), **fields, **at_most_1)
+      for fields in (step, mask)
+    ]
 
   x = jax.random.normal(jax.random.key(0), (num_rows, width), dtype)
   mask_sampler = lambda kernels: jitted_sampler(
     lambda x: kernels.top_k_mask(x, k), x
   )
-  figures = []
-  for figure, fused_sampler, xla_sampler in (
+  metrics = []
+  for fields, fused_sampler, xla_sampler in (
     (step, TrainingStep(with_fused).sample, TrainingStep(shape).sample),
     (mask, mask_sampler(fused), mask_sampler(kernels_lib.XLA)),
   ):
-    medians, _ = interleave(
-      {"fused": fused_sampler, "xla": xla_sampler}, rounds
-    )
-    value = medians["fused"] / medians["xla"]
-    figures.append(figure(value=value, details=_as_details(medians)))
-  return figures
+    samplers = {"fused": fused_sampler, "xla": xla_sampler}
+    medians, _ = interleave(samplers, plan.rounds)
+    metrics.append(_ratio(medians, "fused", "xla", **fields, **at_most_1))
+  return metrics
 
 
-def measure_kth(num_entries: int, rounds: int) -> list[Figure]:
+def measure_kth(plan: Plan) -> list[Metric]:
   """Measures the k-th magnitude of a vector against a sort, k a tenth."""
-  k = max(1, num_entries // 10)
-  x = jax.random.normal(jax.random.key(0), (num_entries,))
-  medians, _ = interleave(
-    {
-      "select": jitted_sampler(lambda x: top_k.kth_magnitude(x, k), x),
-      "top_k": jitted_sampler(lambda x: jax.lax.top_k(jnp.abs(x), k)[0][-1], x),
-    },
-    rounds,
-  )
+  n = plan.num_entries
+  k = max(1, n // 10)
+  x = jax.random.normal(jax.random.key(0), (n,))
+  samplers = {
+    "select": jitted_sampler(lambda x: top_k.kth_magnitude(x, k), x),
+    "top_k": jitted_sampler(lambda x: jax.lax.top_k(jnp.abs(x), k)[0][-1], x),
+  }
   return [
-    Figure(
+    _ratio(
+      interleave(samplers, plan.rounds)[0],
+      "top_k",
+      "select",
       name="k-th magnitude, speed over lax.top_k",
-      shape=f"{num_entries} entries, k = {k}",
-      value=medians["top_k"] / medians["select"],
-      mark=40.0,
-      details=_as_details(medians),
+      shape=f"{n} entries, k = {k}",
+      target=40.0,
     )
   ]
 
 
-def measure_abs_top_k(num_rows: int, width: int, rounds: int) -> list[Figure]:
+def measure_abs_top_k(plan: Plan) -> list[Metric]:
   """Measures AbsTopK of a quarter of the channels against a sort of the rows.
 
   The sort only finds magnitudes and their indices; AbsTopK also writes the
   result.
   """
+  num_rows, width = plan.rows
   k = width // 4
   x = jax.random.normal(jax.random.key(0), (num_rows, width))
-  medians, _ = interleave(
-    {
-      "select": jitted_sampler(lambda x: top_k.abs_top_k(x, k), x),
-      "top_k": jitted_sampler(lambda x: jax.lax.top_k(jnp.abs(x), k), x),
-    },
-    rounds,
-  )
+  samplers = {
+    "select": jitted_sampler(lambda x: top_k.abs_top_k(x, k), x),
+    "top_k": jitted_sampler(lambda x: jax.lax.top_k(jnp.abs(x), k), x),
+  }
   return [
-    Figure(
+    _ratio(
+      interleave(samplers, plan.rounds)[0],
+      "top_k",
+      "select",
       name="AbsTopK, speed over lax.top_k",
       shape=f"{num_rows}×{width}, k = {k}",
-      value=medians["top_k"] / medians["select"],
-      mark=10.0,
-      details=_as_details(medians),
+      target=10.0,
     )
   ]
 
 
 def _mask_program(
-  shape: MaskShape,
+  shape: Shape,
 ) -> tuple[batched.Program, transformer.Params, sequences_lib.Sequences]:
   """Returns the program that the search would train so many masks with.
 
   With its parameters and the batches of a call.
   """
-  config = Shape(
-    n_layer=shape.n_layer,
-    d_model=shape.d_model,
-    batch_size=1,
-    length=shape.length,
-    vocab_size=shape.vocab_size,
-  ).config()
+  config = dataclasses.replace(shape, batch_size=1).config()
   model = transformer.Model(config.model, config.sparsity)
   params = jax.jit(model.init)(jax.random.key(0))
   settings = dataclasses.replace(
     config.prune,
     steps=_MASK_STEPS_PER_CALL,
-    batch_size=shape.num_sequences // 2,
+    batch_size=shape.batch_size // 2,
   )
   values = {
-    "k_coef": settings.k_coefs[0],
-    **{
-      name: getattr(settings, name)
-      for name in masks_lib.Hyperparameters._fields
-      if name not in ("k_coef", "seed")
-    },
-  }
+    name: getattr(settings, name, 0)
+    for name in masks_lib.Hyperparameters._fields
+  } | {"k_coef": settings.k_coefs[0]}
   many = masks_lib.Hyperparameters(
-    **{name: jnp.full(shape.num_runs, value) for name, value in values.items()},
-    seed=jnp.arange(shape.num_runs),
-  )
+    **{name: jnp.full(shape.num_runs, value) for name, value in values.items()}
+  )._replace(seed=jnp.arange(shape.num_runs))
   rng = np.random.default_rng(0)
+  mean_shape = lambda name: (
+    shape.num_runs,
+    sites.num_rows(name, shape.n_layer),
+    model.config.width(name),
+  )
   means = {
-    name: jnp.asarray(
-      0.02
-      * rng.normal(
-        size=(
-          shape.num_runs,
-          sites.num_rows(name, shape.n_layer),
-          model.config.width(name),
-        )
-      ),
-      jnp.float32,
-    )
+    name: jnp.asarray(0.02 * rng.normal(size=mean_shape(name)), jnp.float32)
     for name in settings.sites
   }
   token = lambda *size: jnp.asarray(rng.integers(0, shape.vocab_size, size))
-  rows = shape.num_runs, shape.num_sequences
+  rows = shape.num_runs, shape.batch_size
   sequences = sequences_lib.Sequences(
     tokens=token(*rows, shape.length),
     positions=jnp.full(rows, shape.length - 1),
@@ -592,7 +595,7 @@ def _mask_program(
     model,
     params,
     settings,
-    (many, means, sequences),
+    masks_lib.Run(many, means, sequences),
     0,
     None,
     shape.num_runs,
@@ -609,20 +612,11 @@ def _mask_program(
 
 
 def measure_mask_step(
-  shape: MaskShape,
-  mark: float,
-  peers: baseline_runs.Peers,
-  rounds: int,
-  peer_steps: int,
-) -> list[Figure]:
+  plan: Plan, baselines: torch_baselines.Baselines, shape: Shape
+) -> list[Metric]:
   """Measures mask-steps/s of many prunings in one program.
 
-  Args:
-    shape: of a step.
-    mark: what it has to reach, over the peer that trains one mask at a time.
-    peers: the PyTorch peers.
-    rounds: of the interleaving.
-    peer_steps: steps that the peer takes its own median of, each round.
+  PyTorch trains one mask at a time.
   """
   program, params, batches = _mask_program(shape)
   states = program.init()
@@ -633,28 +627,25 @@ def measure_mask_step(
     states, _ = program.advance(states, params, batches)
     jax.block_until_ready(states)
     # Runs that only fill up the last group do not count.
-    return [
-      (time.perf_counter() - start) / (shape.num_runs * program.num_steps)
-    ]
+    steps = shape.num_runs * program.num_steps
+    return [(time.perf_counter() - start) / steps]
 
   once()
-  samplers = {
-    "mask_step": once,
-    "eager": peers.sampler(
-      baseline_runs.PRUNE_PEER, peer_steps, *shape.peer_flags()
-    ),
-  }
-  medians, failed = interleave(samplers, rounds)
-  found = "eager" in medians
+  eager = baselines.sampler(
+    torch_baselines.PRUNE, plan.baseline_steps, *shape.flags()
+  )
+  samplers = {"mask_step": once, "eager": eager}
+  medians, failed = interleave(samplers, plan.rounds)
   return [
-    Figure(
+    _ratio(
+      medians,
+      "eager",
+      "mask_step",
+      notes=failed,
       name="mask-steps/s over PyTorch, eager",
       shape=f"{shape}, {shape.num_runs} runs, {program.group} side by side",
-      value=medians["eager"] / medians["mask_step"] if found else None,
-      mark=mark,
-      note=failed.get("eager", ""),
-      details=_as_details(medians)
-      | {
+      target=plan.mask_target,
+      details={
         "runs": shape.num_runs,
         "group": program.group,
         "peak_bytes": program.peak_bytes,
@@ -663,163 +654,30 @@ def measure_mask_step(
   ]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
-  """What a run measures.
-
-  Attributes:
-    steps: training steps and their marks.
-    masks: pruning steps.
-    mask_mark: what those have to reach.
-    fused: the step that is measured with and without fused kernels, if any.
-    num_entries: of the k-th magnitude; 0 leaves selection out.
-    rows: rows and width of AbsTopK.
-    product_width: of the large matrix product.
-    growth_base: the shape that growth varies around.
-    growth_axes: values by axis.
-    rounds: of every interleaving.
-    peer_steps: steps a peer takes its median of, in each round.
-  """
-
-  steps: Sequence[tuple[Shape, StepMarks]]
-  masks: Sequence[MaskShape] = ()
-  mask_mark: float = 4.0
-  fused: Shape | None = None
-  num_entries: int = 4 << 20
-  rows: tuple[int, int] = (4096, 1024)
-  product_width: int = 2048
-  growth_base: Shape = Shape(batch_size=8, length=64)
-  growth_axes: Mapping[str, Sequence[float]] = dataclasses.field(
-    default_factory=lambda: {
-      "d_model": (64, 128, 256, 512, 1024),
-      "density": (1 / 1024, 1 / 64, 1 / 8, 1.0),
-      "n_layer": (1, 2, 4),
-      "batch_size": (8, 16, 32),
-    }
-  )
-  rounds: int = 3
-  peer_steps: int = 2
-
-
-def cpu_plan() -> Plan:
-  """Returns what is asked of two CPU cores."""
-  return Plan(
-    steps=(
-      (Shape(), StepMarks()),
-      (
-        Shape(n_layer=4, d_model=256, batch_size=16, length=256),
-        StepMarks(matrix_share=0.45),
-      ),
-    ),
-    masks=(
-      MaskShape(),
-      MaskShape(
-        n_layer=4, d_model=256, num_sequences=128, length=64, num_runs=4
-      ),
-    ),
-  )
-
-
-def accelerator_plan() -> Plan:
-  """Returns what is asked of one large accelerator, in bfloat16."""
-  shape = Shape(n_layer=8, d_model=1024, batch_size=512, length=256)
-  marks = StepMarks(eager=None, compiled=3.0, matrix_share=0.4)
-  return Plan(
-    steps=((shape, marks),),
-    fused=shape,
-    masks=(MaskShape(n_layer=4, d_model=256, num_sequences=128, length=64),),
-    product_width=8192,
-    growth_base=Shape(batch_size=64, length=256),
-  )
-
-
-def short_plan() -> Plan:
-  """Returns every figure at minute shapes: a trial of the machinery."""
-  shape = Shape(n_layer=1, d_model=32, batch_size=2, length=16, vocab_size=64)
-  return Plan(
-    steps=((shape, StepMarks(matrix_share=0.45)),),
-    masks=(
-      MaskShape(
-        n_layer=1,
-        d_model=32,
-        num_sequences=4,
-        length=8,
-        vocab_size=64,
-        num_runs=2,
-      ),
-    ),
-    num_entries=4096,
-    rows=(64, 64),
-    product_width=64,
-    growth_base=shape,
-    growth_axes={"d_model": (16, 32), "density": (0.25, 1.0)},
-    rounds=1,
-    peer_steps=1,
-  )
-
-
 def measurements(
-  plan: Plan, peers: baseline_runs.Peers
-) -> Iterator[tuple[str, Callable[[], list[Figure]]]]:
+  plan: Plan, baselines: torch_baselines.Baselines
+) -> Iterator[tuple[str, Callable[[], list[Metric]]]]:
   """Yields what is measured, in words, and the function that measures it."""
-  for shape, marks in plan.steps:
-    yield (
-      f"step, {shape}",
-      functools.partial(
-        measure_step,
-        shape,
-        marks,
-        plan.product_width,
-        peers,
-        plan.rounds,
-        plan.peer_steps,
-      ),
-    )
-  yield (
-    "k-th magnitude",
-    functools.partial(measure_kth, plan.num_entries, plan.rounds),
-  )
-  yield (
-    "AbsTopK",
-    functools.partial(measure_abs_top_k, *plan.rows, plan.rounds),
-  )
-  for mask_shape in plan.masks:
-    yield (
-      f"mask step, {mask_shape}",
-      functools.partial(
-        measure_mask_step,
-        mask_shape,
-        plan.mask_mark,
-        peers,
-        plan.rounds,
-        plan.peer_steps,
-      ),
-    )
+  call = functools.partial
+  for shape, targets in plan.steps:
+    yield f"step, {shape}", call(measure_step, plan, baselines, shape, targets)
+  yield "k-th magnitude", call(measure_kth, plan)
+  yield "AbsTopK", call(measure_abs_top_k, plan)
+  for shape in plan.masks:
+    yield f"mask step, {shape}", call(measure_mask_step, plan, baselines, shape)
   if plan.fused:
-    yield (
-      f"fused kernels, {plan.fused}",
-      functools.partial(measure_fused, plan.fused, plan.rounds),
-    )
+    yield f"fused kernels, {plan.fused}", call(measure_fused, plan, plan.fused)
 
 
-def environment(peers: baseline_runs.Peers) -> dict[str, Any]:
-  """Returns machine and versions, PyTorch's with them."""
-  found = host.environment()
-  found["versions"]["torch"] = baseline_runs.torch_version(peers)
-  return found
-
-
-def table(figures: Sequence[Figure]) -> str:
-  """Returns the figures as a Markdown table, reasons for diffs below it."""
-  lines = ["| figure | size | mark | reached | |", "|---|---|---|---|---|"]
-  notes: dict[str, None] = {}
-  for f in figures:
-    value = "not measured" if f.value is None else f"{f.value:.3g}"
-    bound = "at most" if f.at_most else "at least"
-    verdict = {True: "yes", False: "**no**", None: ""}[f.reached]
+def table(metrics: Sequence[Metric]) -> str:
+  """Returns the metrics as a Markdown table, notes below it."""
+  lines = ["| metric | size | target | measured | |", "|---|---|---|---|---|"]
+  for m in metrics:
+    value = "not measured" if m.value is None else f"{m.value:.3g}"
+    bound = "at most" if m.at_most else "at least"
+    reached = {True: "yes", False: "**no**", None: ""}[m.reached]
     lines.append(
-      f"| {f.name} | {f.shape} | {bound} {f.mark:g} | {value} | {verdict} |"
+      f"| {m.name} | {m.shape} | {bound} {m.target:g} | {value} | {reached} |"
     )
-    if f.note:
-      notes[f.note] = None
+  notes = dict.fromkeys(m.note for m in metrics if m.note)
   return "\n".join([*lines, *(f"\n{note}" for note in notes)])

@@ -17,7 +17,7 @@ class Growth:
   """Time and memory of the step along one axis, all else held.
 
   Attributes:
-    axis: which field of `benchmark.Shape` varies.
+    axis: which field of `measure.Shape` varies.
     shape: the one it varies around.
     values: of that field.
     seconds: median of a step, one each.
@@ -39,8 +39,7 @@ class Growth:
     x = np.log(self.values[-3:])
     slope = lambda y: float(np.polyfit(x, np.log(y[-3:]), 1)[0])
     return {
-      "seconds": slope(self.seconds),
-      "peak_bytes": slope(self.peak_bytes),
+      name: slope(getattr(self, name)) for name in ("seconds", "peak_bytes")
     }
 
   def to_dict(self) -> dict[str, Any]:
@@ -51,14 +50,7 @@ class Growth:
 def measure_growth(
   axis: str, base: measure.Shape, values: Sequence[float], rounds: int
 ) -> Growth:
-  """Measures the training step along an axis.
-
-  Args:
-    axis: a field of `benchmark.Shape`.
-    base: the shape it varies around.
-    values: rising, at least two.
-    rounds: of the interleaving.
-  """
+  """Measures the training step at rising values of a field of `base`."""
   shapes = [dataclasses.replace(base, **{axis: value}) for value in values]
   built = measure.training_steps(shapes)
   steps = dict(zip(map(str, values), built, strict=True))

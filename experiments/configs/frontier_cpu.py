@@ -4,9 +4,9 @@
     --config=experiments/configs/frontier_cpu.py --docs=docs
 
 Two layers, the quickstart's data and windows; sparse models get twice the
-tokens. Beside other work, on a slow machine, its 25 cells took 14 hours of
+tokens. Beside other work, on a slow machine, its 25 runs took 14 hours of
 mostly one core each: seven hours with both, where four were aimed at. A sparse
-cell of d_model 256 took 78 to 89 minutes of a core, one of 128 29 to 51, a
+run of d_model 256 took 78 to 89 minutes of a core, one of 128 29 to 51, a
 dense one 4 to 19. docs/results.md holds what came out here.
 """
 

@@ -34,5 +34,5 @@ def get_config() -> ml_collections.ConfigDict:
   c.contenders = ("activation_1",)
   c.variant_width = 256
   c.variant_density = 1 / 8
-  c.trust = False
+  c.faithfulness = False
   return c

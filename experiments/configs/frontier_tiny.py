@@ -35,5 +35,5 @@ def get_config() -> ml_collections.ConfigDict:
   c.sparse_steps = 1600
   c.seeds = (0,)
   c.tasks = ("single_double_quote", "else_elif", "while_return_true")
-  c.trust = False
+  c.faithfulness = False
   return c

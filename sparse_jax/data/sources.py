@@ -1,4 +1,4 @@
-"""Source text as documents: found, deduplicated, ordered and split by content.
+"""Source text as documents: listed, deduplicated, ordered and split by content.
 
 A document's place in the order and its side of the split are functions of its
 text alone, so equal text gives equal data on any machine, whatever the paths.
@@ -6,20 +6,22 @@ Files are read twice, once to hash and once in hash order, so that memory holds
 one document at a time.
 """
 
+import bisect
+import collections
 import dataclasses
 import glob
 import hashlib
 import importlib
+import itertools
 import json
 import os
 import sysconfig
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
-
-import tqdm
+from typing import Any, BinaryIO, NamedTuple
 
 from sparse_jax import config as config_lib
 from sparse_jax.utils import errors
+from sparse_jax.utils import progress as progress_lib
 
 ACCEPTED = (
   '"python", "hf:NAME", or the path of a directory, a text or .jsonl file, or'
@@ -27,9 +29,11 @@ ACCEPTED = (
 )
 
 # A text file is cut at the first blank line after SOFT_CUT bytes; without one,
-# at the first line end after HARD_CUT.
+# at the first line end after HARD_CUT; a line longer than that, between words.
 SOFT_CUT = 4096
 HARD_CUT = 4 * SOFT_CUT
+# Any other document is whole up to so many characters.
+MAX_DOCUMENT = 1 << 20
 
 
 class Document(NamedTuple):
@@ -37,8 +41,8 @@ class Document(NamedTuple):
 
   Attributes:
     text: the whole text.
-    name: where it was found, for people: a relative path, with `:LINE` where a
-      file holds several documents.
+    name: its source, for people: a relative path, with `:LINE` where a file
+      holds several documents.
     digest: SHA-256 of the text's UTF-8 bytes, hexadecimal.
   """
 
@@ -58,6 +62,7 @@ class _Entry(NamedTuple):
   digest: bytes
   num_bytes: int
   where: Any
+  part: int  # Of a text longer than MAX_DOCUMENT.
 
 
 def _listed(path: str, name: str) -> Iterator[_File]:
@@ -119,13 +124,15 @@ def _list_files(source: str) -> list[_File]:
   elif os.path.isfile(path):
     files = list(_listed(path, os.path.basename(path)))
   else:
-    found = [p for p in glob.glob(path, recursive=True) if os.path.isfile(p)]
-    if not found:
+    paths = [p for p in glob.glob(path, recursive=True) if os.path.isfile(p)]
+    if not paths:
       raise errors.bad_value("data.source", source, ACCEPTED)
-    root = os.path.commonpath([os.path.dirname(p) for p in found] or [""])
-    files = [
-      f for p in found for f in _listed(p, os.path.relpath(p, root or "."))
-    ]
+    root = os.path.commonpath([os.path.dirname(p) for p in paths]) or "."
+    files = [f for p in paths for f in _listed(p, os.path.relpath(p, root))]
+  if not files:
+    raise errors.InputError(
+      f"data.source={source!r} holds no files; need {ACCEPTED}"
+    )
   return sorted(files, key=lambda f: (f.name, f.path))
 
 
@@ -145,73 +152,89 @@ def fingerprint(config: config_lib.DataConfig) -> str:
   return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
-def _decode(raw: bytes) -> str | None:
-  """Returns the text as Python's text mode reads it; None if not UTF-8."""
-  try:
-    text = raw.decode("utf-8-sig")
-  except UnicodeDecodeError:
-    return None
-  return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _paragraphs(lines) -> Iterator[bytes]:
-  """Yields runs of lines of about SOFT_CUT bytes that end at blank lines."""
-  piece, size = [], 0
-  for line in lines:
-    piece.append(line)
-    size += len(line)
-    if size >= HARD_CUT or (size >= SOFT_CUT and not line.strip()):
-      yield b"".join(piece)
-      piece, size = [], 0
+def _paragraphs(file: BinaryIO) -> Iterator[bytes]:
+  """Yields the file in pieces, as SOFT_CUT and HARD_CUT say."""
+  piece = b""
+  while line := file.readline(HARD_CUT):
+    piece += line
+    end = 0
+    if len(line) == HARD_CUT and not line.endswith(b"\n"):
+      end = piece.rfind(b" ", SOFT_CUT) + 1 or _last_character(piece)
+    elif len(piece) >= HARD_CUT or (
+      len(piece) >= SOFT_CUT and not line.strip()
+    ):
+      end = len(piece)
+    if end:
+      yield piece[:end]
+      piece = piece[end:]
   if piece:
-    yield b"".join(piece)
+    yield piece
+
+
+def _last_character(raw: bytes) -> int:
+  """Returns where the last UTF-8 character, perhaps incomplete, begins."""
+  starts = (i for i in range(1, 5) if raw[-i] & 0xC0 != 0x80)
+  return len(raw) - next(starts, 1)
+
+
+def _parts(text: str) -> Iterator[str]:
+  """Yields a text in parts of at most MAX_DOCUMENT characters.
+
+  A part ends with a line, else with a word, where its second half has such an
+  end.
+  """
+  start = 0
+  while len(text) - start > MAX_DOCUMENT:
+    half, end = start + MAX_DOCUMENT // 2, start + MAX_DOCUMENT
+    end = (
+      text.rfind("\n", half, end) + 1 or text.rfind(" ", half, end) + 1 or end
+    )
+    yield text[start:end]
+    start = end
+  yield text[start:]
 
 
 class _FileReader:
-  """Documents of files; `where` is (file index, line, start, bytes)."""
+  """Texts of files; `where` is (file index, line, start, bytes)."""
 
   def __init__(self, config: config_lib.DataConfig):
     self._files = _list_files(config.source)
     self._field = config.text_field
-    self._cut = os.path.isfile(os.path.expanduser(config.source))
+    self._cut = len(self._files) == 1
+    self.unit = "files"
+    if self._cut or any(map(self._is_jsonl, range(len(self._files)))):
+      self.unit = "documents"
     self.num_files = len(self._files)
     self.size = sum(f.size for f in self._files)
 
-  def __iter__(self) -> Iterator[tuple[Any, str | None, int]]:
-    """Yields (where, text or None if unreadable, bytes read)."""
+  def __iter__(self) -> Iterator[tuple[Any, bytes | None]]:
+    """Yields (where, content or None if unreadable)."""
     for index, file in enumerate(self._files):
       try:
-        with open(file.path, "rb") as lines:
-          yield from self._pieces(index, lines)
+        with open(file.path, "rb") as opened:
+          yield from self._pieces(index, opened)
       except OSError:
-        yield (index, 0, 0, 0), None, 0
+        yield (index, 0, 0, 0), None
 
-  def _pieces(self, index: int, lines):
-    if self._is_jsonl(index):
-      pieces = lines
-    elif self._cut:
-      pieces = _paragraphs(lines)
-    else:
-      raw = lines.read()
-      yield (index, 0, 0, len(raw)), _decode(raw), len(raw)
+  def _pieces(self, index: int, file: BinaryIO):
+    is_jsonl = self._is_jsonl(index)
+    if not is_jsonl and not self._cut:
+      raw = file.read()
+      yield (index, 0, 0, len(raw)), raw
       return
     line, start = 1, 0
-    for raw in pieces:
-      where = (index, line, start, len(raw))
+    for raw in file if is_jsonl else _paragraphs(file):
       # A blank line of JSONL is no document.
-      if not self._is_jsonl(index) or raw.strip():
-        yield where, self._text(where, raw), len(raw)
+      if not is_jsonl or raw.strip():
+        yield (index, line, start, len(raw)), raw
       line += raw.count(b"\n")
       start += len(raw)
 
-  def read(self, where) -> str | None:
+  def read(self, where) -> str:
     index, _, start, size = where
-    try:
-      with open(self._files[index].path, "rb") as file:
-        file.seek(start)
-        return self._text(where, file.read(size))
-    except OSError:
-      return None
+    with open(self._files[index].path, "rb") as file:
+      file.seek(start)
+      return self.text(where, file.read(size))
 
   def name(self, where) -> str:
     index, line, _, _ = where
@@ -220,14 +243,19 @@ class _FileReader:
   def _is_jsonl(self, index: int) -> bool:
     return self._files[index].path.lower().endswith(".jsonl")
 
-  def _text(self, where, raw: bytes) -> str | None:
+  def text(self, where, raw: bytes) -> str:
+    """Returns the text as Python's text mode reads it.
+
+    Raises:
+      UnicodeError: if it is not UTF-8.
+      InputError: if a line of JSONL is not a record with text.
+    """
+    text = raw.decode("utf-8-sig")
     if not self._is_jsonl(where[0]):
-      return _decode(raw)
+      return text.replace("\r\n", "\n").replace("\r", "\n")
     try:
-      record = json.loads(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-      return None
-    except json.JSONDecodeError as e:
+      record = json.loads(text)
+    except (ValueError, RecursionError) as e:
       raise errors.InputError(
         f"{self.name(where)} is not JSON ({e}); need one object a line"
       ) from None
@@ -254,7 +282,9 @@ def _field(record, field: str, name: str) -> str:
 
 
 class _HuggingFaceReader:
-  """Documents of a Hugging Face dataset; `where` is the row."""
+  """Texts of a Hugging Face dataset; `where` is the row."""
+
+  unit = "documents"
 
   def __init__(self, config: config_lib.DataConfig):
     try:
@@ -281,8 +311,11 @@ class _HuggingFaceReader:
 
   def __iter__(self):
     for row, record in enumerate(self._rows):
-      text = _field(record, self._field, self.name(row))
-      yield row, text, len(text)
+      yield row, _field(record, self._field, self.name(row))
+
+  def text(self, where, text: str) -> str:
+    del where
+    return text
 
   def read(self, where) -> str:
     return self._rows[where][self._field]
@@ -298,9 +331,11 @@ class Corpus:
   Attributes:
     counts: files; documents kept; skipped (unreadable or not UTF-8), empty and
       duplicate ones; bytes of the text kept.
+    left_out: a line that counts what was skipped, by reason; "" if nothing was.
   """
 
   counts: dict[str, int]
+  left_out: str
   _reader: Any
   _entries: dict[str, list[_Entry]]
 
@@ -317,32 +352,22 @@ class Corpus:
     else:
       entries = self._entries[split]
     size = sum(entry.num_bytes for entry in entries)
-    with _bar(f"{split or 'all'} text", size, progress) as bar:
+    with progress_lib.byte_bar(f"{split or 'all'} text", size, progress) as bar:
       for entry in entries:
         name = self._reader.name(entry.where)
-        text = self._reader.read(entry.where)
-        if text is None or _digest(text) != entry.digest:
+        try:
+          parts = _parts(self._reader.read(entry.where))
+          text = next(itertools.islice(parts, entry.part, None), "")
+          same = hashlib.sha256(text.encode()).digest() == entry.digest
+        except (OSError, UnicodeError):
+          same = False
+        if not same:
           raise errors.InputError(
             f"{name} changed while it was being read; need files that stay"
             " as they are"
           )
         yield Document(text, name, entry.digest.hex())
         bar.update(entry.num_bytes)
-
-
-def _bar(description: str, size: int, progress: bool) -> tqdm.tqdm:
-  return tqdm.tqdm(
-    desc=description,
-    total=size,
-    unit="B",
-    unit_scale=True,
-    delay=1,
-    disable=not progress,
-  )
-
-
-def _digest(text: str) -> bytes:
-  return hashlib.sha256(text.encode()).digest()
 
 
 def is_held_out(digest: str, eval_fraction: float) -> bool:
@@ -363,69 +388,77 @@ def scan(config: config_lib.DataConfig, progress: bool = False) -> Corpus:
 
   Raises:
     InputError: if there is no such source, a JSONL line is not a record with
-      the text field, or the source holds one single document.
+      the text field, or the source holds no text or one single document.
   """
   is_hf = config.source.startswith("hf:")
   reader = (_HuggingFaceReader if is_hf else _FileReader)(config)
   counts = dict(
     files=reader.num_files, documents=0, skipped=0, empty=0, duplicates=0
   )
-  entries = {}
-  with _bar("reading", reader.size, progress) as bar:
-    for where, text, num_read in reader:
-      bar.update(num_read)
+  entries, reasons = {}, collections.Counter()
+  with progress_lib.byte_bar("reading", reader.size, progress) as bar:
+    for where, content in reader:
+      if content is None:
+        reasons["unreadable"] += 1
+        continue
+      bar.update(len(content))
       try:
-        raw = None if text is None else text.encode()
-      except UnicodeEncodeError:  # A lone surrogate, escaped in JSON.
-        raw = None
-      if raw is None:
-        counts["skipped"] += 1
+        parts = [p.encode() for p in _parts(reader.text(where, content))]
+      except UnicodeDecodeError as e:
+        reasons["binary" if 0 in e.object else "not UTF-8"] += 1
         continue
-      if not raw.strip():
-        counts["empty"] += 1
+      except UnicodeEncodeError:  # Escaped in JSON.
+        reasons["with a lone surrogate"] += 1
         continue
-      digest = hashlib.sha256(raw).digest()
-      if digest in entries:
-        counts["duplicates"] += 1
-      else:
-        entries[digest] = _Entry(digest, len(raw), where)
+      for part, raw in enumerate(parts):
+        digest = hashlib.sha256(raw).digest()
+        if not raw.strip():
+          counts["empty"] += 1
+        elif digest in entries:
+          counts["duplicates"] += 1
+        else:
+          entries[digest] = _Entry(digest, len(raw), where, part)
   kept = _limit(sorted(entries.values()), config.max_megabytes)
   counts["documents"] = len(kept)
   counts["bytes"] = sum(entry.num_bytes for entry in kept)
-  return Corpus(counts, reader, _split(kept, config))
+  counts["skipped"] = reasons.total()
+  left_out = ""
+  if reasons:
+    number = counts["skipped"]
+    unit = reader.unit.removesuffix("s") if number == 1 else reader.unit
+    left_out = f"{number} {unit} left out: " + ", ".join(
+      f"{n} {reason}" for reason, n in reasons.most_common()
+    )
+  if len(kept) < 2:
+    number = "one document" if kept else "no documents"
+    note = f" ({left_out})" if left_out else ""
+    raise errors.InputError(
+      f"data.source={config.source!r} gives {number}{note}; need at least 2,"
+      " one to train on and one to hold out"
+      + f", within data.max_megabytes={config.max_megabytes:g}"
+      * (len(entries) > 1)
+    )
+  return Corpus(counts, left_out, reader, _split(kept, config.eval_fraction))
 
 
 def _limit(entries: list[_Entry], max_megabytes: float) -> list[_Entry]:
   """Returns the longest prefix of at most `max_megabytes` (all if 0)."""
-  if not max_megabytes:
-    return entries
-  left = max_megabytes * 1e6
-  for i, entry in enumerate(entries):
-    left -= entry.num_bytes
-    if left < 0:
-      return entries[:i]
-  return entries
+  ends = list(itertools.accumulate(entry.num_bytes for entry in entries))
+  limit = max_megabytes * 1e6 or float("inf")
+  return entries[: bisect.bisect_right(ends, limit)]
 
 
 def _split(
-  entries: list[_Entry], config: config_lib.DataConfig
+  entries: list[_Entry], eval_fraction: float
 ) -> dict[str, list[_Entry]]:
-  if len(entries) == 1:
-    raise errors.InputError(
-      f"data.source={config.source!r} gives one document; need at least 2,"
-      " one to train on and one to hold out"
-    )
-  held_out = [
-    is_held_out(entry.digest.hex(), config.eval_fraction) for entry in entries
-  ]
-  if entries and not any(held_out):
+  held_out = [is_held_out(e.digest.hex(), eval_fraction) for e in entries]
+  if not any(held_out):
     held_out[0] = True
-  if entries and all(held_out):
+  if all(held_out):
     held_out[-1] = False
-  pairs = list(zip(entries, held_out, strict=True))
   return {
-    "eval": [entry for entry, out in pairs if out],
-    "train": [entry for entry, out in pairs if not out],
+    "eval": list(itertools.compress(entries, held_out)),
+    "train": [e for e, out in zip(entries, held_out, strict=True) if not out],
   }
 
 
@@ -434,12 +467,7 @@ def documents(
   split: str | None = None,
   progress: bool = False,
 ) -> Iterator[Document]:
-  """Yields a source's documents in the order of their hashes.
-
-  Args:
-    config: the source.
-    split: "train", "eval", or None for both.
-    progress: whether to show progress bars.
+  """Yields a source's documents of "train", "eval" or both (None), by hash.
 
   Raises:
     InputError: as `scan` and `Corpus.documents`.

@@ -90,26 +90,6 @@ def _released_merges(
   return merges
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
-  """Writes a UTF-8 file in one step: a reader finds the old one or the new.
-
-  Raises:
-    InputError: if it cannot be written.
-  """
-  path = pathlib.Path(path)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
-    try:
-      temporary.write_bytes(text.encode())
-      os.replace(temporary, path)
-    finally:
-      temporary.unlink(missing_ok=True)
-  except OSError as e:
-    raise errors.InputError(
-      f"cannot write {path}: {e.strerror or e}; need a writable place with room"
-    ) from e
-
-
 class Tokenizer:
   """A byte-level tokenizer: every text has tokens and comes back from them.
 
@@ -127,10 +107,10 @@ class Tokenizer:
     self._inner.encode_special_tokens = True
     self._inner.no_padding()
     self._inner.no_truncation()
-    end = inner.token_to_id(END_OF_TEXT)
-    if end is None:
+    # The token after each document.
+    self.end_of_text: int = inner.token_to_id(END_OF_TEXT)
+    if self.end_of_text is None:
       raise errors.InputError(f"a tokenizer has no token {END_OF_TEXT}")
-    self._end_of_text = end
     self._bytes = self._token_table()
 
   def _token_table(self) -> list[bytes]:
@@ -149,11 +129,8 @@ class Tokenizer:
   def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
     """Learns a BPE of `vocab_size` tokens, or of as many as the texts yield.
 
-    The result depends on the texts, not on their order.
-
-    Args:
-      texts: training documents; iterated once.
-      vocab_size: tokens, with the 256 bytes and end of text; at least 257.
+    The tokens include the 256 bytes and end of text, so there are at least 257.
+    They depend on the texts, not on their order.
     """
     inner = _byte_level(tokenizers.models.BPE(), SPLIT_PATTERN)
     inner.train_from_iterator(
@@ -192,15 +169,12 @@ class Tokenizer:
 
   @classmethod
   def load_released(cls, directory: str | os.PathLike) -> "Tokenizer":
-    """Reads the released format: `encoder.json` and `vocab.bpe`.
+    """Reads a directory's `encoder.json` and `vocab.bpe`, the released format.
 
     Encodes as tiktoken does: a piece that is a token is that token, and any
     neighbours whose union is a token may merge, in the order of `vocab.bpe`.
     End of text is 2047 unless `encoder.json` has it; ids that no token uses
     stand for `<|unused ID|>` and never occur.
-
-    Args:
-      directory: holds both files.
 
     Raises:
       InputError: if a file is missing or damaged, or they do not agree.
@@ -235,17 +209,18 @@ class Tokenizer:
     Raises:
       InputError: if it cannot be written.
     """
-    write_text(path, self._inner.to_str(pretty=True))
+    files.write_bytes(path, self._inner.to_str(pretty=True).encode())
+
+  def __repr__(self) -> str:
+    return (
+      f"Tokenizer(vocab_size={self.vocab_size},"
+      f" fingerprint={self.fingerprint[:12]})"
+    )
 
   @property
   def vocab_size(self) -> int:
     """Number of tokens, end of text included."""
     return len(self._bytes)
-
-  @property
-  def end_of_text(self) -> int:
-    """Id of the token after each document."""
-    return self._end_of_text
 
   @property
   def fingerprint(self) -> str:

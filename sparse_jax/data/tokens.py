@@ -10,7 +10,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -25,7 +24,8 @@ from absl import logging
 from sparse_jax import config as config_lib
 from sparse_jax.data import sources
 from sparse_jax.data import tokenizer as tokenizer_lib
-from sparse_jax.utils import errors
+from sparse_jax.utils import errors, files
+from sparse_jax.utils import progress as progress_lib
 
 FORMAT_VERSION = 1
 TOKENS, TOKENIZER, MANIFEST = "tokens.bin", "tokenizer.json", "manifest.json"
@@ -72,11 +72,11 @@ def prepare(
   frozen: bool = False,
   progress: bool = True,
 ) -> TokenData:
-  """Returns the tokens of a source, made now or found from before.
+  """Returns the tokens of a source, made now or earlier.
 
-  Files found are used if their hashes are as the manifest says, they were made
-  for the same fields and the source's listing has not changed; otherwise they
-  are made again and a warning says why.
+  Earlier files are used if their hashes are as the manifest says, they were
+  made for the same fields and the source's listing has not changed; otherwise
+  they are made again and a warning says why.
 
   Args:
     config: the source and how to cut it.
@@ -100,23 +100,36 @@ def prepare(
         f"{directory} is not accepted: {e}; need the data that the run has"
         " trained on, or a new workdir"
       ) from e
-    _check_size(data.manifest["tokens"], config, batch_size)
-    return data
+  else:
+    data = _find_or_build(directory, config, batch_size, progress)
+  _check_size(data.manifest["tokens"], config, batch_size)
+  return data
+
+
+def _find_or_build(
+  directory: pathlib.Path,
+  config: config_lib.DataConfig,
+  batch_size: int,
+  progress: bool,
+) -> TokenData:
   listing = sources.fingerprint(config)
   # Without the lock: prepared data may be shared, and read-only.
   with contextlib.suppress(_UnusableError):
-    data = _load(directory, config, listing, progress)
-    _check_size(data.manifest["tokens"], config, batch_size)
-    return data
+    return _load(directory, config, listing, progress)
   try:
-    with _locked(directory):
+    with files.exclusive(directory):
       try:
-        data = _load(directory, config, listing, progress)
+        return _load(directory, config, listing, progress)
       except _UnusableError as e:
         if (directory / MANIFEST).exists():
           logging.warning("%s: %s; preparing it again", directory, e)
-        _build(directory, config, listing, batch_size, progress)
-        data = _load(directory, config, listing, progress)
+      _build(directory, config, listing, batch_size, progress)
+      return _load(directory, config, listing, progress)
+  except files.InUseError as e:
+    raise errors.InputError(
+      f"data.directory={str(directory)!r} is in use by another process;"
+      " need another one, or wait until that has prepared it"
+    ) from e
   except OSError as e:
     raise errors.InputError(
       f"cannot write {e.filename or directory}: {e.strerror or e}; need a"
@@ -127,23 +140,6 @@ def prepare(
       f"{directory} changed while it was being prepared: {e}; need a"
       " data.directory of its own"
     ) from e
-  _check_size(data.manifest["tokens"], config, batch_size)
-  return data
-
-
-@contextlib.contextmanager
-def _locked(directory: pathlib.Path) -> Iterator[None]:
-  """Holds the directory's lock, which the system drops if the process ends."""
-  directory.mkdir(parents=True, exist_ok=True)
-  with open(directory / ".lock", "a") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise errors.InputError(
-        f"data.directory={str(directory)!r} is in use by another process;"
-        " need another one, or wait until that has prepared it"
-      ) from None
-    yield
 
 
 def _check_size(
@@ -172,19 +168,10 @@ def _fields(config: config_lib.DataConfig) -> dict[str, Any]:
   return {name: getattr(config, name) for name in FIELDS}
 
 
-def _sha256(path: pathlib.Path, progress: bool) -> str:
-  digest = hashlib.sha256()
-  with (
-    open(path, "rb") as file,
-    tqdm.tqdm(
-      desc=f"checking {path.name}",
-      total=os.path.getsize(path),
-      unit="B",
-      unit_scale=True,
-      delay=1,
-      disable=not progress,
-    ) as bar,
-  ):
+def _sha256(path: pathlib.Path, show: bool) -> str:
+  digest, size = hashlib.sha256(), path.stat().st_size
+  bar = progress_lib.byte_bar(f"checking {path.name}", size, show)
+  with bar, open(path, "rb") as file:
     while block := file.read(1 << 22):
       digest.update(block)
       bar.update(len(block))
@@ -258,8 +245,7 @@ def _batches(documents: Iterable[sources.Document]) -> Iterator[list[str]]:
     if size >= BATCH_CHARACTERS:
       yield batch
       batch, size = [], 0
-  if batch:
-    yield batch
+  yield batch
 
 
 def _build(
@@ -271,8 +257,8 @@ def _build(
 ) -> None:
   """Makes the three files; what stood there stays until all are ready."""
   corpus = sources.scan(config, progress)
-  if not corpus.counts["documents"]:
-    _check_size({"train": 0, "eval": 0}, config, batch_size)
+  if corpus.left_out:
+    logging.warning("data.source=%r: %s", config.source, corpus.left_out)
   sample = tqdm.tqdm(
     _sample(corpus.documents("train"), TOKENIZER_SAMPLE),
     desc="learning tokens",
@@ -321,6 +307,5 @@ def _build(
       TOKENIZER: tokenizer.fingerprint,
     },
   }
-  tokenizer_lib.write_text(
-    directory / MANIFEST, json.dumps(manifest, indent=2) + "\n"
-  )
+  text = json.dumps(manifest, indent=2) + "\n"
+  files.write_bytes(directory / MANIFEST, text.encode())

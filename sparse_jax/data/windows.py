@@ -51,7 +51,7 @@ def train_batches(
     tokens: [num_tokens] unsigned integers.
     context_length: predicted tokens a window.
     batch_size: windows a step, over all processes.
-    seed: of the order; 0 or more.
+    seed: decides the order; 0 or more.
     process_index: whose share to return.
     process_count: number of equal shares.
 
@@ -96,22 +96,17 @@ def eval_batches(
 ) -> np.ndarray:
   """Returns fixed windows spread evenly over the tokens.
 
-  Args:
-    tokens: [num_tokens] unsigned integers.
-    context_length: predicted tokens a window.
-    batch_size: windows a batch.
-    num_batches: batches; if there are too few windows, they are repeated.
-
   Returns:
-    [num_batches, batch_size, context_length + 1] int32.
+    [num_batches, batch_size, context_length + 1] int32; if there are too few
+    windows, they are repeated.
 
   Raises:
     InputError: if there are too few tokens for a window.
   """
   windows = _Windows(tokens, context_length)
-  wanted, found = num_batches * batch_size, len(windows)
+  wanted, num = num_batches * batch_size, len(windows)
   index = np.arange(wanted)
-  index = index % found if wanted > found else index * found // wanted
+  index = index % num if wanted > num else index * num // wanted
   return np.stack([windows[i] for i in index]).reshape(
     num_batches, batch_size, context_length + 1
   )

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sparse_jax import circuit as circuit_lib
@@ -176,13 +175,4 @@ def prune_controls(
 def _random_curve(evaluator: mask_evaluator.MaskEvaluator, seed: int):
   total = sum(int(np.prod(shape)) for shape in evaluator.shapes.values())
   order = np.random.default_rng(seed).permutation(total)
-  # TODO: thresholding.size_curve(evaluator, order) once it takes one.
-  judge = thresholding.Judge(
-    evaluator.model,
-    evaluator.params,
-    jax.tree.map(jnp.asarray, dict(evaluator.means)),
-    False,
-    evaluator.sequences,
-    evaluator.freeze_norms,
-  )
-  return thresholding.size_curve(judge, order, ())[0]
+  return thresholding.size_curve(evaluator, order)[0]

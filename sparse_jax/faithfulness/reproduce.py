@@ -6,10 +6,8 @@ from typing import Any
 import numpy as np
 
 from sparse_jax import circuit as circuit_lib
-from sparse_jax import config as config_lib
 from sparse_jax.faithfulness import criteria
 from sparse_jax.model import edges as edges_lib
-from sparse_jax.model import fingerprint as fingerprint_lib
 from sparse_jax.model import transformer
 from sparse_jax.utils import errors
 
@@ -34,40 +32,15 @@ def check_circuit(
     InputError: naming what does not fit.
   """
 
-  def refuse(what: str, need: str = "a circuit.json that was not edited"):
-    raise errors.InputError(f"circuit of {circuit.task}: {what}; need {need}")
-
-  own = fingerprint_lib.fingerprint(model, params)
-  if circuit.model_fingerprint != own:
-    refuse(
-      f"model_fingerprint={circuit.model_fingerprint}; this model's is {own}",
-      "the model it was cut from",
-    )
-  if circuit.model_config != model.config:
-    refuse("its model's shape is not this model's")
-  if circuit.ablation not in config_lib.ABLATIONS:
-    choices = ", ".join(config_lib.ABLATIONS)
-    refuse(f"ablation={circuit.ablation!r}", f"one of {choices}")
-  for name, value in (
-    ("target_loss", circuit.target_loss),
-    ("logit_scale", circuit.logit_scale),
-    ("answer_shift", circuit.details.get("answer_shift", 0.0)),
-  ):
-    if not _is_number(value):
-      refuse(f"{name}={value!r}", "a finite number")
-  if not isinstance(circuit.metrics, Mapping):
-    refuse("metrics is no mapping")
-  try:
-    listed = sorted(map(_edge_key, circuit.edges))
-  except (AttributeError, KeyError, TypeError, ValueError) as e:
-    refuse(f"its edges: {type(e).__name__} {e}")
-  for name in ("num_nodes", "num_edges"):
-    stored, counted = circuit.metrics.get(name), getattr(circuit, name)
-    if stored != counted:
-      refuse(f"metrics.{name}={stored} but circuit.json lists {counted}")
+  name = f"circuit of {circuit.task}"
+  circuit_lib.check_model(circuit, name, model, params)
+  circuit_lib.check_consistent(circuit, name)
   between = edges_lib.find_edges(params, circuit.node_mask)
-  if sorted(map(_edge_key, between)) != listed:
-    refuse("its edges are not the model's nonzero weights between its nodes")
+  if sorted(map(_edge_key, between)) != sorted(map(_edge_key, circuit.edges)):
+    raise errors.InputError(
+      f"{name}: its edges are not the model's nonzero weights between its"
+      " nodes; need a circuit.json that was not edited"
+    )
 
 
 def _edge_key(edge) -> tuple[Any, ...]:

@@ -1,34 +1,32 @@
 """The headline: circuits of sparse and dense models at the same loss.
 
-A grid of models (`grid.py`), each trained and pruned (`cells.py`), their
+A grid of models (`grid.py`), each trained and pruned (`runs.py`), their
 circuits' sizes compared at matched loss (`compare.py`), drawn (`figures.py`)
-and written down (`results.py`, `page.py`).
+and written down (`report.py`, `page.py`).
 """
 
-from sparse_jax.frontier.cells import (
-  finished,
-  outcome,
+from sparse_jax.frontier.compare import compare_runs
+from sparse_jax.frontier.grid import VARIANTS, FrontierConfig, Run, make_runs
+from sparse_jax.frontier.report import headline, write
+from sparse_jax.frontier.runs import (
+  check_faithfulness,
   prepare_data,
   remaining_text,
-  run,
-  verdicts,
+  run_grid,
+  status,
 )
-from sparse_jax.frontier.compare import compare_cells
-from sparse_jax.frontier.grid import VARIANTS, Cell, FrontierConfig, make_cells
-from sparse_jax.frontier.results import headline, write
 
 __all__ = [
   "VARIANTS",
-  "Cell",
   "FrontierConfig",
-  "compare_cells",
-  "finished",
+  "Run",
+  "check_faithfulness",
+  "compare_runs",
   "headline",
-  "make_cells",
-  "outcome",
+  "make_runs",
   "prepare_data",
   "remaining_text",
-  "run",
-  "verdicts",
+  "run_grid",
+  "status",
   "write",
 ]

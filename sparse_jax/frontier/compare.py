@@ -1,8 +1,10 @@
 """Sizes at matched loss: geometric means, a ratio, and its interval.
 
-Pure functions of finished cells (`cells.Result`). A model is a set of cells
+Pure functions of finished runs (`runs.Result`). A model group is a set of runs
 that differ by seed alone; it passes a task if every one of them has learned it
 and has a circuit that meets the target on validation pairs.
+
+Axes: R draws of the bootstrap, K sizes, M dense models, S seeds, T tasks.
 """
 
 import dataclasses
@@ -13,39 +15,38 @@ from typing import Any
 import numpy as np
 
 from sparse_jax import config as config_lib
+from sparse_jax.utils import bootstrap
 
-MEASURES = ("num_edges", "num_essential_edges", "num_nodes")
-_RESAMPLES = 1000
-_TAILS = (0.05, 0.95)
+SIZES = ("num_edges", "num_essential_edges", "num_nodes")
 
 
 def pruned_tasks(results: Iterable[Mapping[str, Any]]) -> list[str]:
-  """Returns the tasks of which some cell has a circuit, each once."""
+  """Returns the tasks of which some run has a circuit, each once."""
   return list(
     dict.fromkeys(
       task
       for result in results
-      for task, found in result["tasks"].items()
-      if "num_edges" in found
+      for task, metrics in result["tasks"].items()
+      if "num_edges" in metrics
     )
   )
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
-  """Cells that differ by seed alone.
+class ModelGroup:
+  """Runs that differ by seed alone.
 
   Attributes:
-    name: `grid.Cell.model`.
+    name: `grid.Run.model`.
     width: `d_model`.
     density: final share of nonzero block weights; 1 is dense.
     variant: what else differs, or "".
     activation_fraction: share of the channels that AbsTopK keeps; 1 is all.
     eval_losses: held-out loss in nats a token, by seed.
-    figures: by seed, what is known of every task.
+    metrics: by seed, those of every task.
     target: task loss that circuits are cut to, in nats a side.
-    tokens: that each cell was trained on.
-    cells: names of the cells, by seed.
+    tokens: that each run was trained on.
+    runs: their names, by seed.
   """
 
   name: str
@@ -54,14 +55,13 @@ class Model:
   variant: str
   activation_fraction: float
   eval_losses: tuple[float, ...]
-  figures: tuple[Mapping[str, Mapping[str, Any]], ...]
+  metrics: tuple[Mapping[str, Mapping[str, Any]], ...]
   target: float
   tokens: int
-  cells: tuple[str, ...]
+  runs: tuple[str, ...]
 
   @property
   def is_dense(self) -> bool:
-    """Whether it is the baseline."""
     return self.density == 1
 
   @property
@@ -73,70 +73,83 @@ class Model:
     """Whether all seeds have a circuit of the task that meets the target."""
     return all(
       seed.get(task, {}).get("learned") and seed[task].get("meets_target")
-      for seed in self.figures
+      for seed in self.metrics
     )
 
   def passes_on_test(self, task: str) -> bool:
     """Whether they meet the target on test pairs, of new templates, too."""
     return self.passes(task) and all(
-      seed[task]["test_loss"] <= self.target for seed in self.figures
+      seed[task]["test_loss"] <= self.target for seed in self.metrics
     )
 
   def has_edges(self, task: str) -> bool:
     """Whether every seed's circuit of a passed task has an edge."""
-    return all(seed[task]["num_edges"] > 0 for seed in self.figures)
+    return all(seed[task]["num_edges"] > 0 for seed in self.metrics)
+
+  def has_sizes(self, task: str) -> bool:
+    """Whether it passes a task and every size of its circuits is known."""
+    return self.passes(task) and not np.isnan(self.log_sizes([task])).any()
 
   @property
   def passed(self) -> frozenset[str]:
-    """The tasks it passes."""
-    return frozenset(t for t in self.figures[0] if self.passes(t))
+    return frozenset(t for t in self.metrics[0] if self.passes(t))
 
-  def log_sizes(self, measure: str, tasks: Sequence[str]) -> np.ndarray:
-    """Returns the logarithms of circuit sizes, `[seeds, tasks]`.
+  def log_sizes(
+    self, tasks: Sequence[str], sizes: Sequence[str] = SIZES
+  ) -> np.ndarray:
+    """Returns the logarithms of circuit sizes, `[K, S, T]`.
 
-    NaN where a circuit has no such figure; a size of 0 counts as 1.
+    NaN where a size is not known; a size of 0 counts as 1.
     """
-    return np.array(
-      [
-        [_log(seed[task].get(measure)) for task in tasks]
-        for seed in self.figures
-      ],
-      float,
-    ).reshape(len(self.figures), len(tasks))
+    shape = len(sizes), len(self.metrics), len(tasks)
+    values = [
+      seed[task].get(size)
+      for size in sizes
+      for seed in self.metrics
+      for task in tasks
+    ]
+    known = [np.nan if v is None else max(v, 1) for v in values]
+    return np.log(np.reshape(known, shape).astype(float))
+
+  def smallest_of_seeds(self, tasks: Sequence[str]) -> "ModelGroup":
+    """Returns one run of the mean loss and of every task's smallest sizes."""
+    smallest = {
+      task: self.metrics[0][task]
+      | {size: min(seed[task][size] for seed in self.metrics) for size in SIZES}
+      for task in tasks
+    }
+    return dataclasses.replace(
+      self, eval_losses=(self.loss,), metrics=(smallest,)
+    )
 
 
-def _log(size) -> float:
-  return float("nan") if size is None else float(np.log(max(size, 1)))
-
-
-def models_of(results: Iterable[Mapping[str, Any]]) -> list[Model]:
-  """Returns the models that finished cells make, in their order."""
+def group_by_model(results: Iterable[Mapping[str, Any]]) -> list[ModelGroup]:
+  """Returns the model groups that finished runs make, in their order."""
   groups: dict[str, list[Mapping[str, Any]]] = {}
   for result in results:
     groups.setdefault(result["model"], []).append(result)
-  return [_model_of(name, group) for name, group in groups.items()]
+  return [_group(name, members) for name, members in groups.items()]
 
 
-def _model_of(name: str, cells: Sequence[Mapping[str, Any]]) -> Model:
-  first = cells[0]
-  of = lambda kind, group: config_lib.from_dict(kind, first["settings"][group])
-  return Model(
+def _group(name: str, results: Sequence[Mapping[str, Any]]) -> ModelGroup:
+  first = results[0]
+  of = lambda kind, part: config_lib.from_dict(kind, first["settings"][part])
+  sparsity = of(config_lib.SparsityConfig, "sparsity")
+  return ModelGroup(
     name=name,
     width=first["width"],
     density=first["density"],
     variant=first["variant"],
-    activation_fraction=of(
-      config_lib.SparsityConfig, "sparsity"
-    ).activation_fraction,
-    eval_losses=tuple(r["eval_loss"] for r in cells),
-    figures=tuple(r["tasks"] for r in cells),
+    activation_fraction=sparsity.activation_fraction,
+    eval_losses=tuple(r["eval_loss"] for r in results),
+    metrics=tuple(r["tasks"] for r in results),
     target=of(config_lib.PruneConfig, "prune").target_per_side,
     tokens=first["tokens"],
-    cells=tuple(r["name"] for r in cells),
+    runs=tuple(r["name"] for r in results),
   )
 
 
-def common_tasks(models: Sequence[Model]) -> tuple[str, ...]:
+def common_tasks(models: Sequence[ModelGroup]) -> tuple[str, ...]:
   """Returns the tasks that geometric means in one picture are taken over.
 
   Means over different tasks cannot be compared. Of all sets of tasks that two
@@ -158,77 +171,69 @@ def common_tasks(models: Sequence[Model]) -> tuple[str, ...]:
 
 
 def mean_size(
-  model: Model, measure: str, tasks: Sequence[str], seed: int = 0
-) -> dict[str, float] | None:
+  model: ModelGroup, size: str, tasks: Sequence[str], seed: int = 0
+) -> dict[str, float | None] | None:
   """Returns a model's geometric mean size over tasks, with its 90% interval.
 
   The bootstrap resamples seeds and tasks, as far as there are several. None
   where a size is unknown or no task is given.
   """
-  logs_SxT = model.log_sizes(measure, tasks)
+  (logs_SxT,) = model.log_sizes(tasks, [size])
   if not logs_SxT.size or np.isnan(logs_SxT).any():
     return None
-  rng = np.random.default_rng(seed)
-  drawn = [_resampled(logs_SxT, rng) for _ in range(_RESAMPLES)]
-  return _interval(logs_SxT.mean(), drawn)
+  seeds_RxS, tasks_RxT = bootstrap.draw_indices(logs_SxT.shape, seed)
+  draws_RxSxT = logs_SxT[seeds_RxS[:, :, None], tasks_RxT[:, None, :]]
+  return _exp_interval(logs_SxT.mean(), draws_RxSxT.mean((1, 2)))
 
 
-def _resampled(logs_SxT, rng):
-  seeds, tasks = (rng.integers(0, n, n) for n in logs_SxT.shape)
-  return logs_SxT[seeds][:, tasks].mean()
-
-
-def _interval(value, drawn) -> dict[str, float | None]:
+def _exp_interval(value, draws_R) -> dict[str, float | None]:
   """Returns the exponential of a value and of its interval.
 
   `low` and `high` are None where the draws do not differ: one seed and one
   task have no spread, which is not to say that they are exact.
   """
   low = high = None
-  if len(drawn) and np.ptp(drawn) > 1e-9:
-    low, high = map(float, np.exp(np.quantile(drawn, _TAILS)))
+  if len(draws_R) and np.ptp(draws_R) > 1e-9:
+    low, high = map(float, np.exp(bootstrap.interval(draws_R)))
   return {"value": float(np.exp(value)), "low": low, "high": high}
 
 
-def baseline(dense: Iterable[Model]) -> list[Model]:
+def baseline(dense: Iterable[ModelGroup]) -> list[ModelGroup]:
   """Returns the dense models whose loss no narrower one equals or beats.
 
   A wider model of higher loss is undertrained: its circuits are larger than
   dense ones of that loss need to be.
   """
-  kept: list[Model] = []
+  kept: list[ModelGroup] = []
   for model in sorted(dense, key=lambda m: m.width):
     if not kept or model.loss < kept[-1].loss:
       kept.append(model)
   return kept
 
 
-def bracket(dense: Sequence[float], loss: float) -> tuple[int, int] | None:
-  """Returns which two neighbours among the dense models' losses enclose `loss`.
+def enclosing_pairs(
+  dense_RxM: np.ndarray, loss_R: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns which two neighbours among the dense losses enclose a loss.
 
-  The one of higher loss first; None outside the dense range: nothing is
-  extrapolated.
+  Returns:
+    `[R, 2]` indices of the models, the one of higher loss first; and `[R]`
+    whether there are two: outside the dense range nothing is extrapolated.
   """
-  order = sorted(range(len(dense)), key=lambda i: -dense[i])
-  for worse, better in itertools.pairwise(order):
-    if dense[better] <= loss <= dense[worse]:
-      return worse, better
-  return None
-
-
-def interpolation_weight(loss: float, worse: float, better: float) -> float:
-  """Returns the better model's weight at `loss`, on a logarithmic axis.
-
-  0 at the worse model's loss, 1 at the better one's, and not beyond.
-  """
-  if worse == better:
-    return 0.5
-  share = (np.log(worse) - np.log(loss)) / (np.log(worse) - np.log(better))
-  return float(np.clip(share, 0.0, 1.0))
+  order_RxM = np.argsort(-dense_RxM, axis=1, kind="stable")
+  falling_RxM = np.take_along_axis(dense_RxM, order_RxM, axis=1)
+  worse, better = falling_RxM[:, :-1], falling_RxM[:, 1:]
+  encloses = (better <= loss_R[:, None]) & (loss_R[:, None] <= worse)
+  if not encloses.shape[1]:
+    return np.zeros((len(loss_R), 2), int), np.zeros(len(loss_R), bool)
+  first_R = encloses.argmax(1)
+  columns_Rx2 = np.stack([first_R, first_R + 1], axis=1)
+  pairs_Rx2 = np.take_along_axis(order_RxM, columns_Rx2, axis=1)
+  return pairs_Rx2, encloses.any(1)
 
 
 def ratio_at_matched_loss(
-  dense: Sequence[Model], sparse: Model, seed: int = 0
+  dense: Sequence[ModelGroup], sparse: ModelGroup, seed: int = 0
 ) -> dict[str, Any]:
   """Returns how many times larger dense circuits are at a sparse model's loss.
 
@@ -245,7 +250,7 @@ def ratio_at_matched_loss(
     seed: of the bootstrap.
 
   Returns:
-    `ratios`: by measure, `value`, `low` and `high`, or None, and then `why`;
+    `ratios`: by size, `value`, `low` and `high`, or None, and then `why`;
     `ratios_on_test`: the same over the tasks whose circuits meet the target on
     test pairs too; `ratios_with_edges`: over those whose circuits all have an
     edge; `ratios_of_smallest`: with the smallest circuit of a model's seeds
@@ -257,54 +262,53 @@ def ratio_at_matched_loss(
     None outside the dense range, and `left_out`: by task, the models that do
     not pass it.
   """
-  nothing = dict.fromkeys(MEASURES)
   result: dict[str, Any] = {
     "model": sparse.name,
     "loss": sparse.loss,
-    "ratios": nothing,
-    "ratios_on_test": nothing,
-    "ratios_with_edges": nothing,
-    "ratios_of_smallest": nothing,
     "tasks": [],
     "tasks_on_test": [],
     "tasks_with_edges": [],
     "by_seed": [],
     "left_out": {},
   }
-  enclosing = bracket([m.loss for m in dense], sparse.loss)
-  if enclosing is None:
-    losses = sorted(m.loss for m in dense)
-    span = f"{losses[0]:.3f} to {losses[-1]:.3f}" if losses else "none"
+  for name in ("", "_on_test", "_with_edges", "_of_smallest"):
+    result[f"ratios{name}"] = dict.fromkeys(SIZES)
+  losses = np.array([[m.loss for m in dense]])
+  pairs, inside = enclosing_pairs(losses, np.array([sparse.loss]))
+  if not inside[0]:
+    span = f"{losses.min():.3f} to {losses.max():.3f}" if dense else "none"
     return result | {
       "why": f"loss {sparse.loss:.3f} outside the dense models' ({span})"
     }
-  between = [dense[i] for i in enclosing]
+  between = [dense[i] for i in pairs[0]]
   three = (*between, sparse)
-  names = sorted(set().union(*(m.figures[0] for m in three)))
-  tasks = [t for t in names if all(_is_measured(m, t) for m in three)]
+  names = sorted(set().union(*(m.metrics[0] for m in three)))
+  without = {t: [m.name for m in three if not m.has_sizes(t)] for t in names}
+  tasks = [t for t in names if not without[t]]
   result |= {
     "between": [m.name for m in between],
     "seeds": [len(m.eval_losses) for m in three],
     "tasks": tasks,
     "left_out": {
-      t: [m.name for m in three if not _is_measured(m, t)]
-      for t in names
-      if t not in tasks and any(m.passes(t) for m in three)
+      t: models
+      for t, models in without.items()
+      if models and any(m.passes(t) for m in three)
     },
   }
   if not tasks:
     return result | {"why": "no task that all three models pass"}
   ratios, outside, by_seed = _ratios(dense, sparse, tasks, seed)
   result |= {"ratios": ratios, "outside": outside, "by_seed": by_seed}
+  measured = [m for m in dense if all(map(m.has_sizes, tasks))]
   result["ratios_of_smallest"], *_ = _ratios(
-    [_smallest_of_seeds(m, tasks) for m in _measured(dense, tasks)],
-    _smallest_of_seeds(sparse, tasks),
+    [m.smallest_of_seeds(tasks) for m in measured],
+    sparse.smallest_of_seeds(tasks),
     tasks,
     seed,
   )
   for name, keep in (
-    ("on_test", Model.passes_on_test),
-    ("with_edges", Model.has_edges),
+    ("on_test", ModelGroup.passes_on_test),
+    ("with_edges", ModelGroup.has_edges),
   ):
     some = [t for t in tasks if all(keep(m, t) for m in three)]
     result[f"tasks_{name}"] = some
@@ -313,74 +317,54 @@ def ratio_at_matched_loss(
   return result
 
 
-def _smallest_of_seeds(model: Model, tasks: Sequence[str]) -> Model:
-  """Returns the model of the mean loss and of every task's smallest sizes."""
-  figures = {
-    task: model.figures[0][task]
-    | {m: min(seed[task][m] for seed in model.figures) for m in MEASURES}
-    for task in tasks
-  }
-  return dataclasses.replace(
-    model, eval_losses=(model.loss,), figures=(figures,)
-  )
-
-
-def _is_measured(model: Model, task: str) -> bool:
-  """Whether a model passes a task and every size of its circuits is known."""
-  if not model.passes(task):
-    return False
-  return not any(np.isnan(model.log_sizes(m, [task])).any() for m in MEASURES)
-
-
-def _measured(models: Iterable[Model], tasks: Sequence[str]) -> list[Model]:
-  return [m for m in models if all(_is_measured(m, t) for t in tasks)]
-
-
 def _ratios(dense, sparse, tasks, seed):
-  """Returns the ratios by measure, the draws left out, and edges by seed."""
+  """Returns the ratios by size, the share of draws left out, edges by seed."""
   # In a draw other dense models may be the neighbours.
-  usable = _measured(dense, tasks)
-  models = [*usable, sparse]
+  models = [m for m in dense if all(map(m.has_sizes, tasks))] + [sparse]
   losses = [np.array(m.eval_losses) for m in models]
-  logs = [
-    np.stack([m.log_sizes(measure, tasks) for measure in MEASURES])
-    for m in models
-  ]  # Each [measures, seeds, tasks].
+  logs = [m.log_sizes(tasks) for m in models]  # Each [K, S, T].
 
-  def log_ratios(seeds, chosen):
-    at = [x[s].mean() for x, s in zip(losses, seeds, strict=True)]
-    sizes = [
-      x[:, s][:, :, chosen].mean((1, 2))
-      for x, s in zip(logs, seeds, strict=True)
-    ]
-    *of_dense, of_sparse = at
-    enclosing = bracket(of_dense, of_sparse)
-    if enclosing is None:
-      return None
-    worse, better = enclosing
-    weight = interpolation_weight(of_sparse, at[worse], at[better])
-    between = (1 - weight) * sizes[worse] + weight * sizes[better]
-    return between - sizes[-1]
+  def log_ratios(seeds, tasks_RxT):
+    """[K, R], NaN where no two dense models enclose the sparse one's loss."""
+    loss_RxM = np.stack(
+      [x[s].mean(1) for x, s in zip(losses, seeds, strict=True)], axis=1
+    )
+    sizes_KxRxM = np.stack(
+      [
+        x[:, s[:, :, None], tasks_RxT[:, None, :]].mean((2, 3))
+        for x, s in zip(logs, seeds, strict=True)
+      ],
+      axis=2,
+    )
+    pairs_Rx2, inside = enclosing_pairs(loss_RxM[:, :-1], loss_RxM[:, -1])
+    draws = np.arange(len(pairs_Rx2))
+    worse, better = pairs_Rx2.T
+    log_loss = np.log(loss_RxM)
+    start = log_loss[draws, worse]
+    span = start - log_loss[draws, better]
+    share = (start - log_loss[:, -1]) / np.where(span, span, 1)
+    weight = np.where(span, np.clip(share, 0, 1), 0.5)
+    between = (1 - weight) * sizes_KxRxM[:, draws, worse]
+    between += weight * sizes_KxRxM[:, draws, better]
+    return np.where(inside, between - sizes_KxRxM[:, :, -1], np.nan)
 
-  rng = np.random.default_rng(seed)
-  draw = lambda n: rng.integers(0, n, n)
-  drawn = [
-    log_ratios([draw(len(x)) for x in losses], draw(len(tasks)))
-    for _ in range(_RESAMPLES)
-  ]
-  inside = np.reshape([d for d in drawn if d is not None], (-1, len(MEASURES)))
-  everything = [np.arange(len(x)) for x in losses]
-  all_tasks = np.arange(len(tasks))
-  whole = log_ratios(everything, all_tasks)
-  found = {
-    measure: _interval(whole[i], inside[:, i])
-    for i, measure in enumerate(MEASURES)
+  *seeds, tasks_RxT = bootstrap.draw_indices(
+    (*map(len, losses), len(tasks)), seed
+  )
+  draws_KxR = log_ratios(seeds, tasks_RxT)
+  inside = ~np.isnan(draws_KxR[0])
+  all_seeds = [np.arange(len(x))[None] for x in losses]
+  all_tasks = np.arange(len(tasks))[None]
+  whole = log_ratios(all_seeds, all_tasks)[:, 0]
+  ratios = {
+    size: _exp_interval(value, draws_R[inside])
+    for size, value, draws_R in zip(SIZES, whole, draws_KxR, strict=True)
   }
-  alone = [
-    log_ratios([*everything[:-1], [s]], all_tasks) for s in everything[-1]
-  ]
-  by_seed = [None if a is None else float(np.exp(a[0])) for a in alone]
-  return found, 1 - len(inside) / len(drawn), by_seed
+  by_seed = []
+  for one in all_seeds[-1].T[:, None]:
+    (edges,), *_ = np.exp(log_ratios([*all_seeds[:-1], one], all_tasks))
+    by_seed.append(None if np.isnan(edges) else float(edges))
+  return ratios, float(1 - inside.mean()), by_seed
 
 
 def best(ratios: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
@@ -389,17 +373,19 @@ def best(ratios: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
   Those over less than half as many tasks as another are left aside: one lucky
   task is no headline. So are those with an empty circuit in every task.
   """
-  found = [r for r in ratios if r["tasks_with_edges"]]
-  most = max((len(r["tasks"]) for r in found), default=0)
-  found = [r for r in found if 2 * len(r["tasks"]) >= most]
-  value = lambda r: r["ratios"]["num_edges"]["value"]
-  return max(found, key=value, default=None)
+  with_edges = [r for r in ratios if r["tasks_with_edges"]]
+  most = max((len(r["tasks"]) for r in with_edges), default=0)
+  return max(
+    (r for r in with_edges if 2 * len(r["tasks"]) >= most),
+    key=lambda r: r["ratios"]["num_edges"]["value"],
+    default=None,
+  )
 
 
 def beside_base(
   results: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-  """Returns every variant's cell beside its base: the one without the variant.
+  """Returns every variant's run beside its base: the one without the variant.
 
   Each has the `variant` and `seed`, its `loss`, `above`: by how much that is
   higher than the base's, the `tasks` that both pass, `edges` over the base's
@@ -413,9 +399,9 @@ def beside_base(
     base = bases.get(key(result))
     if not result["variant"] or base is None:
       continue
-    (mine,), (other,) = models_of([result]), models_of([base])
+    (mine,), (other,) = group_by_model([result]), group_by_model([base])
     tasks = sorted(mine.passed & other.passed)
-    logs = [m.log_sizes("num_edges", tasks) for m in (mine, other)]
+    logs = [m.log_sizes(tasks, ["num_edges"]) for m in (mine, other)]
     rows.append(
       {
         "variant": result["variant"],
@@ -430,13 +416,13 @@ def beside_base(
   return rows
 
 
-def compare_cells(
+def compare_runs(
   results: Sequence[Mapping[str, Any]], contenders: Sequence[str] = ()
 ) -> dict[str, Any]:
-  """Returns what frontier.json holds of finished cells.
+  """Returns what frontier.json holds of finished runs.
 
   Args:
-    results: the finished cells.
+    results: the finished runs.
     contenders: variants that may be the best.
 
   Returns:
@@ -447,10 +433,10 @@ def compare_cells(
     largest among the sparse models on the frontier. The choice of the largest
     is not corrected for.
     `variants`: as `beside_base` returns.
-    `without_edges`: cells and tasks whose circuit has no edge and counts as
+    `without_edges`: runs and tasks whose circuit has no edge and counts as
     one.
   """
-  models = models_of(results)
+  models = group_by_model(results)
   dense = [m for m in models if m.is_dense]
   sparse = [m for m in models if not m.is_dense]
   dense_curve = baseline(dense)
@@ -472,16 +458,14 @@ def compare_cells(
       "variant": m.variant,
       "activation_fraction": m.activation_fraction,
       "on_frontier": m.name in on_frontier,
-      "cells": list(m.cells),
+      "runs": list(m.runs),
       "tokens": m.tokens,
       "eval_loss": m.loss,
       "eval_losses": list(m.eval_losses),
       "passed": sorted(m.passed),
       "sizes": {
-        measure: mean_size(m, measure, common)
-        if set(common) <= m.passed
-        else None
-        for measure in MEASURES
+        size: mean_size(m, size, common) if set(common) <= m.passed else None
+        for size in SIZES
       },
     }
     for m in models
@@ -495,17 +479,17 @@ def compare_cells(
     "without_edges": [
       f"{r['name']}: {task}"
       for r in results
-      for task, found in r["tasks"].items()
-      if found.get("meets_target") and found.get("num_edges") == 0
+      for task, metrics in r["tasks"].items()
+      if metrics.get("meets_target") and metrics.get("num_edges") == 0
     ],
   }
 
 
-def shown_interval(found: Mapping[str, float | None] | None) -> str:
+def interval_text(estimate: Mapping[str, float | None] | None) -> str:
   """Returns "value [low, high]", the value alone, or a dash."""
-  if not found:
+  if not estimate:
     return "–"
-  value, low, high = (found[k] for k in ("value", "low", "high"))
+  value, low, high = (estimate[k] for k in ("value", "low", "high"))
   if low is None:
     return f"{value:.3g}"
   return f"{value:.3g} [{low:.3g}, {high:.3g}]"

@@ -24,7 +24,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 
 def changes(variant: str) -> str:
   """Returns what a variant sets, as in "sink=False"; "" for no variant."""
-  fields = VARIANTS[variant] if variant else {}
+  fields = VARIANTS.get(variant, {})
   return ", ".join(f"{k.rpartition('.')[2]}={v}" for k, v in fields.items())
 
 
@@ -33,8 +33,8 @@ class FrontierConfig:
   """A grid of models that share data, tasks and the search for circuits.
 
   Attributes:
-    run: what all cells share: data, shape, optimizer, pruning. A cell sets its
-      width, density, steps and seed.
+    run: what all runs share: data, shape, optimizer, pruning. Each sets its
+      own width, density, steps and seed.
     dense_widths: `d_model` of the dense models: density 1, no AbsTopK.
     sparse_widths: `d_model` of the sparse models.
     densities: final share of nonzero block weights, for every sparse width that
@@ -48,8 +48,8 @@ class FrontierConfig:
       stand on the frontier and may be its headline.
     variant_width: `d_model` of the variants.
     variant_density: their density.
-    trust: whether the circuits of the best sparse model's first seed, on the
-      tasks of its ratio, get their evidence.
+    faithfulness: whether to measure that of the circuits of the best sparse
+      model's first seed, on the tasks of its ratio.
   """
 
   run: config_lib.Config = dataclasses.field(default_factory=config_lib.Config)
@@ -64,7 +64,7 @@ class FrontierConfig:
   contenders: tuple[str, ...] = ()
   variant_width: int = 128
   variant_density: float = 1 / 8
-  trust: bool = True
+  faithfulness: bool = True
 
   def __post_init__(self):
     for name in ("dense_widths", "sparse_widths", "densities", "seeds"):
@@ -93,11 +93,11 @@ class FrontierConfig:
         raise errors.bad_value(
           "contenders", name, f"names in variants={self.variants}"
         )
-    make_cells(self)  # Every cell's own settings are checked at once.
+    make_runs(self)  # Every run's own settings are checked at once.
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class Run:
   """One model of the grid.
 
   Attributes:
@@ -114,12 +114,11 @@ class Cell:
 
   @property
   def is_dense(self) -> bool:
-    """Whether it is one of the dense models."""
     return self.density == 1
 
   @property
   def model(self) -> str:
-    """Its name without the seed: cells of one model differ by seed alone."""
+    """Its name without the seed: runs of one model differ by seed alone."""
     if self.is_dense:
       return f"dense_d{self.width}"
     variant = f"_{self.variant}" if self.variant else ""
@@ -131,72 +130,70 @@ class Cell:
     return f"{self.model}_s{self.seed}"
 
 
-def make_cells(config: FrontierConfig) -> tuple[list[Cell], dict[str, str]]:
-  """Returns the cells, first seed first, and by name why others are left out.
+def make_runs(config: FrontierConfig) -> tuple[list[Run], dict[str, str]]:
+  """Returns the runs, first seed first, and by name why others are left out.
 
   Raises:
     InputError: if a width, or a variant, does not fit the shared settings.
   """
   wanted = []
   for seed in config.seeds:
-    wanted += [Cell(width, 1.0, seed) for width in config.dense_widths]
+    wanted += [Run(width, 1.0, seed) for width in config.dense_widths]
     wanted += [
-      Cell(width, density, seed)
+      Run(width, density, seed)
       for width in config.sparse_widths
       for density in config.densities
     ]
   wanted += [
-    Cell(config.variant_width, config.variant_density, seed, name)
+    Run(config.variant_width, config.variant_density, seed, name)
     for name in config.variants
     for seed in config.seeds[: None if name in config.contenders else 1]
   ]
-  names = [cell.name for cell in wanted]
+  names = [run.name for run in wanted]
   twice = next((n for n in names if names.count(n) > 1), None)
   if twice:
     raise errors.bad_value(
       "densities", twice, "densities that differ in four significant digits"
     )
   kept, left_out = [], {}
-  for cell in wanted:
+  for run in wanted:
     try:
-      run_config(config, cell)
+      run_config(config, run)
     except errors.InputError as e:
-      if cell.is_dense or cell.variant or "sparsity.density" not in str(e):
+      if run.is_dense or run.variant or "sparsity.density" not in str(e):
         raise
-      left_out[cell.name] = str(e)
+      left_out[run.name] = str(e)
     else:
-      kept.append(cell)
+      kept.append(run)
   return kept, left_out
 
 
 def run_config(
-  config: FrontierConfig, cell: Cell, data: pathlib.Path | None = None
+  config: FrontierConfig, run: Run, data: pathlib.Path | None = None
 ) -> config_lib.Config:
-  """Returns the run that a cell is.
+  """Returns a run's own settings.
 
   Args:
     config: the grid.
-    cell: one of its cells.
-    data: where the tokens that all cells share are kept.
+    run: one of it.
+    data: where the tokens that all runs share are kept.
 
   Raises:
-    InputError: naming the field that a cell of this kind cannot have.
+    InputError: naming the field that a run of this kind cannot have.
   """
   values = config_lib.to_config_dict(config.run)
-  values.seed = cell.seed
-  values.model.d_model = cell.width
+  values.seed = run.seed
+  values.model.d_model = run.width
   values.model.d_mlp = 0
-  values.sparsity.density = cell.density
+  values.sparsity.density = run.density
   values.train.steps = config.sparse_steps
-  if cell.is_dense:
+  if run.is_dense:
     values.sparsity.activation_fraction = 1.0
     values.train.steps = config.dense_steps
   if data is not None:
     values.data.directory = str(data)
   # A dotted name reaches into the groups.
-  values.update_from_flattened_dict(
-    VARIANTS[cell.variant] if cell.variant else {}
-  )
+  values.update_from_flattened_dict(VARIANTS.get(run.variant, {}))
   return config_lib.from_config_dict(values.to_dict())
 
 
@@ -206,7 +203,7 @@ def to_config_dict(config: FrontierConfig) -> ml_collections.ConfigDict:
 
 
 def cost(config: config_lib.Config, vocab_size: int) -> float:
-  """Returns a cell's work, up to a factor, for estimates of the time it takes.
+  """Returns a run's work, up to a factor, for estimates of the time it takes.
 
   Products, activations and the softmax over the vocabulary; their weights are
   read off the growth of the step (docs/performance.md), where the products of

@@ -30,7 +30,7 @@ def run_workers(
   total: int,
   num_finished: Callable[[], int],
 ) -> None:
-  """Runs `count` processes until they end; shows how many cells are finished.
+  """Runs `count` processes until they end; shows how many runs are finished.
 
   Ctrl-C stops them, and waits until they have left their checkpoints.
 
@@ -38,7 +38,7 @@ def run_workers(
     command: what each of them runs.
     count: of processes.
     logs: directory of what they print, `worker-N.log`.
-    total: cells that are to be run.
+    total: runs that are to be made.
     num_finished: returns how many of them have been.
 
   Raises:
@@ -47,7 +47,7 @@ def run_workers(
   with files.disk_errors(logs):
     logs.mkdir(parents=True, exist_ok=True)
   processes: list[tuple[subprocess.Popen, pathlib.Path]] = []
-  bar = progress.progress_bar(total, num_finished(), "cells")
+  bar = progress.progress_bar(total, num_finished(), "runs")
   with _signals_as_interrupts():
     try:
       for number, cores in enumerate(shares(sorted(_cores()), count)):

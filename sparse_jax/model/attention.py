@@ -17,7 +17,7 @@ import jax.numpy as jnp
 _SINK_CHANNELS = 8  # Fused kernels want multiples of 8; two are used.
 # Head widths that cuDNN takes with the sink's channels (on every card).
 FUSED_WIDTHS = range(8, 128 - _SINK_CHANNELS + 1, 8)
-_NO_SINK = -1e30  # A logit; infinity times the queries' zeros is no number.
+_NO_SINK = -1e30  # A logit; infinity times the queries' zeros is NaN.
 _LEAST_QUERIES, _MOST_BLOCKS = 64, 4
 
 
@@ -99,7 +99,7 @@ def fused_attend(
   if sink_H is None:
     sink_H = jnp.full(num_heads, _NO_SINK)
   logit_H = sink_H.astype(jnp.float32) * width**0.5
-  # Not two casts, which XLA takes the liberty to leave out.
+  # Not two casts: XLA may leave them out.
   held = jnp.finfo(q_BxLxHxK.dtype)
   coarse_H = jax.lax.reduce_precision(logit_H, held.nexp, held.nmant)
   ones, zeros = jnp.ones((num_heads, 2)), jnp.zeros((num_heads, 2))

@@ -35,14 +35,14 @@ def columns(kind: sites.EdgeKind, matrix: Any) -> slice:
 def entry(edge: Mapping[str, Any], params: Any) -> tuple[str, int, int, int]:
   """Returns (matrix path, layer, row, column) of an edge of circuit.json."""
   kind = next(k for k in sites.EDGE_KINDS if k.name == edge["kind"])
-  first = columns(kind, parameter(params, kind.matrix)).start
-  layer = int(edge["from"]["site"].split(".")[0])
-  return (
-    kind.matrix,
-    layer,
-    edge["from"]["index"],
-    first + edge["to"]["index"],
-  )
+  column = columns(kind, parameter(params, kind.matrix)).start
+  column += edge["to"]["index"]
+  return kind.matrix, layer_of(edge), edge["from"]["index"], column
+
+
+def layer_of(edge: Mapping[str, Any]) -> int:
+  """Returns the layer of an edge of circuit.json."""
+  return int(edge["from"]["site"].split(".")[0])
 
 
 def edge_weights(
@@ -54,7 +54,7 @@ def edge_weights(
 
   Args:
     kind: which edges.
-    params: the model's parameters.
+    params: the model's.
     node_mask: per site `[layers, width]` of booleans; a site that is absent is
       wholly open.
 
@@ -85,11 +85,11 @@ def find_edges(
   params: transformer.Params, node_mask: Mapping[str, np.ndarray]
 ) -> list[dict[str, Any]]:
   """Returns every edge as circuit.json has it, by layer and kind."""
-  found = []
+  edges = []
   for kind in sites.EDGE_KINDS:
     weight = edge_weights(kind, params, node_mask)
     for layer, source, target in zip(*np.nonzero(weight), strict=True):
-      found.append(
+      edges.append(
         {
           "from": node(kind.source, layer, source),
           "to": node(kind.target, layer, target),
@@ -97,10 +97,7 @@ def find_edges(
           "kind": kind.name,
         }
       )
-  order = list(sites.EDGE_KINDS)
-  rank = {kind.name: i for i, kind in enumerate(order)}
-  layer_of = lambda edge: int(edge["from"]["site"].split(".")[0])
-  return sorted(found, key=lambda e: (layer_of(e), rank[e["kind"]]))
+  return sorted(edges, key=layer_of)  # Stable: by kind within a layer.
 
 
 def node(site: str, row: int, index: int) -> dict[str, Any]:
@@ -148,13 +145,13 @@ def kept_edges(
   params: transformer.Params, node_mask: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
   """Returns, by matrix, which weights are edges between kept nodes."""
-  found: dict[str, np.ndarray] = {}
+  kept: dict[str, np.ndarray] = {}
   for kind in sites.EDGE_KINDS:
     weight = edge_weights(kind, params, node_mask)
-    matrix = np.asarray(parameter(params, kind.matrix))
-    keep = found.setdefault(kind.matrix, np.zeros(matrix.shape, bool))
+    matrix = parameter(params, kind.matrix)
+    keep = kept.setdefault(kind.matrix, np.zeros(matrix.shape, bool))
     keep[..., columns(kind, matrix)] |= weight != 0
-  return found
+  return kept
 
 
 def mask_edges(

@@ -26,8 +26,8 @@ def compose(*hooks: transformer.Hook) -> transformer.Hook:
   """Returns the hook that applies `hooks` in order."""
 
   def hook(site, layer, x):
-    for t in hooks:
-      x = t(site, layer, x)
+    for each in hooks:
+      x = each(site, layer, x)
     return x
 
   return hook
@@ -69,8 +69,8 @@ def gate(
     if site not in gates:
       return x
     row = 0 if layer is None else layer
-    g = gates[site][row].astype(x.dtype)
-    mean = means[site][row].astype(x.dtype)
+    g = jnp.asarray(gates[site])[row].astype(x.dtype)
+    mean = jnp.asarray(means[site])[row].astype(x.dtype)
     return x * g + mean * (1 - g)
 
   return hook
@@ -124,7 +124,7 @@ def run_with_sites(
 
   Args:
     model: the model.
-    params: its parameters.
+    params: the model's.
     tokens: int `[B, L]`.
     sites: full names such as "0.attn.q" or "final_resid"; None is all.
 
@@ -151,8 +151,8 @@ def attention_patterns(
   A row over the last axis sums to 1, less what the sink takes.
 
   Args:
-    model: the model.
-    params: its parameters.
+    model: gives the heads their width.
+    params: for the sinks.
     acts: `record`ed `attn.q` and `attn.k` of every layer, all positions.
   """
   config = model.config
@@ -198,11 +198,11 @@ def circuit_hook(
 
   Args:
     model: the model.
-    params: its parameters.
+    params: the model's.
     tokens: int `[B, L]`, what it is going to run on.
     positions_B: the only position of each row that is wanted, or None; as
       `Model.residual` is going to get it.
-    gates: per site `[layers, width]`, 1 for open nodes.
+    gates: per site `[layers, width]`, 1 or true for open nodes.
     means: ablation values, per site `[layers, width]`.
     freeze_norms: whether norms keep the scales that they have in the whole
       model, which then runs first.

@@ -27,7 +27,7 @@ class Kernels(NamedTuple):
 
   Attributes:
     attend: as `attention.attend`.
-    top_k_mask: as `select.top_k_mask` along the last axis.
+    top_k_mask: as `top_k.top_k_mask` along the last axis.
   """
 
   attend: Callable[..., jax.Array]
@@ -37,7 +37,7 @@ class Kernels(NamedTuple):
 def row_top_k_mask(
   x: jax.Array, k: int, interpret: bool | None = None
 ) -> jax.Array:
-  """As `select.top_k_mask` along the last axis, by one kernel.
+  """As `top_k.top_k_mask` along the last axis, by one kernel.
 
   A block of rows stays on chip while the threshold is found bit by bit and ties
   are settled by index; XLA reads the rows anew for each of a dozen passes, and
@@ -51,7 +51,7 @@ def row_top_k_mask(
   Returns:
     A boolean mask shaped as x, exactly k true entries a row.
   """
-  # Here, since only a GPU's users need it, and JAX means to part with Triton.
+  # Imported here: only GPUs need it, and JAX plans to drop Triton.
   from jax.experimental import pallas as pl  # noqa: PLC0415
   from jax.experimental.pallas import triton as pl_triton  # noqa: PLC0415
 

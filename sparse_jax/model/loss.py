@@ -20,23 +20,23 @@ def cross_entropy(logits_NxV: jax.Array, targets_N: jax.Array) -> jax.Array:
 
   Args:
     logits_NxV: float32 logits.
-    targets_N: int, the right tokens.
+    targets_N: int, the correct tokens.
   """
   return _forward(logits_NxV, targets_N)[0]
 
 
 def _forward(logits_NxV, targets_N):
   lse_N = jax.nn.logsumexp(logits_NxV, -1)
-  right_N = jnp.take_along_axis(logits_NxV, targets_N[:, None], -1)[:, 0]
-  return jnp.mean(lse_N - right_N), (logits_NxV, lse_N, targets_N)
+  correct_N = jnp.take_along_axis(logits_NxV, targets_N[:, None], -1)[:, 0]
+  return jnp.mean(lse_N - correct_N), (logits_NxV, lse_N, targets_N)
 
 
 def _backward(residuals, grad):
   logits_NxV, lse_N, targets_N = residuals
   n, v = logits_NxV.shape
-  is_right_NxV = targets_N[:, None] == jnp.arange(v)[None, :]
+  is_correct_NxV = targets_N[:, None] == jnp.arange(v)[None, :]
   probability_NxV = jnp.exp(logits_NxV - lse_N[:, None])
-  return (probability_NxV - is_right_NxV) * (grad / n), None
+  return (probability_NxV - is_correct_NxV) * (grad / n), None
 
 
 cross_entropy.defvjp(_forward, _backward)
@@ -51,12 +51,13 @@ def next_token_loss(
   """Returns the mean next-token cross-entropy, in nats.
 
   Args:
-    model: the model.
-    params: its parameters.
+    model: runs without a hook.
+    params: of `model`.
     windows_BxW: int `[B, L + 1]`; every token but the first is predicted.
-    most_logits: that exist at a time, over all devices, and as many gradients.
-      More are made in parts of equally many positions, in the backward pass
-      once more: at the most L parts, and few only if L has many divisors.
+    most_logits: how many may exist at a time over all devices, and as many
+      gradients. More are computed in parts of equally many positions, and
+      again in the backward pass: at most L parts, few only if L has many
+      divisors.
   """
   tokens_BxL, targets_BxL = windows_BxW[:, :-1], windows_BxW[:, 1:]
   x_BxLxD = model.residual(params, tokens_BxL)
@@ -89,7 +90,7 @@ def next_token_loss(
 
 
 def _num_parts(length: int, num_logits: int, most_logits: int) -> int:
-  """Returns the least number of equal parts of which each is small enough."""
+  """Returns the smallest number of equal parts that are each small enough."""
   fits = (
     n
     for n in range(1, length)

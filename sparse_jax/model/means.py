@@ -1,6 +1,7 @@
 """Mean activations over the pretraining distribution (paper appendix A.5)."""
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -21,22 +22,33 @@ def mean_activations(
 
   Args:
     model: the model.
-    params: its parameters.
+    params: the model's.
     batches: int `[B, L]` tokens each, all of one shape.
   """
 
-  @jax.jit
-  def batch_means(params, tokens):
-    _, acts = hooks.run_with_sites(model, params, tokens)
-    return {
-      name: jnp.stack(
-        [
-          jnp.mean(acts[sites.site_id(name, row)], (0, 1))
-          for row in range(sites.num_rows(name, model.config.n_layer))
-        ]
-      )
-      for name in sites.NODE_SITES
-    }
-
-  means = [batch_means(params, jnp.asarray(batch)) for batch in batches]
+  means = [_batch_means(model, params, jnp.asarray(b)) for b in batches]
   return jax.tree.map(lambda *rows: jnp.mean(jnp.stack(rows), 0), *means)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _batch_means(model, params, tokens):
+  _, acts = hooks.run_with_sites(model, params, tokens)
+  mean = lambda x_BxLxW: jnp.mean(x_BxLxW, (0, 1))
+  return over_sites(model, acts, mean)
+
+
+def over_sites(
+  model: transformer.Model,
+  acts: Mapping[str, jax.Array],
+  reduce: Callable[[jax.Array], jax.Array],
+) -> dict[str, jax.Array]:
+  """Returns `reduce` of every node site's activation, `[layers, width]`."""
+  return {
+    name: jnp.stack(
+      [
+        reduce(acts[sites.site_id(name, row)])
+        for row in range(sites.num_rows(name, model.config.n_layer))
+      ]
+    )
+    for name in sites.NODE_SITES
+  }

@@ -14,13 +14,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
 from sparse_jax import config as config_lib
+from sparse_jax import sites
 from sparse_jax.model import kernels as kernels_lib
 from sparse_jax.model import top_k
 from sparse_jax.utils import errors
@@ -52,23 +52,20 @@ class Norm(nn.Module):
 class Linear(nn.Module):
   """Kernel `[layer, in, out]` and bias of a stacked linear map."""
 
-  n_layer: int
+  config: config_lib.ModelConfig
   d_in: int
   d_out: int
-  stddev: float
-  use_bias: bool
 
   @nn.compact
   def __call__(self):
-    p = {
-      "kernel": self.param(
-        "kernel",
-        nn.initializers.normal(self.stddev),
-        (self.n_layer, self.d_in, self.d_out),
-      )
-    }
-    if self.use_bias:
-      shape = (self.n_layer, self.d_out)
+    c = self.config
+    scale = _INIT_SCALE
+    if self.name == "c_proj":  # It writes to the residual stream.
+      scale /= math.sqrt(2 * c.n_layer)
+    shape = (c.n_layer, self.d_in, self.d_out)
+    p = {"kernel": self.param("kernel", nn.initializers.normal(scale), shape)}
+    if c.bias:
+      shape = (c.n_layer, self.d_out)
       p["bias"] = self.param("bias", nn.initializers.zeros, shape)
     return p
 
@@ -83,21 +80,9 @@ class Attention(nn.Module):
     c = self.config
     p = {
       "c_attn": Linear(
-        c.n_layer,
-        c.width("attn.act_in"),
-        3 * c.d_model,
-        _INIT_SCALE,
-        c.bias,
-        name="c_attn",
+        c, c.width("attn.act_in"), 3 * c.d_model, name="c_attn"
       )(),
-      "c_proj": Linear(
-        c.n_layer,
-        c.d_model,
-        c.d_model,
-        _projection_scale(c),
-        c.bias,
-        name="c_proj",
-      )(),
+      "c_proj": Linear(c, c.d_model, c.d_model, name="c_proj")(),
     }
     if c.sink:
       shape = (c.n_layer, c.n_head)
@@ -115,22 +100,8 @@ class Mlp(nn.Module):
     c = self.config
     d_mlp = c.width("mlp.post_act")
     return {
-      "c_fc": Linear(
-        c.n_layer,
-        c.width("mlp.act_in"),
-        d_mlp,
-        _INIT_SCALE,
-        c.bias,
-        name="c_fc",
-      )(),
-      "c_proj": Linear(
-        c.n_layer,
-        d_mlp,
-        c.d_model,
-        _projection_scale(c),
-        c.bias,
-        name="c_proj",
-      )(),
+      "c_fc": Linear(c, c.width("mlp.act_in"), d_mlp, name="c_fc")(),
+      "c_proj": Linear(c, d_mlp, c.d_model, name="c_proj")(),
     }
 
 
@@ -201,10 +172,6 @@ class Decoder(nn.Module):
     return p
 
 
-def _projection_scale(config: config_lib.ModelConfig) -> float:
-  return _INIT_SCALE / math.sqrt(2 * config.n_layer)
-
-
 def _norm_has_bias(config: config_lib.ModelConfig) -> bool:
   return config.norm == "layer" and config.norm_bias
 
@@ -248,6 +215,15 @@ class Model:
   def __hash__(self) -> int:
     return hash(self._key())
 
+  def __repr__(self) -> str:
+    c, s = self.config, self.sparsity
+    count = num_parameters(jax.eval_shape(self.init, jax.random.key(0)))
+    return (
+      f"Model({c.n_layer} layers, d_model {c.d_model}, {count:,} parameters,"
+      f" density {s.density:g}, AbsTopK {s.activation_fraction:g},"
+      f" {self.dtype.name})"
+    )
+
   def init(self, rng: jax.Array) -> Params:
     """Returns fresh parameters, float32."""
     return Decoder(self.config).init(rng)["params"]
@@ -255,18 +231,21 @@ class Model:
   def apply(
     self, params: Params, tokens: jax.Array, hook: Hook | None = None
   ) -> jax.Array:
-    """Returns logits.
+    """Returns logits, float32 `[B, L, V]`, in nats up to a constant.
 
     Args:
       params: parameter tree, as `init` makes it.
-      tokens: int `[B, L]`.
+      tokens: int `[B, L]`, an array or nested lists; B may be 0.
       hook: `hook(site, layer, x) -> x`, called at every site after its AbsTopK
         with x `[B, L, width]`; layer is None for `final_resid`. With a hook the
-        layers are unrolled, so `layer` is a Python int.
+        layers are unrolled, so `layer` is a Python int. It returns an array of
+        x's shape.
 
-    Returns:
-      float32 `[B, L, V]`, in nats up to a constant.
+    Raises:
+      InputError: if tokens have another rank, no position, or (unless they are
+        traced) an id outside the vocabulary; if a hook returns anything else.
     """
+    tokens = check_tokens(tokens, self.config.vocab_size)
     return self.unembed(params, self.residual(params, tokens, hook), tokens)
 
   def residual(
@@ -280,7 +259,7 @@ class Model:
 
     Args:
       params: parameter tree.
-      tokens: int `[B, L]`.
+      tokens: as for `apply`.
       hook: as for `apply`.
       positions_B: int `[B]`, the only position of each row that is wanted. The
         last layer then computes keys and values everywhere and all else there
@@ -289,7 +268,7 @@ class Model:
     Returns:
       `[B, L, D]`, or `[B, 1, D]` with `positions_B`.
     """
-    chex.assert_rank(tokens, 2)
+    tokens = check_tokens(tokens, self.config.vocab_size)
     config = self.config
     length = tokens.shape[1]
     if config.positions != "none" and length > config.context_length:
@@ -309,7 +288,7 @@ class Model:
       on_cpu = jax.default_backend() == "cpu"
       unroll = config.n_layer if on_cpu else 1
       return jax.lax.scan(step, x_BxLxD, layers, unroll=unroll)[0]
-    hook = hook or _no_hook
+    hook = _checked(hook) if hook else _no_hook
     for layer in range(config.n_layer):
       p = jax.tree.map(lambda leaf, i=layer: leaf[i], layers)
       wanted_B = positions_B if layer == config.n_layer - 1 else None
@@ -450,6 +429,58 @@ class Model:
     return None
 
 
+def check_tokens(tokens: Any, vocab_size: int) -> jax.Array:
+  """Returns tokens as an int array `[B, L]`.
+
+  A lookup clamps ids outside the vocabulary, so they are refused here; traced
+  ids are not known yet and pass.
+
+  Raises:
+    InputError: naming the shape or the first bad id.
+  """
+  is_traced = isinstance(tokens, jax.core.Tracer)
+  if not is_traced:
+    try:
+      tokens = np.asarray(tokens)
+    except ValueError as e:
+      raise errors.InputError(
+        "tokens are rows of different lengths; need int [batch, length]"
+      ) from e
+  if tokens.ndim != 2 or not tokens.shape[1]:
+    raise errors.InputError(
+      f"tokens have shape {tokens.shape}; need [batch, length] with at least"
+      " one position"
+    )
+  if tokens.size and not jnp.issubdtype(tokens.dtype, jnp.integer):
+    raise errors.InputError(f"tokens are {tokens.dtype}; need integers")
+  if is_traced:
+    return tokens
+  outside = tokens[(tokens < 0) | (tokens >= vocab_size)]
+  if outside.size:
+    raise errors.InputError(
+      f"token id {outside[0]} is outside the vocabulary of {vocab_size}; need"
+      f" 0 to {vocab_size - 1}"
+    )
+  return jnp.asarray(tokens, jnp.int32)
+
+
+def _checked(hook: Hook) -> Hook:
+  """Returns a hook whose results must have x's shape and kind of number."""
+
+  def checked(site, layer, x):
+    y = hook(site, layer, x)
+    shape, dtype = getattr(y, "shape", None), getattr(y, "dtype", None)
+    if shape != x.shape or not jnp.issubdtype(dtype, jnp.floating):
+      got = type(y).__name__ if dtype is None else f"{dtype} {list(shape)}"
+      raise errors.InputError(
+        f"hook at {sites.site_id(site, layer)} returned {got}; need"
+        f" {x.dtype} {list(x.shape)}"
+      )
+    return y
+
+  return checked
+
+
 def _no_hook(site, layer, x):
   del site, layer
   return x
@@ -459,10 +490,10 @@ def _linear(p, x_BxLxI):
   """Returns `x @ kernel + bias`, on two axes: backward is 4 times faster."""
   kernel_IxO = p["kernel"]
   batch, length, width = x_BxLxI.shape
-  y_NxO = x_BxLxI.reshape(-1, width) @ kernel_IxO
+  y_NxO = x_BxLxI.reshape(batch * length, width) @ kernel_IxO
   if "bias" in p:
     y_NxO += p["bias"]
-  return y_NxO.reshape(batch, length, -1)
+  return y_NxO.reshape(batch, length, kernel_IxO.shape[-1])
 
 
 def _only(x_BxLxD, wanted_B):

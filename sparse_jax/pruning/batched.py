@@ -1,8 +1,7 @@
 """Many mask trainings as one program over shared weights.
 
-Runs may differ in task, setting and seed. They go through a program in groups
-that are trained side by side; how large a group is, is decided by the memory
-that the compiled program asks for.
+Runs may differ in task, hyperparameters and seed. A program trains them in
+groups, side by side; the memory that it asks for decides how large a group is.
 """
 
 import functools
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparse_jax import config as config_lib
-from sparse_jax.model import hooks, transformer
+from sparse_jax.model import transformer
 from sparse_jax.pruning import masks as masks_lib
 from sparse_jax.tasks import sequences as sequences_lib
 from sparse_jax.utils import host, progress
@@ -36,25 +35,21 @@ def train_masks(
   model: transformer.Model,
   params: transformer.Params,
   config: config_lib.PruneConfig,
-  settings: masks_lib.Hyperparameters,
-  means: hooks.SiteArrays,
-  sequences: sequences_lib.Sequences,
+  runs: masks_lib.Run,
   seed: int,
   description: str,
   allowed: Mapping[str, np.ndarray] | None = None,
 ) -> masks_lib.PruneState:
   """Trains every run's masks.
 
-  A run's result depends on its own setting, data and `seed` alone, not on the
-  runs beside it.
+  A run's result depends on its own part of `runs` and on `seed` alone, not on
+  the runs beside it.
 
   Args:
     model: the frozen model.
-    params: its parameters.
+    params: the model's.
     config: steps, batch size, sites and their costs.
-    settings: each field `[runs]`.
-    means: ablation values, per site `[runs, layers, width]`.
-    sequences: training pairs, each field `[runs, 2 * pairs, …]`.
+    runs: each leaf `[runs, …]`; all have equally many pairs.
     seed: of the batches.
     description: for the progress bar.
     allowed: per site `[layers, width]` bool, nodes that may be open.
@@ -62,22 +57,16 @@ def train_masks(
   Returns:
     States on the host, each leaf `[runs, …]`.
   """
-  total = len(settings.k_coef)
+  total = len(runs.hyperparameters.seed)
   group = total
   program = None
   with progress.progress_bar(total * config.steps, 0, description) as bar:
     while True:
       try:
         program = program or compile_runs(
-          model,
-          params,
-          config,
-          (settings, means, sequences),
-          seed,
-          allowed,
-          group,
+          model, params, config, runs, seed, allowed, group
         )
-        states = _train(program, params, config, sequences, seed, bar)
+        states = _train(program, params, config, runs.sequences, seed, bar)
         break
       except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e) or group == 1:
@@ -112,9 +101,7 @@ def compile_runs(
   model: transformer.Model,
   params: transformer.Params,
   config: config_lib.PruneConfig,
-  parts: tuple[
-    masks_lib.Hyperparameters, hooks.SiteArrays, sequences_lib.Sequences
-  ],
+  runs: masks_lib.Run,
   seed: int,
   allowed: Mapping[str, np.ndarray] | None,
   group: int,
@@ -123,43 +110,53 @@ def compile_runs(
 
   Args:
     model: the frozen model.
-    params: its parameters.
+    params: the model's.
     config: steps, batch size, sites and their costs.
-    parts: settings, ablation values and sequences, each leaf `[runs, …]`.
+    runs: each leaf `[runs, …]`.
     seed: of the batches.
     allowed: per site `[layers, width]` bool, nodes that may be open.
     group: runs side by side at most.
   """
-  total = len(parts[0].k_coef)
+  total = len(runs.hyperparameters.seed)
   limit = _MEMORY_SHARE * host.free_memory()
   if jax.default_backend() == "cpu":
     limit = min(limit, _CPU_BYTES)
   if allowed is not None:
     allowed = {name: jnp.asarray(allowed[name]) for name in config.sites}
   num_steps = min(_STEPS_PER_CALL, config.steps)
+  # What a step reads: other fields would compile the same program again.
+  step_config = config_lib.PruneConfig(
+    steps=config.steps,
+    sites=config.sites,
+    site_costs=config.site_costs,
+    freeze_norms=config.freeze_norms,
+  )
   while True:
     num_groups = -(-total // group)
     # As even as can be: the last group repeats as few runs as possible.
     group = -(-total // num_groups)
     rows = np.resize(np.arange(total), num_groups * group)
-    settings, means, sequences = jax.tree.map(lambda x, r=rows: x[r], parts)
-    init = functools.partial(_initial, model, config, settings, allowed)
+    padded = jax.tree.map(lambda x, r=rows: x[r], runs)
+    init = functools.partial(
+      _initial, model, step_config, padded.hyperparameters, allowed
+    )
     batches = jax.eval_shape(
-      lambda s: draw_batches(config, s, seed, 0, num_steps), sequences
+      lambda s: draw_batches(config, s, seed, 0, num_steps), padded.sequences
     )
-    advance = functools.partial(_advance, model, config, allowed, group)
-    compiled = (
-      jax.jit(advance, donate_argnums=0)
-      .lower(jax.eval_shape(init), params, means, batches, settings)
-      .compile()
+    given = padded._replace(sequences=None)
+    described, structure = jax.tree.flatten(
+      jax.tree.map(
+        _shape_of, (jax.eval_shape(init), params, given, batches, allowed)
+      )
     )
+    compiled = _compiled(model, step_config, group, structure, tuple(described))
     planned = compiled.memory_analysis()
     size = planned.temp_size_in_bytes + planned.argument_size_in_bytes
     if group == 1 or size <= limit:
       return Program(
-        init=jax.jit(init),
+        init=init,
         advance=lambda states, params, batches: compiled(
-          states, params, means, batches, settings
+          states, params, given, batches, allowed
         ),
         group=group,
         num_runs=len(rows),
@@ -169,11 +166,23 @@ def compile_runs(
     group = max(1, min(group - 1, int(group * limit / size)))
 
 
-def _initial(model, config, settings, allowed):
-  init = functools.partial(
-    masks_lib.init_prune, model.config, config.sites, steps=config.steps
-  )
-  states = jax.vmap(init)(settings)
+def _shape_of(x):
+  """Returns what a program depends on of an array."""
+  sharding = x.sharding if getattr(x, "committed", False) else None
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(model, config, group, structure, described):
+  """Compiles once for all rounds and tasks of one shape."""
+  args = jax.tree.unflatten(structure, described)
+  return _advance.lower(model, config, group, *args).compile()
+
+
+@functools.partial(jax.jit, static_argnames=("model", "config"))
+def _initial(model, config, hyperparameters, allowed):
+  init = functools.partial(masks_lib.init_prune, model.config, config)
+  states = jax.vmap(init)(hyperparameters)
   if allowed is None:
     return states
   closed = {
@@ -183,28 +192,19 @@ def _initial(model, config, settings, allowed):
   return states._replace(tau=closed)
 
 
-def _advance(
-  model, config, allowed, group, states, params, means, batches, settings
-):
+@functools.partial(
+  jax.jit, static_argnames=("model", "config", "group"), donate_argnums=3
+)
+def _advance(model, config, group, states, params, runs, batches, allowed):
   """Several steps of all runs; `batches` fields are `[steps, runs, S, …]`."""
 
   def step(args):
-    state, mean, batch, setting = args
-    return masks_lib.prune_step(
-      model,
-      config.steps,
-      state,
-      params,
-      mean,
-      batch,
-      setting,
-      site_costs=config.cost_of_site(),
-      allowed=allowed,
-      freeze_norms=config.freeze_norms,
-    )
+    state, run = args
+    return masks_lib.prune_step(model, config, state, params, run, allowed)
 
   def body(states, batch):
-    return jax.lax.map(step, (states, means, batch, settings), batch_size=group)
+    given = runs._replace(sequences=batch)
+    return jax.lax.map(step, (states, given), batch_size=group)
 
   states, logs = jax.lax.scan(body, states, batches)
   return states, jax.tree.map(lambda x: x[-1], logs)

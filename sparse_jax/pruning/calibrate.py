@@ -1,29 +1,39 @@
 """Calibration: the scale, and if asked a shift, of a circuit's logits.
 
-Pruning shrinks logits, so a circuit is judged after its best scale is fitted by
+Pruning shrinks logits, so a circuit is scored after its best scale is fitted by
 L-BFGS (paper appendix A.5). One shift of all logits would change nothing under
 softmax; a shift between the two answers does.
 """
 
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from sparse_jax.model import edges as edges_lib
 from sparse_jax.tasks import logit_difference as logit_difference_lib
+from sparse_jax.tasks import mask_evaluator
+from sparse_jax.tasks import sequences as sequences_lib
 
 # The scale stays between 1/100 and 100: separable answers have no best one.
 _LOG_LIMIT = 4.605170185988092
 _STEPS = 16
+# Rows of logit differences a call, so that one program serves any number.
+_ROWS = 8
 
 
 def smoothed_loss(diff_S: jax.Array) -> jax.Array:
-  """Returns the task loss as if one answer more were wrong.
+  """Returns the task loss as if one answer more were incorrect.
 
-  Where every answer is right, the loss alone asks for an infinite scale, and a
-  single wrong answer on other prompts then costs everything.
+  Where every answer is correct, the loss alone asks for an infinite scale, and
+  a single incorrect answer on other prompts then costs everything.
   """
-  wrong = jnp.mean(jax.nn.softplus(diff_S)) / diff_S.shape[0]
-  return jnp.mean(jax.nn.softplus(-diff_S)) + wrong
+  incorrect = jnp.mean(jax.nn.softplus(diff_S)) / diff_S.shape[0]
+  return jnp.mean(jax.nn.softplus(-diff_S)) + incorrect
 
 
 def fit(
@@ -32,7 +42,7 @@ def fit(
   """Returns the calibration of least `smoothed_loss`, by L-BFGS.
 
   Args:
-    diff_S: right minus wrong logit, in nats.
+    diff_S: correct minus incorrect logit, in nats.
     sign_S: as `answer_sign` returns.
     shifts: whether to fit the shift as well; 0 otherwise.
   """
@@ -70,3 +80,73 @@ def fit(
     free["shift"] = jnp.zeros([])
   free, _ = jax.lax.fori_loop(0, _STEPS, step, (free, optimizer.init(free)))
   return unpack(free)
+
+
+class Scores(NamedTuple):
+  """What several masks reach, each with a calibration of its own.
+
+  Attributes:
+    losses: task loss in nats, `[masks]`.
+    diffs: calibrated logit differences, `[masks, S]`.
+    calibrations: each field `[masks]`.
+  """
+
+  losses: np.ndarray
+  diffs: np.ndarray
+  calibrations: logit_difference_lib.Calibration
+
+  def calibration(self, mask: int) -> logit_difference_lib.Calibration:
+    """Returns one mask's calibration as plain numbers."""
+    return logit_difference_lib.Calibration(
+      *(float(field[mask]) for field in self.calibrations)
+    )
+
+
+def score_differences(
+  diffs_MxS: np.ndarray, sequences: sequences_lib.Sequences, shifts: bool
+) -> Scores:
+  """Returns the scores of rows of logit differences, on the host.
+
+  Args:
+    diffs_MxS: a row per mask, not calibrated.
+    sequences: the prompts that they were measured on.
+    shifts: whether calibrations fit a shift.
+  """
+  sign_S = logit_difference_lib.answer_sign(
+    sequences.correct, sequences.incorrect
+  )
+  total = len(diffs_MxS)
+  if not total:
+    none = np.zeros(0, np.float32)
+    nothing = logit_difference_lib.Calibration(none, none)
+    return Scores(none, diffs_MxS, nothing)
+  parts = []
+  for start in range(0, total, _ROWS):
+    # A short call repeats its rows.
+    rows = np.resize(np.arange(start, min(total, start + _ROWS)), _ROWS)
+    parts.append(_score_rows(diffs_MxS[rows], sign_S, shifts))
+  return jax.tree.map(lambda *rows: np.concatenate(rows)[:total], *parts)
+
+
+@functools.partial(jax.jit, static_argnames="shifts")
+def _score_rows(diffs_MxS, sign_S, shifts):
+  def score(diff_S):
+    calibration = fit(diff_S, sign_S, shifts)
+    diff_S = logit_difference_lib.calibrate(diff_S, sign_S, calibration)
+    return Scores(logit_difference_lib.task_loss(diff_S), diff_S, calibration)
+
+  return jax.vmap(score)(diffs_MxS)
+
+
+def score_masks(
+  evaluator: mask_evaluator.MaskEvaluator,
+  masks: Mapping[str, Any],
+  shifts: bool,
+  edge_masks: edges_lib.EdgeArrays | None = None,
+) -> Scores:
+  """Returns what masks reach on the evaluator's prompts.
+
+  `masks` and `edge_masks` are those of `MaskEvaluator.logit_differences`.
+  """
+  diffs_MxS = evaluator.logit_differences(masks, edge_masks)
+  return score_differences(diffs_MxS, evaluator.sequences, shifts)

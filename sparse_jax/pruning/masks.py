@@ -6,7 +6,6 @@ cross-entropy plus `k_coef` times the number of open gates; the gradient of H is
 that of a sigmoid. Weights get no gradient.
 """
 
-import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from sparse_jax import config as config_lib
 from sparse_jax import sites
 from sparse_jax.model import hooks, transformer
 from sparse_jax.tasks import logit_difference as logit_difference_lib
+from sparse_jax.tasks import mask_evaluator
 from sparse_jax.tasks import sequences as sequences_lib
 from sparse_jax.training import transforms
 
@@ -27,7 +27,7 @@ class Hyperparameters(NamedTuple):
   """What may differ between runs of one program; every field is a scalar.
 
   Fields are those of `config.PruneConfig`; Table 2 of the paper lists them.
-  Several runs' settings are one `Hyperparameters` of arrays `[runs]`.
+  Those of several runs are one `Hyperparameters` of arrays `[runs]`.
   """
 
   k_coef: jax.Array
@@ -39,6 +39,31 @@ class Hyperparameters(NamedTuple):
   init_bias: jax.Array
   init_scale: jax.Array
   seed: jax.Array
+
+  @classmethod
+  def from_config(
+    cls, config: config_lib.PruneConfig, k_coef, seed, **fields
+  ) -> "Hyperparameters":
+    """Returns the config's values but for those given, one or `[runs]` each."""
+    fields |= {"k_coef": k_coef, "seed": seed}
+    values = (fields.get(n, getattr(config, n, None)) for n in cls._fields)
+    arrays = jnp.broadcast_arrays(*map(jnp.asarray, values))
+    *rest, seeds = arrays
+    return cls(*(x.astype(jnp.float32) for x in rest), seeds.astype(jnp.int32))
+
+
+class Run(NamedTuple):
+  """What one training of masks is given; several are one, stacked.
+
+  Attributes:
+    hyperparameters: of the run.
+    means: ablation values, per site `[layers, width]`.
+    sequences: training pairs, or a batch of them.
+  """
+
+  hyperparameters: Hyperparameters
+  means: hooks.SiteArrays
+  sequences: sequences_lib.Sequences
 
 
 class PruneState(NamedTuple):
@@ -55,119 +80,107 @@ class PruneState(NamedTuple):
   opt_state: Any
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=())
-def gate(tau: jax.Array, temperature: jax.Array) -> jax.Array:
+@jax.custom_vjp
+def binarize(tau: jax.Array, temperature: jax.Array) -> jax.Array:
   """H(τ): 1 where τ >= 0, else 0; backward σ(τ/T)(1 - σ(τ/T))/T."""
   del temperature
   return (tau >= 0).astype(tau.dtype)
 
 
-def _gate_forward(tau, temperature):
-  return gate(tau, temperature), (tau, temperature)
+def _binarize_forward(tau, temperature):
+  return binarize(tau, temperature), (tau, temperature)
 
 
-def _gate_backward(residuals, grad):
+def _binarize_backward(residuals, grad):
   tau, temperature = residuals
   s = jax.nn.sigmoid(tau / temperature)
   return grad * s * (1 - s) / temperature, jnp.zeros_like(temperature)
 
 
-gate.defvjp(_gate_forward, _gate_backward)
+binarize.defvjp(_binarize_forward, _binarize_backward)
 
 
 def mask_optimizer(
-  setting: Hyperparameters, steps: int
+  hyperparameters: Hyperparameters, steps: int
 ) -> optax.GradientTransformation:
   """AdamW on τ: gradients clipped to RMS 1, linear decay, box [-1, 1]."""
   # With no warm-up the first step already runs at the full rate.
-  warmup = jnp.maximum(setting.warmup_fraction * steps, 1e-6)
+  warmup = jnp.maximum(hyperparameters.warmup_fraction * steps, 1e-6)
 
   def rate(count):
     rising = jnp.minimum(1.0, (count + 1) / warmup)
     falling = jnp.maximum(0.0, 1 - count / steps)
-    return setting.learning_rate * rising * falling
+    return hyperparameters.learning_rate * rising * falling
 
   return optax.chain(
     transforms.clip_rms(1.0),
-    optax.scale_by_adam(0.9, setting.beta2),
-    optax.add_decayed_weights(setting.weight_decay),
+    optax.scale_by_adam(0.9, hyperparameters.beta2),
+    optax.add_decayed_weights(hyperparameters.weight_decay),
     optax.scale_by_learning_rate(rate),
     transforms.box(-1.0, 1.0),
   )
 
 
 def init_prune(
-  config: config_lib.ModelConfig,
-  gated: tuple[str, ...],
-  setting: Hyperparameters,
-  steps: int,
+  model: config_lib.ModelConfig,
+  config: config_lib.PruneConfig,
+  hyperparameters: Hyperparameters,
 ) -> PruneState:
   """Returns the first state of one run: τ ~ N(init_bias, init_scale)."""
-  keys = jax.random.split(jax.random.key(setting.seed), len(gated))
+  keys = jax.random.split(
+    jax.random.key(hyperparameters.seed), len(config.sites)
+  )
   tau = {}
-  for name, key in zip(gated, keys, strict=True):
-    shape = (sites.num_rows(name, config.n_layer), config.width(name))
-    noise = setting.init_scale * jax.random.normal(key, shape)
-    tau[name] = jnp.clip(setting.init_bias + noise, -1, 1)
-  optimizer = mask_optimizer(setting, steps)
+  for name, key in zip(config.sites, keys, strict=True):
+    shape = (sites.num_rows(name, model.n_layer), model.width(name))
+    noise = hyperparameters.init_scale * jax.random.normal(key, shape)
+    tau[name] = jnp.clip(hyperparameters.init_bias + noise, -1, 1)
+  optimizer = mask_optimizer(hyperparameters, config.steps)
   return PruneState(jnp.zeros([], jnp.int32), tau, optimizer.init(tau))
 
 
 def prune_step(
   model: transformer.Model,
-  steps: int,
+  config: config_lib.PruneConfig,
   state: PruneState,
   params: transformer.Params,
-  means: hooks.SiteArrays,
-  sequences: sequences_lib.Sequences,
-  setting: Hyperparameters,
-  site_costs: Mapping[str, float] | None = None,
+  run: Run,
   allowed: hooks.SiteArrays | None = None,
-  freeze_norms: bool = False,
 ) -> tuple[PruneState, dict[str, jax.Array]]:
-  """One step of one run: pure; `vmap` it over states and settings.
+  """One step of one run: pure; `vmap` it over states and runs.
 
-  Past the last of `steps` it changes nothing: the rate is 0.
+  Past the last of `config.steps` it changes nothing: the rate is 0.
 
   Args:
     model: the frozen model.
-    steps: length of the run, for the rate's decay.
+    config: steps, costs of sites and whether norms are frozen.
     state: before the step.
-    params: frozen parameters.
-    means: ablation values, per site `[layers, width]`.
-    sequences: a batch of pairs.
-    setting: the run's hyperparameters.
-    site_costs: by site, what an open gate there costs in units of `k_coef`; 1
-      where nothing is said.
+    params: the model's, frozen.
+    run: with a batch of pairs.
     allowed: per site `[layers, width]` bool, nodes that may be open; None is
       all.
-    freeze_norms: see `circuit_hook`.
 
   Returns:
     The state after it, and scalars `task_loss` in nats and `open_gates`.
   """
+  hyperparameters = run.hyperparameters
+  costs = config.cost_of_site()
 
   def objective(tau):
-    gates = {k: gate(v, setting.temperature) for k, v in tau.items()}
-    hook = hooks.circuit_hook(
-      model,
-      params,
-      sequences.tokens,
-      sequences.positions,
-      gates,
-      means,
-      freeze_norms,
+    gates = {
+      name: binarize(t, hyperparameters.temperature) for name, t in tau.items()
+    }
+    diff_S = mask_evaluator.masked_logit_difference(
+      model, config.freeze_norms, params, run.means, gates, run.sequences
     )
-    diff = logit_difference_lib.logit_difference(model, params, sequences, hook)
     counts = {name: jnp.sum(g) for name, g in gates.items()}
-    cost = sum((site_costs or {}).get(n, 1.0) * c for n, c in counts.items())
-    loss = logit_difference_lib.task_loss(diff)
-    return loss + setting.k_coef * cost, (loss, sum(counts.values()))
+    cost = sum(costs.get(name, 1.0) * count for name, count in counts.items())
+    loss = logit_difference_lib.task_loss(diff_S)
+    return loss + hyperparameters.k_coef * cost, (loss, sum(counts.values()))
 
   grads, (loss, open_gates) = jax.grad(objective, has_aux=True)(state.tau)
-  updates, opt_state = mask_optimizer(setting, steps).update(
-    grads, state.opt_state, state.tau
-  )
+  optimizer = mask_optimizer(hyperparameters, config.steps)
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.tau)
   tau = optax.apply_updates(state.tau, updates)
   if allowed is not None:
     tau = {name: jnp.where(allowed[name], t, -1.0) for name, t in tau.items()}
@@ -184,37 +197,9 @@ def in_order(names: Iterable[str]) -> list[str]:
   return [name for name in sites.NODE_SITES if name in names]
 
 
-def node_order(state: PruneState) -> np.ndarray:
-  """Returns one run's nodes from most to least needed, as flat indices.
-
-  τ saturates at the box, so τ alone does not order the nodes. Ties are broken
-  by the optimizer's running mean of the gradient (a steeper pull towards open
-  comes first), then by site and channel: a total order. Flat indices run
-  through the sites in forward order (`in_order`), row-major.
-  """
-  moments = optax.tree.get(state.opt_state, "mu")
-  names = in_order(state.tau)
-  flat = lambda tree: np.concatenate([np.ravel(tree[k]) for k in names])
-  return np.lexsort((flat(moments), -flat(state.tau)))
-
-
-def masks_of_order(
-  tau_shapes: Mapping[str, tuple[int, ...]],
-  order: np.ndarray,
-  counts: Iterable[int],
-) -> dict[str, np.ndarray]:
-  """Returns masks of the first nodes, per site `[counts, layers, width]`.
-
-  Args:
-    tau_shapes: per site `(layers, width)`, in the order of τ.
-    order: flat node indices, most needed first; others are never kept.
-    counts: how many nodes each mask keeps.
-  """
-  total = sum(int(np.prod(shape)) for shape in tau_shapes.values())
-  rank = np.full(total, len(order))
-  rank[order] = np.arange(len(order))
-  keep = rank[None, :] < np.asarray(list(counts))[:, None]
-  return unflatten(tau_shapes, keep)
+def flatten(arrays: Mapping[str, Any]) -> np.ndarray:
+  """Returns per site `[layers, width]` as one row, in forward order."""
+  return np.concatenate([np.ravel(arrays[n]) for n in in_order(arrays)])
 
 
 def unflatten(
@@ -227,3 +212,40 @@ def unflatten(
     name: part.reshape(-1, *shape)
     for (name, shape), part in zip(shapes.items(), parts, strict=True)
   }
+
+
+def node_order(state: PruneState) -> np.ndarray:
+  """Returns one run's nodes from most to least important, as flat indices.
+
+  τ saturates at the box, so τ alone does not order the nodes. Ties are broken
+  by the optimizer's running mean of the gradient (a steeper pull towards open
+  comes first), then by site and channel: a total order. Flat indices run
+  through the sites in forward order (`in_order`), row-major.
+  """
+  moments = optax.tree.get(state.opt_state, "mu")
+  return np.lexsort((flatten(moments), -flatten(state.tau)))
+
+
+def first_of_order(
+  order: np.ndarray, counts: Iterable[int], total: int
+) -> np.ndarray:
+  """Returns `[counts, total]` bool: which entries are the first of an order."""
+  rank = np.full(total, len(order))
+  rank[order] = np.arange(len(order))
+  return rank[None, :] < np.asarray(list(counts))[:, None]
+
+
+def masks_of_order(
+  shapes: Mapping[str, tuple[int, ...]],
+  order: np.ndarray,
+  counts: Iterable[int],
+) -> dict[str, np.ndarray]:
+  """Returns masks of the first nodes, per site `[counts, layers, width]`.
+
+  Args:
+    shapes: per site `(layers, width)`, in forward order.
+    order: flat node indices, most important first; others are never kept.
+    counts: how many nodes each mask keeps.
+  """
+  total = sum(int(np.prod(shape)) for shape in shapes.values())
+  return unflatten(shapes, first_of_order(order, counts, total))

@@ -1,10 +1,8 @@
-"""A circuit and its figures: what is measured on test pairs, written down."""
+"""A candidate as a circuit: what is measured on test pairs, written down."""
 
-import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sparse_jax import circuit as circuit_lib
@@ -12,97 +10,94 @@ from sparse_jax import config as config_lib
 from sparse_jax import sites
 from sparse_jax import tasks as tasks_lib
 from sparse_jax.model import edges as edges_lib
-from sparse_jax.model import fingerprint as fingerprint_lib
-from sparse_jax.model import hooks, transformer
+from sparse_jax.model import fingerprint, hooks, transformer
 from sparse_jax.pruning import edge_masks, thresholding
 from sparse_jax.tasks import logit_difference as logit_difference_lib
+from sparse_jax.tasks import mask_evaluator
 from sparse_jax.tasks import sequences as sequences_lib
 
 _NUM_EXAMPLES = 6
 _NUM_NOTED_TOKENS = 6
 
 
-def measure(
-  judge: thresholding.Judge,
+def to_circuit(
+  evaluator: mask_evaluator.MaskEvaluator,
   task: tasks_lib.Task,
   config: config_lib.PruneConfig,
-  test: sequences_lib.Sequences,
-  test_pairs: tasks_lib.Pairs,
+  splits: sequences_lib.Splits,
   best: thresholding.Candidate,
-  needed: dict[str, np.ndarray] | None,
+  essential: dict[str, np.ndarray] | None,
   details: dict[str, Any],
 ) -> circuit_lib.Circuit:
-  """Returns a candidate as a circuit with its figures on the test pairs.
+  """Returns a candidate as a circuit with its metrics on the test pairs.
 
   Args:
-    judge: of the task.
-    task: the task.
+    evaluator: on validation prompts.
+    task: names the circuit and the tokens of its examples.
     config: target and ablation.
-    test: test pairs as sequences.
-    test_pairs: the same with their texts.
+    splits: the task's pairs.
     best: the candidate.
-    needed: the edges that `edge_masks` found to be needed, or None.
+    essential: what `edge_masks.find_essential` returns.
     details: further contents of circuit.json.
   """
-  model, params, means = judge.model, judge.params, judge.means
-  # As arguments: what a program closes over, XLA would fold at compile time.
-  difference_function = jax.jit(
-    lambda params, means, test, gates: logit_difference_lib.logit_difference(
-      model, params, test, judge.hook(params, test, gates, means)
-    )
-  )
-  diff_of = lambda gates: difference_function(params, means, test, gates)
-  kept = {name: jnp.asarray(mask) for name, mask in best.node_mask.items()}
-  sign = logit_difference_lib.answer_sign(test.correct, test.incorrect)
+  model, params, test = evaluator.model, evaluator.params, splits.test
+  kept = best.node_mask
+  masks = [
+    kept,
+    evaluator.constant(1),
+    {name: ~mask for name, mask in kept.items()},
+  ]
+  stacked = {name: np.stack([m[name] for m in masks]) for name in kept}
+  diffs_3xS = evaluator.on(test).logit_differences(stacked)
+  sign_S = logit_difference_lib.answer_sign(test.correct, test.incorrect)
   diffs = {
-    "": logit_difference_lib.calibrate(diff_of(kept), sign, best.calibration),
-    "full_model_": diff_of(jax.tree.map(jnp.ones_like, kept)),
-    "without_circuit_": diff_of(jax.tree.map(jnp.logical_not, kept)),
+    "": logit_difference_lib.calibrate(diffs_3xS[0], sign_S, best.calibration),
+    "full_model_": diffs_3xS[1],
+    "without_circuit_": diffs_3xS[2],
   }
-  figures: dict[str, Any] = {
+  metrics: dict[str, Any] = {
     "num_nodes": best.num_nodes,
     "num_edges": best.num_edges,
     **edges_lib.count_token_edges(
-      params,
-      best.node_mask,
-      test.tokens,
-      np.stack([test.correct, test.incorrect]),
+      params, kept, test.tokens, np.stack([test.correct, test.incorrect])
     ),
   }
-  for prefix, diff in diffs.items():
-    figures[f"{prefix}test_loss"] = float(logit_difference_lib.task_loss(diff))
-    figures[f"{prefix}test_accuracy"] = float(
-      logit_difference_lib.task_accuracy(diff)
+  for prefix, diff_S in diffs.items():
+    metrics[f"{prefix}test_loss"] = float(
+      logit_difference_lib.task_loss(diff_S)
     )
-  figures |= {
-    "validation_loss": best.loss,
+    metrics[f"{prefix}test_accuracy"] = float(
+      logit_difference_lib.task_accuracy(diff_S)
+    )
+  metrics |= {
+    "validation_loss": best.validation_loss,
     "meets_target": best.meets_target,
-    "num_test_pairs": len(test_pairs),
+    "num_test_pairs": len(splits.pairs["test"]),
   }
-  edges = edges_lib.find_edges(params, best.node_mask)
-  if needed is not None:
-    edge_masks.mark_edges(edges, needed)
-    figures |= dataclasses.asdict(
-      edge_masks.measure(judge, best.node_mask, needed, test)
+  edges = edges_lib.find_edges(params, kept)
+  if essential is not None:
+    edge_masks.mark_edges(params, edges, essential)
+    metrics |= edge_masks.essential_metrics(
+      evaluator, kept, essential, test, config.shift_answers
     )
   return circuit_lib.Circuit(
     task=task.name,
-    model_fingerprint=fingerprint_lib.fingerprint(model, params),
+    model_fingerprint=fingerprint.fingerprint(model, params),
     model_config=model.config,
     sparsity=model.sparsity,
     ablation=config.ablation,
     freeze_norms=config.freeze_norms,
     target_loss=config.target_per_side,
     logit_scale=best.calibration.scale,
-    node_mask=best.node_mask,
-    means={name: np.asarray(mean) for name, mean in means.items()},
+    node_mask=kept,
+    means={name: np.asarray(mean) for name, mean in evaluator.means.items()},
     edges=edges,
-    metrics=figures,
+    metrics=metrics,
     details={
       **details,
       "answer_shift": best.calibration.shift,
-      "examples": examples(task, test_pairs, diffs),
-      "node_notes": node_notes(params, task.tokenizer, best.node_mask),
+      "examples": examples(task, splits.pairs["test"], diffs),
+      "node_notes": node_notes(params, task.tokenizer, kept),
     },
   )
 
@@ -114,7 +109,7 @@ def examples(
 ) -> list[dict[str, Any]]:
   """Returns the first test pairs as token texts, with both models' answers."""
   texts = lambda ids: [task.tokenizer.token_text(int(t)) for t in ids]
-  probability = {k: np.asarray(jax.nn.sigmoid(g)) for k, g in diffs.items()}
+  probability = {k: np.asarray(jax.nn.sigmoid(d)) for k, d in diffs.items()}
   return [
     {
       "prompt_tokens": texts(pairs.prompts[i][: pairs.lengths[i]]),

@@ -1,10 +1,11 @@
 """The search: from a model and tasks to the smallest circuits.
 
-Each task has an Optuna study. Round by round its sampler proposes settings,
-the runs of all tasks train as batched programs over shared weights (`runs.py`),
-each is discretised on validation pairs (`discretise.py`), and the study hears
-the size. The best is cleaned up, its edges are masked, and its figures are
-measured on test pairs (`findings.py`).
+Each task has an Optuna study. Round by round its sampler proposes
+hyperparameters, the runs of all tasks train as batched programs over shared
+weights (`batched.py`), each mask is thresholded on validation pairs
+(`thresholding.py`), and the study is told the size. The best is cleaned up, its
+edges are masked (`edge_masks.py`), and its metrics are measured on test pairs
+(`metrics.py`).
 """
 
 import dataclasses
@@ -13,21 +14,19 @@ import json
 import os
 import pathlib
 import socket
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import optuna
 
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
 from sparse_jax import tasks as tasks_lib
-from sparse_jax.model import fingerprint as fingerprint_lib
-from sparse_jax.model import hooks, transformer
-from sparse_jax.pruning import batched, edge_masks, thresholding
-from sparse_jax.pruning import masks as masks_lib
-from sparse_jax.pruning import metrics as metrics_lib
+from sparse_jax.model import fingerprint, hooks, transformer
+from sparse_jax.pruning import batched, edge_masks, masks, metrics, thresholding
+from sparse_jax.tasks import mask_evaluator
 from sparse_jax.tasks import means as means_lib
 from sparse_jax.tasks import sequences as sequences_lib
 from sparse_jax.utils import errors, files, progress
@@ -37,10 +36,11 @@ _SEARCH_PAIRS = 64
 _SEARCH_TOLERANCE = 0.05
 # One more candidate is cut to the target for so many runs of a search.
 _RUNS_PER_CUT = 8
+_TRIAL_METRICS = ("num_nodes", "num_edges", "validation_loss", "meets_target")
 
 _Log = optuna.distributions.FloatDistribution
-# What settings are proposed from (paper Table 2, around its centre; rates and
-# coefficients reach higher because runs here are shorter).
+# What hyperparameters are proposed from (paper Table 2, around its centre;
+# rates and coefficients reach higher because runs here are shorter).
 SPACE: Mapping[str, optuna.distributions.BaseDistribution] = {
   "k_coef": _Log(1e-4, 3e-2, log=True),
   "learning_rate": _Log(3e-3, 1e-1, log=True),
@@ -54,18 +54,36 @@ SPACE: Mapping[str, optuna.distributions.BaseDistribution] = {
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Problem:
-  """A task of the search, with all that its runs need."""
+class _Problem:
+  """A task of the search, with all that its runs need.
+
+  Attributes:
+    task: the task.
+    splits: its pairs.
+    evaluator: the model on validation prompts.
+    study: of the task.
+    identity: what the study's trials depend on.
+  """
 
   task: tasks_lib.Task
   splits: sequences_lib.Splits
-  means: dict[str, jnp.ndarray]
+  evaluator: mask_evaluator.MaskEvaluator
   study: optuna.Study
+  identity: dict[str, str]
 
   @property
-  def length(self) -> int:
-    """Tokens of a padded prompt: tasks of one length share programs."""
-    return self.splits.train.tokens.shape[1]
+  def shape(self) -> tuple[int, int]:
+    """Training prompts and their length: tasks of one shape train together."""
+    return self.splits.train.tokens.shape
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Options:
+  """What all tasks of a search share."""
+
+  config: config_lib.PruneConfig
+  seed: int
+  allowed: Mapping[str, np.ndarray] | None
 
 
 def open_storage(
@@ -103,10 +121,10 @@ def open_study(
   config: config_lib.PruneConfig,
   seed: int,
 ) -> optuna.Study:
-  """Returns the task's study, with the grid's settings waiting if it is new.
+  """Returns the task's study, with the grid's runs waiting if it is new.
 
   Raises:
-    InputError: if a study of this name was made for another model or setting.
+    InputError: if a study of this name was made for something else.
   """
   optuna.logging.set_verbosity(optuna.logging.ERROR)
   try:
@@ -118,15 +136,18 @@ def open_study(
       f"study {task.name}: {type(e).__name__} {e}; need a reachable Optuna"
       " storage"
     ) from e
+  if not study.trials and "identity" not in study.user_attrs:
+    study.set_user_attr("identity", dict(identity))
+  own = study.user_attrs.get("identity", {})
   for key, value in identity.items():
-    found = study.user_attrs.get(key)
-    if found not in (None, value):
-      raise errors.InputError(
-        f"study {task.name} was made for {key} {found}; need {value}, or"
-        " another --workdir or --storage"
-      )
-    if found is None:
-      study.set_user_attr(key, value)
+    if own.get(key) == value:
+      continue
+    what = f"was made for {key} {own.get(key)}; need {value}, or"
+    if key == "task_pairs":
+      what = f"belongs to another task, of {key} {own.get(key)}; need"
+    raise errors.InputError(
+      f"study {task.name} {what} another --workdir or --storage"
+    )
   study.sampler = optuna.samplers.TPESampler(
     seed=seed + len(study.trials), multivariate=True, n_startup_trials=8
   )
@@ -134,32 +155,47 @@ def open_study(
   if not study.trials:
     first = config.k_coefs[: config.num_runs]
     for i, k_coef in enumerate(first):
-      setting = default_setting(config) | {"k_coef": k_coef}
-      enqueue(study, setting, seed + first[:i].count(k_coef))
+      values = default_hyperparameters(config) | {"k_coef": k_coef}
+      enqueue(study, values, seed + first[:i].count(k_coef))
   return study
 
 
-def identity_of(
+def identity(
   model: transformer.Model,
   params: transformer.Params,
+  task: tasks_lib.Task,
   config: config_lib.PruneConfig,
   seed: int,
 ) -> dict[str, str]:
-  """Returns what a study's trials depend on, by name."""
-  settings = config_lib.to_dict(config)
-  # What may grow or change without making earlier trials wrong.
+  """Returns hashes of what a study's trials and its circuit depend on.
+
+  `details["identity"]` of a circuit that the search made is equal to it.
+  """
+  pairs = sequences_lib.split_pairs(task, config, seed)
+  return _identity(fingerprint.fingerprint(model, params), pairs, config, seed)
+
+
+def _identity(model_fingerprint, pairs, config, seed) -> dict[str, str]:
+  fields = config_lib.to_dict(config)
+  # What may grow or change without invalidating earlier trials.
   for name in ("num_runs", "num_seeds", "round_size", "curve_targets"):
-    settings.pop(name)
-  settings["seed"] = seed
-  text = json.dumps(settings, sort_keys=True)
+    fields.pop(name)
+  fields["seed"] = seed
+  text = json.dumps(fields, sort_keys=True)
+  digest = hashlib.sha256()
+  for split, some in pairs.items():
+    digest.update(f"{split} {len(some)}".encode())
+    for array in some.sequences():
+      digest.update(np.ascontiguousarray(array, np.int32).tobytes())
   return {
-    "model_fingerprint": fingerprint_lib.fingerprint(model, params),
+    "model_fingerprint": model_fingerprint,
     "prune_settings": hashlib.sha256(text.encode()).hexdigest()[:16],
+    "task_pairs": digest.hexdigest()[:16],
   }
 
 
-def default_setting(config: config_lib.PruneConfig) -> dict[str, float]:
-  """Returns the config's own setting, moved into `SPACE` where outside it."""
+def default_hyperparameters(config: config_lib.PruneConfig) -> dict[str, float]:
+  """Returns the config's own values, moved into `SPACE` where outside it."""
   values = {"k_coef": config.k_coefs[0]}
   values |= {n: getattr(config, n) for n in SPACE if n != "k_coef"}
   return {n: _within(n, value) for n, value in values.items()}
@@ -170,10 +206,10 @@ def _within(name: str, value: float) -> float:
   return float(min(max(value, space.low), space.high))
 
 
-def enqueue(study: optuna.Study, setting: Mapping[str, float], seed: int):
-  """Makes a setting the next one that `ask` returns."""
-  setting = {name: _within(name, value) for name, value in setting.items()}
-  study.enqueue_trial(setting, user_attrs={"seed": int(seed)})
+def enqueue(study: optuna.Study, values: Mapping[str, float], seed: int):
+  """Makes these hyperparameters the next that `ask` returns."""
+  values = {name: _within(name, value) for name, value in values.items()}
+  study.enqueue_trial(values, user_attrs={"seed": int(seed)})
 
 
 def _owner() -> str:
@@ -216,7 +252,7 @@ def _taken(study: optuna.Study) -> int:
 def propose(
   study: optuna.Study, config: config_lib.PruneConfig, seed: int, count: int
 ) -> list[optuna.Trial]:
-  """Asks for settings; the last ones repeat the best with other seeds."""
+  """Asks for trials; the last ones repeat the best with other seeds."""
   trials = []
   for _ in range(count):
     number = _taken(study)
@@ -239,16 +275,16 @@ def objective(candidate: thresholding.Candidate) -> float:
   """
   if candidate.meets_target:
     return float(np.log(max(candidate.num_edges, 1)))
-  return 100.0 + candidate.loss
+  return 100.0 + candidate.validation_loss
 
 
-def _setting(trials: Sequence[optuna.Trial]) -> masks_lib.Hyperparameters:
-  fields = {
-    name: jnp.array([t.params[name] for t in trials], jnp.float32)
+def _hyperparameters(config, trials) -> masks.Hyperparameters:
+  values = {
+    name: np.array([t.params[name] for t in trials], np.float32)
     for name in SPACE
   }
-  seeds = jnp.array([t.user_attrs["seed"] for t in trials], jnp.int32)
-  return masks_lib.Hyperparameters(**fields, seed=seeds)
+  seeds = np.array([t.user_attrs["seed"] for t in trials])
+  return masks.Hyperparameters.from_config(config, seed=seeds, **values)
 
 
 def find_circuits(
@@ -266,11 +302,11 @@ def find_circuits(
   """Searches the smallest circuit of every task.
 
   Args:
-    model: the model.
-    params: its parameters.
+    model: the frozen model.
+    params: the model's.
     tasks: the tasks, each learned well enough to be pruned or not.
     config: search, target and numbers of pairs.
-    pretrain_means: `prune.mean_activations` over pretraining windows.
+    pretrain_means: `means.mean_activations` over pretraining windows.
     seed: of pairs, masks, batches and proposals.
     workdir: holds the journal, `search.journal`; None keeps it in memory.
     storage: an Optuna URL, or a journal file, in place of the workdir's.
@@ -282,32 +318,40 @@ def find_circuits(
     miss, with `metrics["meets_target"]` false.
 
   Raises:
-    InputError: if the study was made for another model or other settings.
+    InputError: if a study was made for another model, task or config, or a task
+      has too few pairs (`sequences.TooFewPairs`; `evaluation.check_learned`
+      raises the same, task by task).
   """
   check_norms(model, config)
   if storage is None and workdir is not None:
     storage = pathlib.Path(workdir) / "search.journal"
   opened = open_storage(storage)
-  identity = identity_of(model, params, config, seed)
+  model_fingerprint = fingerprint.fingerprint(model, params)
+  options = _Options(config, seed, allowed)
   problems = []
   for task in tasks:
     splits = sequences_lib.make_splits(task, config, seed)
     means = means_lib.ablation_values(
       model, params, config, pretrain_means, splits.train
     )
-    study = open_study(opened, task, identity, config, seed)
-    problems.append(Problem(task, splits, means, study))
+    evaluator = mask_evaluator.MaskEvaluator(
+      model, params, means, splits.validation, config.freeze_norms
+    )
+    own = _identity(model_fingerprint, splits.pairs, config, seed)
+    study = open_study(opened, task, own, config, seed)
+    problems.append(_Problem(task, splits, evaluator, study, own))
+    if shortage := sequences_lib.shortage(task.name, splits.pairs, config):
+      print(shortage, file=sys.stderr)
   while any(_taken(p.study) < config.num_runs for p in problems):
-    for length in sorted({p.length for p in problems}):
-      group = [p for p in problems if p.length == length]
-      _search_round(model, params, group, config, seed, allowed)
-  found = {}
+    for shape in sorted({p.shape for p in problems}):
+      _search_round([p for p in problems if p.shape == shape], options)
+  circuits = {}
   for problem in problems:
-    circuit = _finish(model, params, problem, config, seed, allowed)
-    found[problem.task.name] = circuit
+    circuit = _finish(problem, options)
+    circuits[problem.task.name] = circuit
     if on_circuit:
       on_circuit(circuit)
-  return found
+  return circuits
 
 
 def check_norms(
@@ -337,36 +381,18 @@ def find_circuit(
   allowed: Mapping[str, np.ndarray] | None = None,
 ) -> circuit_lib.Circuit:
   """Searches one task's smallest circuit; see `find_circuits`."""
-  found = find_circuits(
+  circuits = find_circuits(
     model, params, [task], config, pretrain_means, seed, allowed=allowed
   )
-  return found[task.name]
+  return circuits[task.name]
 
 
-def _target(config):
-  return config.selection_margin * config.target_per_side
-
-
-def _judge(model, params, problem, config, num_pairs=None):
-  sequences = problem.splits.validation
-  if num_pairs is not None:
-    sequences = sequences_lib.first_pairs(sequences, num_pairs)
-  return thresholding.Judge(
-    model,
-    params,
-    problem.means,
-    config.shift_answers,
-    sequences,
-    config.freeze_norms,
-  )
-
-
-def _allowed_order(order, allowed, names):
-  if allowed is None:
+def _order(state, options):
+  order = masks.node_order(state)
+  if options.allowed is None:
     return order
-  names = masks_lib.in_order(names)
-  flat = np.concatenate([np.ravel(allowed[name]) for name in names])
-  return order[flat[order]]
+  allowed = {name: options.allowed[name] for name in options.config.sites}
+  return order[masks.flatten(allowed)[order]]
 
 
 def _worth_cutting(trials, config):
@@ -384,9 +410,9 @@ def _worth_cutting(trials, config):
 
 
 def _over_seeds(trials, trial):
-  """Returns the runs of the setting that was repeated most, sorted by edges.
+  """Returns the edges of the hyperparameters that most seeds ran, sorted.
 
-  The given trial's own, where none was repeated.
+  The given trial's own, where none were repeated.
   """
   groups: dict[tuple, list] = {tuple(trial.params.values()): []}
   for t in trials:
@@ -395,15 +421,16 @@ def _over_seeds(trials, trial):
   return sorted(t.user_attrs["num_edges"] for t in most)
 
 
-def _search_round(model, params, problems, config, seed, allowed):
-  """Proposes, trains, discretises and tells one round of several tasks."""
+def _search_round(problems, options):
+  """Proposes, trains, thresholds and tells one round of several tasks."""
+  config, evaluator = options.config, problems[0].evaluator
   asked = [
     (problem, trial)
     for problem in problems
     for trial in propose(
       problem.study,
       config,
-      seed,
+      options.seed,
       min(config.round_size, config.num_runs - _taken(problem.study)),
     )
   ]
@@ -412,85 +439,81 @@ def _search_round(model, params, problems, config, seed, allowed):
   names = ", ".join(dict.fromkeys(p.task.name for p, _ in asked))
   names = names if len(names) < 40 else f"{len(problems)} tasks"
   states = batched.train_masks(
-    model,
-    params,
+    evaluator.model,
+    evaluator.params,
     config,
-    _setting([t for _, t in asked]),
-    batched.stack([p.means for p, _ in asked]),
-    batched.stack([p.splits.train for p, _ in asked]),
-    seed,
+    masks.Run(
+      _hyperparameters(config, [t for _, t in asked]),
+      batched.stack([p.evaluator.means for p, _ in asked]),
+      batched.stack([p.splits.train for p, _ in asked]),
+    ),
+    options.seed,
     f"pruning {names}",
-    allowed,
+    options.allowed,
   )
-  with progress.progress_bar(len(asked), 0, f"discretising {names}") as bar:
+  with progress.progress_bar(len(asked), 0, f"thresholding {names}") as bar:
     for i, (problem, trial) in enumerate(asked):
-      state = masks_lib.PruneState(*(batched.take(part, i) for part in states))
-      order = _allowed_order(masks_lib.node_order(state), allowed, config.sites)
+      state = batched.take(states, i)
       num_open = sum(int(np.sum(tau >= 0)) for tau in state.tau.values())
-      judge = _judge(model, params, problem, config, _SEARCH_PAIRS)
+      few = sequences_lib.first_pairs(problem.splits.validation, _SEARCH_PAIRS)
       candidate = thresholding.keep_first(
-        judge, order, _target(config), max(1, num_open), _SEARCH_TOLERANCE
+        problem.evaluator.on(few),
+        _order(state, options),
+        thresholding.validation_target(config),
+        max(1, num_open),
+        _SEARCH_TOLERANCE,
+        config.shift_answers,
       )
-      for name, value in (
-        ("order", candidate.order.tolist()),
-        ("num_nodes", candidate.num_nodes),
-        ("num_edges", candidate.num_edges),
-        ("validation_loss", candidate.loss),
-        ("meets_target", bool(candidate.meets_target)),
-      ):
-        trial.set_user_attr(name, value)
+      trial.set_user_attr("order", candidate.order.tolist())
+      for name in _TRIAL_METRICS:
+        trial.set_user_attr(name, getattr(candidate, name))
       problem.study.tell(trial, objective(candidate))
       bar.update()
 
 
-def _finish(model, params, problem, config, seed, allowed):
+def _finish(problem, options):
   """Returns the task's circuit from its finished trials."""
-  task, study, splits = problem.task, problem.study, problem.splits
-  trials = sorted(_finished(study), key=lambda t: (t.value, t.number))
-  judge = _judge(model, params, problem, config)
-  target = _target(config)
+  task, splits, evaluator = problem.task, problem.splits, problem.evaluator
+  config, shifts = options.config, options.config.shift_answers
+  target = thresholding.validation_target(config)
+  trials = sorted(_finished(problem.study), key=lambda t: (t.value, t.number))
   candidates = []
-  worth = _worth_cutting(trials, config)
-  with progress.progress_bar(len(worth) + 1, 0, f"cutting {task.name}") as bar:
-    for trial in worth:
-      order = np.asarray(trial.user_attrs["order"], int)
+  chosen = _worth_cutting(trials, config)
+  with progress.progress_bar(len(chosen) + 1, 0, f"cutting {task.name}") as bar:
+    for trial in chosen:
       cut = thresholding.keep_first(
-        judge, order, target, trial.user_attrs["num_nodes"]
+        evaluator,
+        np.asarray(trial.user_attrs["order"], int),
+        target,
+        trial.user_attrs["num_nodes"],
+        shifts=shifts,
       )
       cut = dataclasses.replace(cut, run=trial.number)
       candidates.append(
-        thresholding.clean_up(
-          judge, cut, target, model.config.d_head, splits.train
-        )
+        thresholding.clean_up(evaluator, cut, target, splits.train, shifts)
       )
       bar.update()
     best, steps = min(candidates, key=lambda c: thresholding.rank(c[0]))
     trial = next(t for t in trials if t.number == best.run)
     order = np.asarray(trial.user_attrs["order"], int)
     targets = [t * config.selection_margin for t in config.curve_targets]
-    curve, sizes = thresholding.size_curve(judge, order, targets)
+    curve, sizes = thresholding.size_curve(evaluator, order, targets, shifts)
     bar.update()
-  needed = None
+  essential = None
   if config.edge_steps and best.meets_target:
-    needed = edge_masks.find_essential(
-      judge,
+    essential = edge_masks.find_essential(
+      evaluator,
       best,
       splits.train,
       config,
-      target,
-      seed,
+      options.seed,
       f"masking edges of {task.name}",
     )
   details = {
+    "identity": problem.identity,
     "runs": [
-      {
-        **t.params,
-        "seed": t.user_attrs["seed"],
-        "num_nodes": t.user_attrs["num_nodes"],
-        "num_edges": t.user_attrs["num_edges"],
-        "validation_loss": t.user_attrs["validation_loss"],
-        "meets_target": t.user_attrs["meets_target"],
-      }
+      {**t.params, "seed": t.user_attrs["seed"]}
+      | {name: t.user_attrs[name] for name in _TRIAL_METRICS}
       for t in sorted(trials, key=lambda t: t.number)
     ],
     "clean_up": steps,
@@ -501,6 +524,6 @@ def _finish(model, params, problem, config, seed, allowed):
     ],
     "edges_over_seeds": _over_seeds(trials, trial),
   }
-  return metrics_lib.measure(
-    judge, task, config, splits.test, splits.test_pairs, best, needed, details
+  return metrics.to_circuit(
+    evaluator, task, config, splits, best, essential, details
   )

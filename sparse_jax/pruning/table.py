@@ -14,7 +14,7 @@ from sparse_jax.utils import files
 
 Row = dict[str, Any]
 
-_FIGURES = (
+_METRICS = (
   "num_nodes",
   "num_edges",
   "num_essential_edges",
@@ -31,15 +31,15 @@ _FIGURES = (
 
 
 def row(circuit: circuit_lib.Circuit) -> Row:
-  """Returns a circuit's figures; absent ones are None.
+  """Returns a circuit's metrics; absent ones are None.
 
   `edges_low` and `edges_high`: least and most edges, before the clean-up, of
-  the setting that was repeated with other seeds.
+  the hyperparameters that other seeds repeated.
   """
   seeds = circuit.details.get("edges_over_seeds") or [None]
   return {
     "task": circuit.task,
-    **{name: circuit.metrics.get(name) for name in _FIGURES},
+    **{name: circuit.metrics.get(name) for name in _METRICS},
     "target_loss": circuit.target_loss,
     "num_runs": len(circuit.details.get("runs", ())),
     "edges_low": seeds[0],
@@ -58,12 +58,14 @@ def geometric_mean(values: Sequence[float]) -> float:
 def means(rows: Sequence[Row]) -> dict[str, Any]:
   """Returns geometric means over the tasks that are learned and met."""
   used = [r for r in rows if r["meets_target"] and r["learned"] is not False]
-  needed = [r["num_essential_edges"] for r in used]
+  essential = [r["num_essential_edges"] for r in used]
   return {
     "tasks": [r["task"] for r in used],
     "num_nodes": geometric_mean([r["num_nodes"] for r in used]),
     "num_edges": geometric_mean([r["num_edges"] for r in used]),
-    "num_essential_edges": geometric_mean([n for n in needed if n is not None]),
+    "num_essential_edges": geometric_mean(
+      [n for n in essential if n is not None]
+    ),
   }
 
 
@@ -71,11 +73,11 @@ def text(rows: Sequence[Row]) -> str:
   """Returns the table as a person reads it; losses in nats."""
   width = max([len(r["task"]) for r in rows] + [14])
   lines = [
-    f"{'task':<{width}} {'nodes':>6} {'edges':>6} {'needed':>6}"
+    f"{'task':<{width}} {'nodes':>6} {'edges':>6} {'essential':>9}"
     f" {'over seeds':>13} {'circuit':>14} {'full model':>14} {'without':>8}"
   ]
   for r in rows:
-    needed = (
+    essential = (
       "–" if r["num_essential_edges"] is None else r["num_essential_edges"]
     )
     spread = "–"
@@ -86,7 +88,7 @@ def text(rows: Sequence[Row]) -> str:
     )
     lines.append(
       f"{r['task']:<{width}} {r['num_nodes']:>6} {r['num_edges']:>6}"
-      f" {needed:>6} {spread:>13} {score(''):>14} {score('full_model_'):>14}"
+      f" {essential:>9} {spread:>13} {score(''):>14} {score('full_model_'):>14}"
       f" {r['without_circuit_test_loss']:>8.3f}"
     )
     if not r["meets_target"]:
@@ -96,7 +98,7 @@ def text(rows: Sequence[Row]) -> str:
   mean = means(rows)
   lines.append(
     f"{'geometric mean':<{width}} {mean['num_nodes']:>6.1f}"
-    f" {mean['num_edges']:>6.1f} {mean['num_essential_edges']:>6.1f}"
+    f" {mean['num_edges']:>6.1f} {mean['num_essential_edges']:>9.1f}"
     f"   over {len(mean['tasks'])} tasks that are learned and meet the target"
   )
   return "\n".join(lines)

@@ -10,6 +10,7 @@ and meanings: `inference/gpt.py` of openai/circuit_sparsity.
 import dataclasses
 import math
 import pathlib
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,68 +32,48 @@ CONFIG = "beeg_config.json"
 PYTORCH_WEIGHTS = "final_model.pt"
 SAFETENSORS_WEIGHTS = "model.safetensors"
 
-_ANY = object()
-# Every field that the released code declares or renames, with its type.
-_TYPES: Mapping[str, Any] = {
-  "block_size": int,
-  "vocab_size": int,
-  "n_layer": int,
-  "n_head": int,
-  "d_head": int | None,
-  "d_model": int,
-  "d_mlp": int | None,
-  "n_mlp": int | None,
-  "bias": bool,
-  "ln_bias": bool,
-  "rms_norm": bool,
-  "residual_activation_type": str,
-  "activation_type": str,
-  "afrac": float | None,
-  "afrac_loctypes": str,
-  "tied_unembed": bool,
-  "enable_bigram_table": bool,
-  "learnable_bigram_table": bool,
-  "d_pos_emb": int | None,
-  "sinusoidal_cat_pos_emb": bool,
-  "sink": bool,
-  "use_tied_aux_matrix": bool,
-  # Without effect on what the model computes.
-  "dropout": _ANY,
-  "dropout_cat_pos_emb": _ANY,
-  "debug_nans": _ANY,
-  "tokenizer_name": _ANY,
-  "enable_sparse_kernels": _ANY,
-  "grad_checkpointing": _ANY,
-  "flash": _ANY,
+_REQUIRED = object()
+# Every field with an effect that the released code declares or renames: its
+# type and what it is where it is absent.
+_FIELDS: Mapping[str, tuple[Any, Any]] = {
+  "block_size": (int, _REQUIRED),
+  "vocab_size": (int, _REQUIRED),
+  "n_layer": (int, _REQUIRED),
+  "n_head": (int, _REQUIRED),
+  "d_model": (int, _REQUIRED),
+  "d_head": (int | None, None),
+  "d_mlp": (int | None, None),
+  "n_mlp": (int | None, None),
+  "bias": (bool, True),
+  "ln_bias": (bool, True),
+  "rms_norm": (bool, False),
+  "residual_activation_type": (str, "identity"),
+  "activation_type": (str, "gelu"),
+  "afrac": (float | None, None),
+  "afrac_loctypes": (str, "attn_in,attn_out,mlp_in,mlp_out"),
+  "tied_unembed": (bool, True),
+  "enable_bigram_table": (bool, False),
+  "learnable_bigram_table": (bool, False),
+  "d_pos_emb": (int | None, None),
+  "sinusoidal_cat_pos_emb": (bool, False),
+  "sink": (bool, False),
+  "use_tied_aux_matrix": (bool, False),
 }
-_REQUIRED = ("block_size", "vocab_size", "n_layer", "n_head", "d_model")
-# Of absent fields.
-_DEFAULTS: Mapping[str, Any] = {
-  "d_head": None,
-  "d_mlp": None,
-  "n_mlp": None,
-  "bias": True,
-  "ln_bias": True,
-  "rms_norm": False,
-  "residual_activation_type": "identity",
-  "activation_type": "gelu",
-  "afrac": None,
-  "afrac_loctypes": "attn_in,attn_out,mlp_in,mlp_out",
-  "tied_unembed": True,
-  "enable_bigram_table": False,
-  "learnable_bigram_table": False,
-  "d_pos_emb": None,
-  "sinusoidal_cat_pos_emb": False,
-  "sink": False,
-  "use_tied_aux_matrix": False,
-}
-# What a directory of ours says in the fields it has no other use for.
+# Fields without effect on what the model computes: what our exports say.
 _EXPORTED: Mapping[str, Any] = {
   "dropout": 0.0,
   "dropout_cat_pos_emb": False,
   "debug_nans": False,
   "tokenizer_name": "tinypython_2k",
   "enable_sparse_kernels": False,
+}
+_KNOWN = {*_FIELDS, *_EXPORTED, "grad_checkpointing", "flash"}
+_TYPE_NAMES = {
+  int: "a whole number",
+  int | None: "a whole number or null",
+  float | None: "a number or null",
+  bool: "true or false",
+  str: "a string",
 }
 _SITE_OF_LOCTYPE = {s.top_k: s.name for s in sites.SITES.values() if s.top_k}
 _DTYPES = ("float32", "float16", "bfloat16")
@@ -132,7 +113,7 @@ def read_config(
   """
   path = pathlib.Path(directory) / CONFIG
   fields = read_fields(directory)
-  if unknown := sorted(set(fields) - set(_TYPES)):
+  if unknown := sorted(set(fields) - _KNOWN):
     logging.warning(
       "%s: unknown fields %s are kept and have no effect",
       path,
@@ -147,95 +128,84 @@ def _describe(
   def refuse(name, accepted):
     raise errors.bad_value(f"{where}: {name}", fields.get(name), accepted)
 
-  for name in _REQUIRED:
-    if name not in fields:
+  for name, (kind, default) in _FIELDS.items():
+    if name not in fields and default is _REQUIRED:
       raise errors.InputError(f"{where}: {name} is missing; need a number")
-  for name, kind in _TYPES.items():
     if name in fields and not _is_of(fields[name], kind):
-      refuse(name, _type_name(kind))
-  get = {**_DEFAULTS, **fields}.get
-  for name in (*_REQUIRED, "d_head", "d_mlp", "n_mlp", "d_pos_emb"):
-    if get(name) is not None and get(name) < 1:
+      refuse(name, _TYPE_NAMES[kind])
+    value = fields.get(name, default)
+    if kind in (int, int | None) and value is not None and value < 1:
       refuse(name, "at least 1")
 
-  d_model, n_head = get("d_model"), get("n_head")
-  if d_model % n_head:
-    refuse("n_head", f"a divisor of d_model={d_model}")
-  if get("d_head") not in (None, d_model // n_head):
-    refuse("d_head", f"d_model / n_head = {d_model} / {n_head}")
-  if None not in (get("d_mlp"), get("n_mlp")) and get("d_mlp") != get("n_mlp"):
-    refuse("n_mlp", f"the same as d_mlp={get('d_mlp')}")
-  if get("use_tied_aux_matrix"):
+  defaults = {name: default for name, (_, default) in _FIELDS.items()}
+  f = types.SimpleNamespace(**{**defaults, **fields})
+  if f.d_model % f.n_head:
+    refuse("n_head", f"a divisor of d_model={f.d_model}")
+  if f.d_head not in (None, f.d_model // f.n_head):
+    refuse("d_head", f"d_model / n_head = {f.d_model} / {f.n_head}")
+  if None not in (f.d_mlp, f.n_mlp) and f.d_mlp != f.n_mlp:
+    refuse("n_mlp", f"the same as d_mlp={f.d_mlp}")
+  if f.use_tied_aux_matrix:
     refuse("use_tied_aux_matrix", "false; such models are not supported")
-  if get("sinusoidal_cat_pos_emb") and get("d_pos_emb") is None:
+  if f.sinusoidal_cat_pos_emb and f.d_pos_emb is None:
     refuse("sinusoidal_cat_pos_emb", "false, or d_pos_emb with it")
-  if get("learnable_bigram_table") and not get("enable_bigram_table"):
+  if f.learnable_bigram_table and not f.enable_bigram_table:
     refuse("learnable_bigram_table", "false, or enable_bigram_table=true")
-  if get("residual_activation_type") not in ("identity", "relu"):
+  if f.residual_activation_type not in ("identity", "relu"):
     refuse("residual_activation_type", "'identity' or 'relu'")
-  if get("activation_type") not in ("gelu", "relu"):
+  if f.activation_type not in ("gelu", "relu"):
     refuse("activation_type", "'gelu' or 'relu'")
-  if get("afrac") is not None and not 0 < get("afrac") <= 1:
+  if f.afrac is not None and not 0 < f.afrac <= 1:
     refuse("afrac", "null or a number above 0 and at most 1")
-  loctypes = [x.strip() for x in get("afrac_loctypes").split(",") if x.strip()]
-  for loctype in loctypes:
-    if loctype not in _SITE_OF_LOCTYPE:
-      unknown = errors.unknown_name(
-        "location in afrac_loctypes", loctype, _SITE_OF_LOCTYPE
-      )
-      raise errors.InputError(f"{where}: {unknown}")
   try:
-    return _build(get, loctypes)
+    return _build(f)
   except errors.InputError as e:
     raise errors.InputError(f"{where}: {e}") from e
 
 
-def _build(get: Callable[[str], Any], loctypes: list[str]):
+def _build(f: types.SimpleNamespace):
   """Returns the two configs of fields that are each well-formed."""
+  positions = "learned"
+  if f.d_pos_emb is not None:
+    positions = "sinusoidal" if f.sinusoidal_cat_pos_emb else "concatenated"
+  bigram = "learned" if f.learnable_bigram_table else "fixed"
   model = config_lib.ModelConfig(
-    n_layer=get("n_layer"),
-    d_model=get("d_model"),
-    d_head=get("d_model") // get("n_head"),
-    d_mlp=get("d_mlp") or get("n_mlp") or 4 * get("d_model"),
-    vocab_size=get("vocab_size"),
-    context_length=get("block_size"),
-    positions=_positions(get),
-    d_position=get("d_pos_emb") or config_lib.ModelConfig().d_position,
-    norm="rms" if get("rms_norm") else "layer",
-    norm_bias=get("ln_bias"),
-    activation=get("activation_type"),
-    bias=get("bias"),
-    tied=get("tied_unembed"),
-    sink=get("sink"),
-    bigram=_bigram(get),
-    residual_activation=get("residual_activation_type"),
+    n_layer=f.n_layer,
+    d_model=f.d_model,
+    d_head=f.d_model // f.n_head,
+    d_mlp=f.d_mlp or f.n_mlp or 4 * f.d_model,
+    vocab_size=f.vocab_size,
+    context_length=f.block_size,
+    positions=positions,
+    d_position=f.d_pos_emb or config_lib.ModelConfig().d_position,
+    norm="rms" if f.rms_norm else "layer",
+    norm_bias=f.ln_bias,
+    activation=f.activation_type,
+    bias=f.bias,
+    tied=f.tied_unembed,
+    sink=f.sink,
+    bigram=bigram if f.enable_bigram_table else "none",
+    residual_activation=f.residual_activation_type,
   )
-  is_sparse = get("afrac") is not None
-  active = {_SITE_OF_LOCTYPE[x] for x in loctypes} if is_sparse else set()
+  active = set()
+  for loctype in filter(None, map(str.strip, f.afrac_loctypes.split(","))):
+    if loctype not in _SITE_OF_LOCTYPE:
+      raise errors.unknown_name(
+        "location in afrac_loctypes", loctype, _SITE_OF_LOCTYPE
+      )
+    active.add(_SITE_OF_LOCTYPE[loctype])
+  if f.afrac is None:
+    active = set()
   sparsity = config_lib.SparsityConfig(
     density=1.0,
-    activation_fraction=float(get("afrac")) if is_sparse else 1.0,
+    activation_fraction=1.0 if f.afrac is None else float(f.afrac),
     activation_sites=tuple(name for name in sites.SITES if name in active),
   )
   config_lib.check_activations(model, sparsity)
   return model, sparsity
 
 
-def _positions(get: Callable[[str], Any]) -> str:
-  if get("d_pos_emb") is None:
-    return "learned"
-  return "sinusoidal" if get("sinusoidal_cat_pos_emb") else "concatenated"
-
-
-def _bigram(get: Callable[[str], Any]) -> str:
-  if not get("enable_bigram_table"):
-    return "none"
-  return "learned" if get("learnable_bigram_table") else "fixed"
-
-
 def _is_of(value, kind) -> bool:
-  if kind is _ANY:
-    return True
   if isinstance(value, bool):
     return kind is bool
   if isinstance(value, int) and kind == float | None:
@@ -243,26 +213,13 @@ def _is_of(value, kind) -> bool:
   return isinstance(value, kind)
 
 
-def _type_name(kind) -> str:
-  names = {
-    int: "a whole number",
-    int | None: "a whole number or null",
-    float | None: "a number or null",
-    bool: "true or false",
-    str: "a string",
-  }
-  return names[kind]
-
-
 def config_fields(
   model: transformer.Model, kept: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
   """Returns the contents of a `beeg_config.json` for a model.
 
-  Args:
-    model: the model.
-    kept: fields of the file it came from; those that do not describe the model
-      are taken over, unknown ones included.
+  Of `kept`, the fields of the file it came from, those that do not describe the
+  model are taken over, unknown ones included.
   """
   c, sparsity = model.config, model.sparsity
   active = [
@@ -287,9 +244,7 @@ def config_fields(
     "residual_activation_type": c.residual_activation,
     "activation_type": c.activation,
     "afrac": sparsity.activation_fraction if is_sparse else None,
-    "afrac_loctypes": (
-      ",".join(active) if active else _DEFAULTS["afrac_loctypes"]
-    ),
+    "afrac_loctypes": (",".join(active) or _FIELDS["afrac_loctypes"][1]),
     "tied_unembed": c.tied,
     "enable_bigram_table": c.bigram != "none",
     "learnable_bigram_table": c.bigram == "learned",
@@ -312,11 +267,9 @@ _LM_HEAD = "lm_head.weight"
 
 
 def tensor_name(path: str, layer: int | None) -> str:
-  """Returns the released name of a parameter.
+  """Returns the released name of a parameter such as `layers/mlp/c_fc/kernel`.
 
-  Args:
-    path: its path, such as `layers/attn/c_attn/kernel`.
-    layer: the layer, for a path below `layers`.
+  `layer` is for paths below `layers`.
   """
   special = {sites.LOGIT_BIAS: "final_logits_bias", sites.BIGRAM: path}
   if path in special:
@@ -344,9 +297,6 @@ def load_model(
   Weights come from `final_model.pt`, or else from `model.safetensors`; float16
   and bfloat16 are widened. Every tensor goes from the mapped file straight to
   its place, so memory peaks little above the model's size.
-
-  Args:
-    directory: holds `beeg_config.json` and the weights.
 
   Raises:
     InputError: if a file is missing, damaged or refused; if a tensor is
@@ -377,13 +327,7 @@ def load_model(
 
 @dataclasses.dataclass(frozen=True)
 class _Tensors:
-  """A file of named tensors; each is taken once.
-
-  Attributes:
-    path: the file, for errors.
-    names: tensors in it.
-    take: returns a tensor, giving up what was held of it.
-  """
+  """A file of named tensors; `take` gives up what was held of one."""
 
   path: pathlib.Path
   names: frozenset[str]
@@ -436,26 +380,23 @@ class _Tensors:
 
   def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Returns a tensor, checked."""
+
+    def refuse(found, need):
+      return errors.InputError(
+        f"{self.path}: tensor {name!r} {found}; need {need}"
+      )
+
+    types_needed = " or ".join(_DTYPES)
     try:
       value = self.take(name)
     except (safetensors.SafetensorError, TypeError) as e:
-      raise errors.InputError(
-        f"{self.path}: tensor {name!r}: {e}; need {' or '.join(_DTYPES)}"
-      ) from e
+      raise refuse(f"cannot be read: {e}", types_needed) from e
     if str(value.dtype) not in _DTYPES:
-      raise errors.InputError(
-        f"{self.path}: tensor {name!r} has type {value.dtype}; need"
-        f" {' or '.join(_DTYPES)}"
-      )
+      raise refuse(f"has type {value.dtype}", types_needed)
     if value.shape != shape:
-      raise errors.InputError(
-        f"{self.path}: tensor {name!r} has shape {value.shape}; need {shape}"
-      )
+      raise refuse(f"has shape {value.shape}", shape)
     if not np.isfinite(value).all():
-      raise errors.InputError(
-        f"{self.path}: tensor {name!r} holds NaN or infinity; need finite"
-        " numbers"
-      )
+      raise refuse("holds NaN or infinity", "finite numbers")
     return value
 
 
@@ -467,9 +408,7 @@ def _read_parameter(
   stacked = path.startswith("layers/")
   names = _tensor_names(path, shape[0])
   for row, name in zip(out if stacked else [out], names, strict=True):
-    if name == tensor_name(sites.LOGIT_BIAS, None) and name not in (
-      tensors.names
-    ):
+    if path == sites.LOGIT_BIAS and name not in tensors.names:
       row[...] = 0
       continue
     # A kernel is `[in, out]` here and `[out, in]` there.
@@ -540,9 +479,8 @@ def save_model(
     directory: new, empty or an earlier export.
     model: the model.
     params: its parameters.
-    tokenizer: written beside them as `tokenizer.json`, if given.
-    kept: fields of the `beeg_config.json` that the model came from
-      (`read_fields`); see `config_fields`.
+    tokenizer: written as `tokenizer.json`, if given.
+    kept: as in `config_fields`; `read_fields` gives them.
 
   Raises:
     InputError: if the directory holds something else or cannot be written.

@@ -25,21 +25,17 @@ from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
-import tqdm
 
 from sparse_jax.utils import errors
+from sparse_jax.utils import progress as progress_lib
 
 _STORAGE_DTYPES = {
-  "torch FloatStorage": np.dtype(np.float32),
-  "torch HalfStorage": np.dtype(np.float16),
-  "torch BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-  "torch DoubleStorage": np.dtype(np.float64),
-  "torch LongStorage": np.dtype(np.int64),
-  "torch IntStorage": np.dtype(np.int32),
-  "torch ShortStorage": np.dtype(np.int16),
-  "torch CharStorage": np.dtype(np.int8),
-  "torch ByteStorage": np.dtype(np.uint8),
-  "torch BoolStorage": np.dtype(np.bool_),
+  f"torch {kind}Storage": np.dtype(dtype)
+  for kind, dtype in (
+    *(("Float", "f4"), ("Half", "f2"), ("Double", "f8"), ("Bool", "?")),
+    *(("Long", "i8"), ("Int", "i4"), ("Short", "i2"), ("Char", "i1")),
+    *(("Byte", "u1"), ("BFloat16", ml_dtypes.bfloat16)),
+  )
 }
 _FUNCTIONS = (
   "collections OrderedDict",
@@ -64,14 +60,13 @@ _CHUNK = 1 << 20
 def load(path: str | os.PathLike, verify: bool = True) -> Any:
   """Returns what a `.pt` file holds: plain data with numpy arrays in it.
 
-  Storages are mapped, not read, where they are large: an array costs memory
-  when it is used and gives it back when it is dropped. Whoever converts a big
-  state dict pops the names one by one. The file must not be changed in place
-  meanwhile.
+  Large storages are mapped, not read: an array costs memory from its first use
+  until it is dropped, so pop the names of a big state dict one by one. The file
+  must not be changed in place meanwhile.
 
   Args:
     path: a file that `torch.save` wrote, PyTorch 1.6 or later.
-    verify: whether to read the file once and compare its checksums.
+    verify: read the file once and compare its checksums.
 
   Returns:
     Dicts, lists, tuples, str, int, float, bool, None and read-only arrays.
@@ -101,15 +96,10 @@ def load(path: str | os.PathLike, verify: bool = True) -> Any:
 def load_state_dict(
   path: str | os.PathLike, verify: bool = True
 ) -> dict[str, np.ndarray]:
-  """Returns the state dict that a `.pt` file holds, in the file's order.
-
-  Args:
-    path: as in `load`.
-    verify: as in `load`.
+  """As `load`, of a flat mapping of names to tensors, in the file's order.
 
   Raises:
-    InputError: as in `load`, and if the file holds anything but one flat
-      mapping of names to tensors.
+    InputError: as in `load`, and if the file holds anything else.
   """
   state = load(path, verify)
   if not isinstance(state, dict):
@@ -123,18 +113,6 @@ def load_state_dict(
         " flat dict of names to tensors"
       )
   return dict(state)
-
-
-def _progress(what: str, num_bytes: int) -> tqdm.tqdm:
-  """Returns a bar that shows itself only if the work takes a while."""
-  return tqdm.tqdm(
-    desc=what,
-    total=num_bytes,
-    unit="B",
-    unit_scale=True,
-    delay=2,
-    leave=False,
-  )
 
 
 def _tensor(name: str | None) -> str:
@@ -176,15 +154,7 @@ class _Archive:
       with zipfile.ZipFile(file) as zipped:
         infos = zipped.infolist()
         end = zipped.start_dir
-    except (
-      zipfile.BadZipFile,
-      EOFError,
-      NotImplementedError,
-      OSError,
-      OverflowError,
-      ValueError,
-      struct.error,
-    ) as error:
+    except Exception as error:  # The library raises many kinds.
       raise self.error(
         f"not a complete zip file ({error})", "the whole .pt file"
       ) from error
@@ -235,17 +205,17 @@ class _Archive:
   def read_pickle(self, verify: bool) -> bytes:
     entry = self._entries[f"{self._root}/data.pkl"]
     if verify:
-      self._verify(entry, lambda _: None)
+      self._verify(entry)
     return self.data(entry).tobytes()
 
   def verify(self) -> None:
     """Compares every entry with its checksum, in one pass over the file."""
     total = sum(entry.size for entry in self._entries.values())
-    with _progress("verify", total) as progress:
+    with progress_lib.byte_bar("verify", total) as progress:
       for entry in self._entries.values():
         self._verify(entry, progress.update)
 
-  def _verify(self, entry: _Entry, update: Callable[[int], Any]) -> None:
+  def _verify(self, entry: _Entry, update=lambda count: None) -> None:
     # Not through the mapping: its pages would count as this process's memory.
     buffer = memoryview(bytearray(min(_CHUNK, entry.size)))
     self._file.seek(entry.offset)
@@ -276,8 +246,8 @@ class _Archive:
       )
 
   def _entry(self, info: zipfile.ZipInfo) -> _Entry:
-    entry = _Entry(info.orig_filename, info.header_offset, info.file_size,
-                   info.CRC)  # fmt: skip
+    name, offset = info.orig_filename, info.header_offset
+    entry = _Entry(name, offset, info.file_size, info.CRC)
     if info.flag_bits & 0x1:
       raise self.error(f"{entry} is encrypted", "plain entries")
     if info.compress_type != zipfile.ZIP_STORED:
@@ -347,8 +317,6 @@ class _Global:
 
 @dataclasses.dataclass(frozen=True)
 class _Storage:
-  """A typed storage."""
-
   entry: _Entry
   dtype: np.dtype
 
@@ -358,7 +326,7 @@ class _Container:
   """A tuple, list or dict, with what bounds a walk through it.
 
   Attributes:
-    value: the container; held, so that its id stays its own.
+    value: the container, kept alive so that its id stays its own.
     depth: levels of nesting.
     count: values in it, those of inner containers included.
     is_data: whether it holds no global or storage.
@@ -381,6 +349,7 @@ class _Machine:
 
   def __init__(self, archive: _Archive):
     self._archive = archive
+    self._error = archive.error
     self._stack = []
     self._marks = []  # Heights of the stack.
     self._memo = {}
@@ -389,7 +358,7 @@ class _Machine:
   def run(self, program: bytes) -> Any:
     """Returns the value that the program leaves on the stack."""
     position = 0
-    with _progress("read", len(program)) as progress:
+    with progress_lib.byte_bar("read", len(program)) as progress:
       while program[position : position + 1] != pickle.STOP:
         position = self._step(program, position)
         if position - progress.n > _CHUNK:
@@ -423,9 +392,6 @@ class _Machine:
     """Returns the string nearest to the top: the name of what is being made."""
     return next((x for x in reversed(self._stack) if isinstance(x, str)), None)
 
-  def _error(self, found: str, need: str) -> errors.InputError:
-    return self._archive.error(found, need)
-
   def _tensor_error(self, found: str, need: str) -> errors.InputError:
     return self._error(f"{_tensor(self._label())}: {found}", need)
 
@@ -452,7 +418,7 @@ class _Machine:
     self._marks.pop()
     return values
 
-  def _peek(self, kind: type) -> Any:
+  def _peek(self, kind: type = object) -> Any:
     (value,) = self.pop(1)
     self.push(value)
     if not isinstance(value, kind):
@@ -463,9 +429,7 @@ class _Machine:
 
   def put(self, index: int | None) -> None:
     """Remembers the top; without an index, under the next one."""
-    (value,) = self.pop(1)
-    self.push(value)
-    self._memo[len(self._memo) if index is None else index] = value
+    self._memo[len(self._memo) if index is None else index] = self._peek()
 
   def get(self, index: int) -> None:
     if index not in self._memo:
@@ -713,11 +677,8 @@ def _read_arguments(
 ) -> tuple[list, int]:
   """Returns an opcode's arguments and the position after them.
 
-  Args:
-    form: a struct format; one of a byte count, followed by the kind of what
-      follows ("text" or "int"); "lines" for two lines of text; "" for nothing.
-    program: the pickle.
-    position: where the arguments start.
+  `form` is a struct format; one of a byte count, followed by the kind of what
+  follows ("text" or "int"); "lines" for two lines of text; "" for nothing.
 
   Raises:
     IndexError, UnicodeDecodeError, struct.error: if they are cut short.

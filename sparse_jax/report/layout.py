@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from sparse_jax import sites
-from sparse_jax.report import view
+from sparse_jax.report import graph
 
 _SOURCES = {kind.source for kind in sites.EDGE_KINDS}
 _TARGETS = {kind.target for kind in sites.EDGE_KINDS}
@@ -26,7 +26,6 @@ WRITES = frozenset(
   name for name in _TARGETS - _SOURCES if sites.SITES[name].width == "d_model"
 )
 
-_DRAWING_WIDTH = 1140
 _NARROWEST_GAP, _WIDEST_GAP = 46, 104
 _LANE_GAP = 26
 _TRACK_PITCH = 11
@@ -77,7 +76,7 @@ class Layout(NamedTuple):
     tracks_top: where the tracks begin.
   """
 
-  at: Mapping[view.Node, tuple[float, float]]
+  at: Mapping[graph.Node, tuple[float, float]]
   lanes: Sequence[Sequence[Lane]]
   wires: Sequence[Wire]
   tracks: Sequence[Track]
@@ -106,17 +105,17 @@ _COLUMN_OF = {name: i for i, names in enumerate(_COLUMNS) for name in names}
 _RANK = {name: i for i, name in enumerate(sites.SITES)}
 
 
-def forward_order(node: view.Node):
+def forward_order(node: graph.Node):
   """Returns a sort key: forward order of sites, then the channel."""
   layer = math.inf if node.layer is None else node.layer
   return layer, _RANK[node.name], node.index
 
 
-def _column_key(node: view.Node):
+def _column_key(node: graph.Node):
   return forward_order(node)[0], _COLUMN_OF[node.name]
 
 
-def columns(nodes: Sequence[view.Node]) -> list[list[list[view.Node]]]:
+def columns(nodes: Sequence[graph.Node]) -> list[list[list[graph.Node]]]:
   """Returns the nodes by column and lane, in forward order."""
   return [
     [
@@ -130,8 +129,8 @@ def columns(nodes: Sequence[view.Node]) -> list[list[list[view.Node]]]:
 
 
 def residual_pairs(
-  nodes: Sequence[view.Node],
-) -> list[tuple[view.Node, view.Node]]:
+  nodes: Sequence[graph.Node],
+) -> list[tuple[graph.Node, graph.Node]]:
   """Returns all pairs (write, later read) of one residual channel."""
   reads = defaultdict(list)
   for node in sorted(nodes, key=forward_order):
@@ -181,7 +180,7 @@ def spread(wanted: Sequence[float], offsets: Sequence[float]) -> list[float]:
   return [mean + offset for mean, offset in zip(means, offsets, strict=True)]
 
 
-def _order(cols, neighbours) -> list[list[list[view.Node]]]:
+def _order(cols, neighbours) -> list[list[list[graph.Node]]]:
   """Returns the columns with lanes reordered to cross few links."""
   column_of = {
     node: i for i, col in enumerate(cols) for lane in col for node in lane
@@ -229,7 +228,7 @@ def _order(cols, neighbours) -> list[list[list[view.Node]]]:
   return best
 
 
-def _heights(cols, neighbours, pitch: float) -> dict[view.Node, float]:
+def _heights(cols, neighbours, pitch: float) -> dict[graph.Node, float]:
   """Returns each node's height, the topmost at 0."""
   flat, offsets = [], []
   for col in cols:
@@ -273,7 +272,10 @@ def curve(x1: float, y1: float, x2: float, y2: float, bend: float = 0.5) -> str:
 
 
 def place(
-  nodes: Sequence[view.Node], edges: Sequence[view.Edge], margin: float
+  nodes: Sequence[graph.Node],
+  edges: Sequence[graph.Edge],
+  margin: float,
+  width: float = 1140,
 ) -> Layout:
   """Returns where to draw a circuit; the same input gives the same drawing.
 
@@ -281,6 +283,7 @@ def place(
     nodes: at least one.
     edges: those to draw; their ends are among `nodes`.
     margin: empty space around, in pixels.
+    width: of the drawing, in pixels, as far as columns allow it.
   """
   cols = columns(nodes)
   column_of = {
@@ -299,9 +302,7 @@ def place(
   y = _heights(cols, neighbours, pitch)
   digits = max(len(str(node.index)) for node in nodes)
   node_width = max(30, 8 * digits + 8)
-  gap = (_DRAWING_WIDTH - 2 * margin - len(cols) * node_width) / max(
-    1, len(cols) - 1
-  )
+  gap = (width - 2 * margin - len(cols) * node_width) / max(1, len(cols) - 1)
   gap = round(min(_WIDEST_GAP, max(_NARROWEST_GAP, gap)))
   x = [
     margin + node_width / 2 + i * (node_width + gap) for i in range(len(cols))

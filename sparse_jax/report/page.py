@@ -5,23 +5,24 @@ run or load. The same input gives the same bytes.
 """
 
 import base64
+import functools
 import hashlib
-import importlib.resources
 import os
 import pathlib
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sparse_jax.report import charts, markup, parts, section, view
-from sparse_jax.utils import errors, files
+import jinja2
 
-_el = markup.el
+from sparse_jax import circuit as circuit_lib
+from sparse_jax.report import charts, section, text
+from sparse_jax.utils import errors, files
 
 
 def write_page(
   path: str | os.PathLike,
-  circuits: Sequence[view.CircuitView],
+  circuits: Sequence[circuit_lib.Circuit],
   *,
   training: Iterable[Mapping[str, Any]] | None = None,
   title: str = "Sparse circuits",
@@ -32,22 +33,22 @@ def write_page(
 
   Args:
     path: file to write; its directory is made if needed.
-    circuits: see `CircuitView`.
+    circuits: in the order of the page.
     training: rows of `metrics.jsonl`; losses in nats a token.
     title: heading of the page.
 
   Raises:
-    InputError: if the file cannot be written.
+    InputError: if a circuit is damaged or the file cannot be written.
   """
   path = pathlib.Path(path)
   if not path.name:
     raise errors.bad_value("path", str(path), "a file name")
-  text = render(circuits, training=training, title=title)
-  files.write_bytes(path, text.encode())
+  page = render(circuits, training=training, title=title)
+  files.write_bytes(path, page.encode())
 
 
 def render(
-  circuits: Sequence[view.CircuitView],
+  circuits: Sequence[circuit_lib.Circuit],
   *,
   training: Iterable[Mapping[str, Any]] | None = None,
   title: str = "Sparse circuits",
@@ -55,111 +56,78 @@ def render(
   """Returns the page as HTML; arguments as for `write_page`."""
   rows = list(training or ())
   return document(
+    "page.html",
     title,
-    _overview(circuits),
-    [
-      section.circuit_section(c, section.anchor(i))
-      for i, c in enumerate(circuits)
-    ],
-    _training(rows) if rows else None,
+    sections=[section.section(c, i) for i, c in enumerate(circuits)],
+    training=_training(rows) if rows else None,
   )
 
 
-def document(title: str, *children) -> str:
-  """Returns a whole page as HTML: heading, children, style and policy.
+def document(template: str, title: str, **context) -> str:
+  """Returns a whole page as HTML.
 
   Args:
+    template: the file's name; it extends `base.html`.
     title: heading of the page.
-    *children: as `markup.el` takes them.
+    **context: the template's variables.
   """
-  css, script = (_asset(name) for name in ("page.css", "page.js"))
+  css, script = source("page.css") + source("drawing.css"), source("page.js")
   policy = (
     f"default-src 'none'; style-src '{_hash(css)}';"
     f" script-src '{_hash(script)}'; img-src data:; base-uri 'none';"
     " form-action 'none'"
   )
-  head = _el(
-    "head",
-    _el("meta", charset="utf-8"),
-    _el("meta", http_equiv="Content-Security-Policy", content=policy),
-    _el(
-      "meta",
-      name="viewport",
-      content="width=device-width, initial-scale=1",
-    ),
-    _el("meta", name="color-scheme", content="light dark"),
-    _el("title", title),
-    # Keeps a browser from asking the server for an icon.
-    _el("link", rel="icon", href="data:,"),
-    _el("style", css),
+  return (
+    environment()
+    .get_template(template)
+    .render(title=title, css=css, script=script, policy=policy, **context)
   )
-  main = _el(
-    "main",
-    _el("h1", title),
-    *children,
+
+
+@functools.cache
+def environment() -> jinja2.Environment:
+  """Returns the templates: every value is spelled out, then escaped."""
+  env = jinja2.Environment(
+    loader=jinja2.PackageLoader("sparse_jax.report"),
+    autoescape=True,
+    finalize=text.finalize,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
   )
-  body = _el("body", main, _el("script", script))
-  return "<!DOCTYPE html>\n" + _el("html", head, "\n", body, lang="en") + "\n"
+  env.globals["charts"] = charts
+  env.filters["px"] = lambda value: f"{value:.1f}"
+  for function in (
+    text.count,
+    text.is_number,
+    text.number,
+    text.percent,
+    text.plural,
+    text.token,
+    text.tokens,
+  ):
+    env.filters[function.__name__] = function
+  return env
 
 
-def _asset(name: str) -> markup.Markup:
-  assets = importlib.resources.files("sparse_jax.report")
-  return markup.Markup(assets.joinpath(name).read_text(encoding="utf-8"))
+def source(name: str) -> text.Markup:
+  """Returns a style sheet or script as it stands."""
+  env = environment()
+  return text.Markup(env.loader.get_source(env, name)[0])
 
 
-def _hash(text: str) -> str:
-  digest = hashlib.sha256(text.encode("utf-8")).digest()
+def _hash(content: str) -> str:
+  digest = hashlib.sha256(content.encode("utf-8")).digest()
   return "sha256-" + base64.b64encode(digest).decode("ascii")
 
 
-def _overview(circuits: Sequence[view.CircuitView]) -> markup.Markup:
-  if not circuits:
-    return _el("p", "No circuits were given.", class_="lead")
-  rows = []
-  for i, circuit in enumerate(circuits):
-    m, (nodes, edges) = circuit.metrics, circuit.graph
-    rows.append(
-      (
-        _el("a", circuit.task, href=f"#{section.anchor(i)}"),
-        markup.count(len(nodes)),
-        markup.count(len(edges)),
-        *(markup.number(m.get(f"{p}test_loss")) for _, p, _ in parts.MODELS),
-        markup.percent(m.get("test_accuracy")),
-      )
-    )
-  header = (
-    ("task", ""),
-    ("nodes", "num"),
-    ("edges", "num"),
-    ("circuit's loss", "num"),
-    ("full model's", "num"),
-    ("without circuit", "num"),
-    ("circuit's accuracy", "num"),
-  )
-  caption = (
-    f"{parts.plural(len(circuits), 'circuit')}, measured on held-out pairs"
-  )
-  return _el(
-    "section",
-    _el(
-      "p",
-      "A circuit is the part of a weight-sparse transformer that is left"
-      " when every node a task does not need is held at a fixed value.",
-      class_="lead",
-    ),
-    parts.table(caption, header, rows),
-    _el("p", parts.TASK_LOSS, class_="define"),
-    aria_label="Overview",
-  )
-
-
-def _training(rows: Sequence[Mapping[str, Any]]) -> markup.Markup:
-  chart = charts.training_svg(rows)
+def _training(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   speed = [v for _, v in charts.column(rows, "tokens_per_second")]
 
   def last(name):
     points = charts.column(rows, name)
-    return markup.number(points[-1][1] if points else None)
+    return text.number(points[-1][1] if points else None)
 
   facts = (
     ("steps", last("step")),
@@ -170,38 +138,7 @@ def _training(rows: Sequence[Mapping[str, Any]]) -> markup.Markup:
     ("last learning rate", last("learning_rate")),
     (
       "median tokens per second",
-      markup.number(round(statistics.median(speed)) if speed else None),
+      text.number(round(statistics.median(speed)) if speed else None),
     ),
   )
-  figure = _el("p", "No losses were logged.", class_="note")
-  if chart:
-    legend = [("line train", "train loss"), ("line eval", "eval loss")]
-    density = charts.column(rows, "density")
-    if density:
-      scale = "log scale" if charts.is_log(density) else "right axis"
-      legend.append(("line density", f"density ({scale})"))
-    items = [
-      _el("li", parts.swatch(parts.stroke(class_)), text)
-      for class_, text in legend
-    ]
-    figure = _el(
-      "figure",
-      _el(
-        "div",
-        chart,
-        class_="drawing plot",
-        role="region",
-        aria_label="Training curve",
-        tabindex=0,
-      ),
-      _el("figcaption", _el("ul", items, class_="legend")),
-    )
-  return _el(
-    "section",
-    _el("h2", "Training", id="training"),
-    figure,
-    parts.table(
-      "Training run", (("figure", ""), ("value", "num")), facts, "narrow"
-    ),
-    aria_labelledby="training",
-  )
+  return {"chart": charts.training(rows), "facts": facts}

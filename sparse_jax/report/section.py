@@ -1,79 +1,43 @@
-"""One circuit's section: its figures, drawing, examples and tables."""
+"""What a circuit's section shows; `templates/circuit.html` is its markup."""
 
 import difflib
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sparse_jax.report import (
-  charts,
-  draw,
-  evidence,
-  layout,
-  markup,
-  parts,
-  view,
-)
+from sparse_jax import circuit as circuit_lib
+from sparse_jax.report import charts, draw, faithfulness, graph, text
+from sparse_jax.utils import errors
 
 MAX_ROWS = 2000
 MAX_EXAMPLES = 24
-_MAX_NOTES = 8
+_NOTES = ("read_tokens", "write_tokens")
 _MAX_DEPTH = 4
-_el = markup.el
 
-_NODE = (
-  "Node: one channel of one site in one layer, shared by all positions. A"
-  " channel outside the circuit is held at its ablation value."
-)
-_EDGE = (
-  "Edge: a nonzero weight from a node to a node. Residual wiring is not"
-  " counted; embedding and unembedding weights are counted apart."
+# What a loss is of: its name, the prefix of its metrics, its colour's class.
+MODELS = (
+  ("circuit", "", "circuit"),
+  ("full model", "full_model_", "full"),
+  ("model without the circuit", "without_circuit_", "without"),
 )
 _ABLATIONS = {
   "mean_pretrain": "mean over the pretraining distribution (mean_pretrain)",
   "mean_task": "mean over the task's prompts (mean_task)",
   "zero": "zero",
 }
-# Shown in places of their own; every other figure is listed as it comes.
+# Shown in places of their own; every other metric is listed as it comes.
 _PLACED = frozenset(
   {"num_nodes", "num_edges", "target_loss", "faithfulness"}
-  | {f"{p}test_{k}" for _, p, _ in parts.MODELS for k in ("loss", "accuracy")}
+  | {f"{p}test_{k}" for _, p, _ in MODELS for k in ("loss", "accuracy")}
 )
-_FIGURES = {
+_MEANINGS = {
   "num_embedding_edges": "nonzero embedding weights of kept channels",
   "num_unembedding_edges": "nonzero unembedding weights of kept channels",
   "logit_scale": "factor on the circuit's logits",
+  "meets_target": "on the validation pairs, to which the circuit was cut",
+  "validation_loss": "on the pairs to which the circuit was cut",
 }
-
-
-def _strong(text: str) -> markup.Markup:
-  return _el("strong", text)
-
-
-def _headline(circuit: view.CircuitView) -> markup.Markup:
-  """One sentence with the figures, one with the verdict on the target."""
-  m, (nodes, edges) = circuit.metrics, circuit.graph
-  sentence = [
-    _strong(parts.plural(len(nodes), "node")),
-    " and ",
-    _strong(parts.plural(len(edges), "edge")),
-    " reach a task loss of ",
-    _strong(f"{markup.number(m.get('test_loss'))} nats"),
-    f" ({markup.percent(m.get('test_accuracy'))} right) on held-out pairs."
-    f" The full model has {markup.number(m.get('full_model_test_loss'))}"
-    f" ({markup.percent(m.get('full_model_test_accuracy'))}), the model"
-    " without the circuit"
-    f" {markup.number(m.get('without_circuit_test_loss'))}"
-    f" ({markup.percent(m.get('without_circuit_test_accuracy'))}).",
-  ]
-  loss, target = m.get("test_loss"), circuit.target
-  if markup.is_number(loss) and markup.is_number(target):
-    verdict = "meets" if loss <= target else "misses"
-    sentence.append(
-      f" The circuit {verdict} its target of {markup.number(target)} nats."
-    )
-  return _el("p", sentence, class_="lead")
 
 
 def anchor(index: int) -> str:
@@ -81,141 +45,91 @@ def anchor(index: int) -> str:
   return f"c{index}"
 
 
-def circuit_section(circuit: view.CircuitView, prefix: str) -> markup.Markup:
-  """Returns a circuit's section; `prefix` starts every id in it."""
-  heading = f"{prefix}-heading"
-  return _el(
-    "section",
-    _el("h2", circuit.task, id=heading),
-    _headline(circuit),
-    _disagreement(circuit),
-    _figure(circuit, prefix),
-    _measured(circuit, prefix),
-    evidence.evidence_section(circuit, prefix),
-    _examples(circuit),
-    _tables(circuit),
-    id=prefix,
-    class_="circuit-section",
-    aria_labelledby=heading,
+def section(circuit: circuit_lib.Circuit, index: int) -> dict[str, Any]:
+  """Returns what the template shows of a page's circuit of that index.
+
+  Raises:
+    InputError: if the circuit's edges, examples or notes are damaged.
+  """
+  where = f"circuit.json of {circuit.task}"
+  metrics = _checked(f"{where}: metrics", circuit.metrics, dict)
+  shown = graph.from_circuit(circuit)
+  examples, notes = (
+    _checked(f"{where}: {name}", circuit.details.get(name) or kind(), kind)
+    for name, kind in (("examples", list), ("node_notes", dict))
   )
-
-
-def _disagreement(circuit: view.CircuitView) -> markup.Markup | None:
-  """Says so where the file's own counts are not those of its lists."""
-  wrong = []
-  for name, items in zip(("nodes", "edges"), circuit.graph, strict=True):
-    stated = circuit.metrics.get(f"num_{name}")
-    if markup.is_number(stated) and stated != len(items):
-      wrong.append(
-        f"num_{name} is {markup.number(stated)}, {len(items)} are listed"
-      )
-  if not wrong:
-    return None
-  text = f"The circuit file disagrees with itself: {'; '.join(wrong)}."
-  return _el("p", text, class_="warning")
-
-
-def _figure(circuit: view.CircuitView, prefix: str) -> markup.Markup:
-  if not circuit.graph.nodes:
-    return _el("p", "The circuit is empty: no node was kept.", class_="note")
-  drawing = draw.circuit_svg(circuit, prefix)
-  caption = _el(
-    "figcaption",
-    _legend(circuit),
-    [_el("p", note, class_="note") for note in drawing.notes],
-    _el("p", _NODE, " ", _EDGE, class_="define"),
-  )
-  return _el(
-    "figure",
-    _el(
-      "div",
-      drawing.svg,
-      class_="drawing",
-      role="region",
-      aria_label=f"Drawing of the circuit for {circuit.task}",
-    ),
-    # Filled by the script: the node that is pointed at.
-    _el("div", class_="detail", role="status", hidden=True),
-    caption,
-    data_circuit=prefix,
-  )
-
-
-def _legend(circuit: view.CircuitView) -> markup.Markup:
-  pill = _el("rect", x=1, y=1, width=28, height=12, rx=6)
-  items = [
-    (_el("g", pill, class_="key"), "node (its channel)"),
-    (parts.stroke("edge pos"), "positive edge"),
-    (parts.stroke("edge neg"), "negative edge; width is |weight|"),
-    (parts.stroke("wire"), "residual channel from a write to later reads"),
+  # On test pairs: the model's name, its task loss and its accuracy.
+  losses = [
+    (name, metrics.get(f"{p}test_loss"), metrics.get(f"{p}test_accuracy"))
+    for name, p, _ in MODELS
   ]
-  if circuit.d_head is not None:
-    items.append((parts.stroke("headlink"), "same attention head"))
-  return _el(
-    "ul",
-    [_el("li", parts.swatch(shape), text) for shape, text in items],
-    class_="legend",
-  )
+  bars = [(name, metrics.get(f"{p}test_loss"), c) for name, p, c in MODELS]
+  lines = [("target", circuit.target_loss), ("guessing", math.log(2))]
+  meets = metrics.get("meets_target")
+  is_known = isinstance(meets, bool)
+  return {
+    "id": anchor(index),
+    "circuit": circuit,
+    "graph": shown,
+    "losses": losses,
+    "test_target": _verdict(metrics.get("test_loss"), circuit.target_loss),
+    "validation_target": ("misses", "meets")[meets] if is_known else "",
+    "disagreement": _disagreement(metrics, shown),
+    "drawing": draw.drawing(circuit.task, shown) if shown.nodes else None,
+    "bars": charts.loss_bars(bars, lines),
+    "facts": _facts(circuit),
+    "faithfulness": faithfulness.faithfulness(circuit),
+    "examples": [
+      _example(f"{where}: examples[{position}]", example)
+      for position, example in enumerate(examples[:MAX_EXAMPLES])
+    ],
+    "num_examples": len(examples),
+    "nodes": _node_rows(f"{where}: node_notes", shown, notes),
+    "has_notes": bool(notes),
+    "edges": [
+      (edge.source.key, edge.target.key, edge.weight)
+      for edge in reversed(draw.strongest(shown.edges, MAX_ROWS))
+    ],
+  }
 
 
-def _measured(circuit: view.CircuitView, prefix: str) -> markup.Markup:
-  m = circuit.metrics
-  losses = [(name, m.get(f"{p}test_loss"), c) for name, p, c in parts.MODELS]
-  bars = charts.loss_bars(
-    losses, [("target", circuit.target), ("guessing", math.log(2))], prefix
-  )
-  rows = [
-    (
-      name,
-      markup.number(loss),
-      markup.percent(m.get(f"{p}test_accuracy")),
-    )
-    for (name, loss, _), (_, p, _) in zip(losses, parts.MODELS, strict=True)
-  ]
-  header = (("held-out pairs", ""), ("task loss (nats)", "num"))
-  header += (("accuracy", "num"),)
-  ablation = _ABLATIONS.get(circuit.ablation, circuit.ablation)
+def _verdict(loss, target) -> str:
+  if not (text.is_number(loss) and text.is_number(target)):
+    return ""
+  return "meets" if loss <= target else "misses"
+
+
+def _disagreement(metrics: Mapping[str, Any], shown: graph.Graph) -> str:
+  differ = []
+  for name in ("nodes", "edges"):
+    stated, num = metrics.get(f"num_{name}"), len(getattr(shown, name))
+    if text.is_number(stated) and stated != num:
+      differ.append(f"num_{name} is {text.number(stated)}, {num} are listed")
+  return "; ".join(differ)
+
+
+def _facts(circuit: circuit_lib.Circuit) -> list[tuple[str, str, str, bool]]:
+  """Returns (name, value, meaning, whether the name is a metric's)."""
+  ablation = str(circuit.ablation)
+  ablation = _ABLATIONS.get(ablation, ablation)
   facts = [
-    ("target loss", f"{markup.number(circuit.target)} nats", ""),
-    ("value of ablated nodes", ablation or markup.MISSING, ""),
-    ("model fingerprint", circuit.model_fingerprint or markup.MISSING, ""),
+    ("target loss", f"{text.number(circuit.target_loss)} nats"),
+    ("value of ablated nodes", ablation or text.MISSING),
+    ("model fingerprint", circuit.model_fingerprint or text.MISSING),
   ]
-  facts += [
-    (_el("code", name), shown, _FIGURES.get(name, ""))
-    for name, shown in _further(m)
-  ]
-  figures = [
-    (name, (shown, _el("small", meaning) if meaning else None))
-    for name, shown, meaning in facts
-  ]
-  return _el(
-    "div",
-    _el("h3", "Measured"),
-    _el(
-      "div",
-      _el("div", bars, class_="cell"),
-      _el(
-        "div",
-        parts.table("Circuit, full model and the rest", header, rows),
-        _el(
-          "p",
-          "Without the circuit: the full model with only the circuit's"
-          " nodes ablated. ",
-          parts.TASK_LOSS,
-          class_="define",
-        ),
-        class_="cell",
-      ),
-      class_="pair",
+  return [
+    *((name, value, "", False) for name, value in facts),
+    *(
+      (name, value, _MEANINGS.get(name, ""), True)
+      for name, value in _further(circuit.metrics)
     ),
-    parts.table(
-      "Further figures", (("figure", ""), ("value", "")), figures, "narrow"
-    ),
-  )
+  ]
 
 
-def _further(metrics: Mapping[str, Any], prefix: str = ""):
-  """Yields (dotted name, shown value) of the figures with no other place."""
+def _further(
+  metrics: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, str]]:
+  """Yields (dotted name, shown value) of metrics with no other place."""
   for name, value in metrics.items():
     full = f"{prefix}{name}"
     if full in _PLACED:
@@ -226,90 +140,48 @@ def _further(metrics: Mapping[str, Any], prefix: str = ""):
     elif isinstance(value, str):
       yield full, value if len(value) <= 200 else value[:199] + "…"
     elif value is None or isinstance(value, numbers.Real):
-      yield full, markup.number(value)
+      yield full, text.number(value)
     elif isinstance(value, (list, tuple)) and 0 < len(value) <= 16:
       if all(isinstance(v, numbers.Real) or v is None for v in value):
-        yield full, ", ".join(markup.number(v) for v in value)
+        yield full, ", ".join(text.number(v) for v in value)
 
 
-def _examples(circuit: view.CircuitView) -> markup.Markup | None:
-  if not circuit.examples:
-    return None
-  shown = circuit.examples[:MAX_EXAMPLES]
-  more = None
-  if len(shown) < len(circuit.examples):
-    more = _el(
-      "p",
-      f"The first {len(shown)} of {len(circuit.examples)} examples.",
-      class_="note",
-    )
-  return _el(
-    "div",
-    _el("h3", "Example prompts"),
-    _el(
-      "p",
-      "Tokens in boxes: · is a space, ⏎ a line break, → a tab. Where the two"
-      " prompts differ is marked. The bars give the probability of the"
-      " prompt's answer between the two answers.",
-      class_="define",
-    ),
-    more,
-    _el("div", [_example(example) for example in shown], class_="examples"),
-  )
+def _checked(where: str, value, kind):
+  """Returns a value of a circuit's details if it is of a kind."""
+  if not isinstance(value, (list, tuple) if kind is list else kind):
+    shown = repr(value)
+    shown = value if len(shown) <= 80 else shown[:79] + "…"
+    accepted = {list: "a list", dict: "an object", str: "text"}[kind]
+    raise errors.bad_value(where, shown, accepted)
+  return value
 
 
-def _example(example: Mapping[str, Any]) -> markup.Markup:
-  prompt = list(example.get("prompt_tokens", []))
-  counter = list(example.get("counter_prompt_tokens", []))
-  marked, counter_marked = _differences(prompt, counter)
-  answers = [(prompt, example.get("answer", ""), marked, "prompt")]
-  if counter:
-    answers.append(
-      (
-        counter,
-        example.get("counter_answer", ""),
-        counter_marked,
-        "counter-prompt",
-      )
-    )
-  sides = [
-    _el(
-      "div",
-      _el("h4", name),
-      markup.tokens(texts, marks),
-      _el("p", "answer ", markup.token(answer, "answer"), class_="answer"),
-      class_="side",
-    )
-    for texts, answer, marks, name in answers
-  ]
+def _example(where: str, example: Any) -> dict[str, Any]:
+  """Returns one pair of prompts, with the positions at which they differ."""
+  _checked(where, example, dict)
+  sides = []
+  for name, prefix in (("prompt", ""), ("counter-prompt", "counter_")):
+    key = f"{where}.{prefix}prompt_tokens"
+    tokens = _checked(key, example.get(f"{prefix}prompt_tokens", []), list)
+    for token in tokens:
+      _checked(key, token, str)
+    answer = example.get(f"{prefix}answer", "")
+    _checked(f"{where}.{prefix}answer", answer, str)
+    sides.append({"name": name, "tokens": tokens, "answer": answer})
+  marks = _differences(*(side["tokens"] for side in sides))
+  for side, marked in zip(sides, marks, strict=True):
+    side["marked"] = marked
   meters = [
-    _meter(name, example.get(key), class_)
+    (name, share, class_, min(1.0, max(0.0, share)) if is_known else 0.0)
     for name, key, class_ in (
       ("circuit", "circuit_prob", "circuit"),
       ("full model", "full_prob", "full"),
     )
+    for share in [example.get(key)]
+    for is_known in [text.is_number(share)]
   ]
-  return _el("article", sides, _el("div", meters, class_="meters"))
-
-
-def _meter(name: str, share, class_: str) -> markup.Markup:
-  """A probability as a labelled bar."""
-  width = 100 * min(1.0, max(0.0, share)) if markup.is_number(share) else 0
-  bar = _el(
-    "svg",
-    _el("rect", width=100, height=8, class_="rail"),
-    _el("rect", width=f"{width:.1f}", height=8, class_=f"bar {class_}"),
-    viewBox="0 0 100 8",
-    preserveAspectRatio="none",
-    aria_hidden="true",
-  )
-  return _el(
-    "div",
-    _el("span", name),
-    bar,
-    _el("span", markup.percent(share), class_="num"),
-    class_="meter",
-  )
+  # A circuit of one-sided prompts has no counter-prompts.
+  return {"sides": sides if sides[1]["tokens"] else sides[:1], "meters": meters}
 
 
 def _differences(a: list[str], b: list[str]) -> tuple[set[int], set[int]]:
@@ -324,83 +196,32 @@ def _differences(a: list[str], b: list[str]) -> tuple[set[int], set[int]]:
   return in_a, in_b
 
 
-def _cut(num: int) -> markup.Markup | None:
-  """Returns the note on the rows that a table of `num` leaves out."""
-  if num <= MAX_ROWS:
-    return None
-  text = (
-    f"The table stops after {markup.count(MAX_ROWS)} of {markup.count(num)}"
-    " rows."
-  )
-  return _el("p", text, class_="note")
-
-
-def _tables(circuit: view.CircuitView) -> markup.Markup | None:
-  nodes, edges = circuit.graph
-  if not nodes:
-    return None
-  num_in, num_out = draw.degrees(circuit)
-  header = [("site", ""), ("channel", "num"), ("in", "num"), ("out", "num")]
-  with_heads = circuit.d_head is not None
-  if with_heads:
-    header.insert(2, ("head", "num"))
-  if circuit.node_notes:
-    header += [("reads tokens", ""), ("writes tokens", "")]
-  rows = []
-  for node in sorted(nodes, key=layout.forward_order)[:MAX_ROWS]:
-    row = [
-      _el("code", node.site, data_key=node.key),
-      node.index,
-      num_in[node],
-      num_out[node],
-    ]
-    if with_heads:
-      head = circuit.head(node)
-      row.insert(2, markup.MISSING if head is None else head)
-    if circuit.node_notes:
-      note = circuit.node_notes.get(node.key, {})
-      row += [
-        _weighted(note.get(k, [])) for k in ("read_tokens", "write_tokens")
-      ]
-    rows.append(row)
-  node_table = parts.table(
-    parts.plural(len(nodes), "node"), header, rows, "sortable nodes"
-  )
-  edge_header = (("from", ""), ("to", ""), ("weight", "num"))
-  edge_rows = (
-    (
-      _el("code", edge.source.key),
-      _el("code", edge.target.key),
-      markup.number(edge.weight, 4),
-    )
-    for edge in reversed(draw.strongest(edges, MAX_ROWS))
-  )
-  edge_table = parts.table(
-    f"{parts.plural(len(edges), 'edge')}, the strongest first",
-    edge_header,
-    edge_rows,
-    "sortable edges",
-  )
-  return _el(
-    "div",
-    _el("h3", "Nodes and edges"),
-    _el(
-      "div",
-      _el("div", node_table, _cut(len(nodes)), class_="cell"),
-      _el("div", edge_table, _cut(len(edges)), class_="cell"),
-      class_="pair" if not circuit.node_notes else "stack",
-    ),
-  )
-
-
-def _weighted(pairs) -> markup.Markup | None:
-  """Tokens of a note, each with its weight."""
-  if not pairs:
-    return None
-  items = [
-    _el("span", markup.token(text), _el("small", markup.number(weight)))
-    for text, weight in pairs[:_MAX_NOTES]
+def _node_rows(
+  where: str, shown: graph.Graph, notes: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+  num_in, num_out = draw.degrees(shown.edges)
+  weighted = {
+    key: [_note(f"{where}[{key!r}].{k}", note, k) for k in _NOTES]
+    for key, note in notes.items()
+  }
+  return [
+    {
+      "node": node,
+      "head": shown.head(node),
+      "num_in": num_in[node],
+      "num_out": num_out[node],
+      "notes": weighted.get(node.key, ([], [])),
+    }
+    for node in shown.nodes[:MAX_ROWS]
   ]
-  if len(pairs) > _MAX_NOTES:
-    items.append(_el("small", f"and {len(pairs) - _MAX_NOTES} more"))
-  return _el("div", items, class_="weighted")
+
+
+def _note(where: str, note: Any, key: str) -> list[tuple[str, Any]]:
+  """Returns a note's (token, weight) pairs."""
+  _checked(where, note, dict)
+  pairs = _checked(where, note.get(key, []), list)
+  for pair in pairs:
+    is_pair = isinstance(pair, (list, tuple)) and len(pair) == 2
+    if not (is_pair and isinstance(pair[0], str)):
+      raise errors.bad_value(where, pair, "pairs of a token and a weight")
+  return pairs

@@ -1,4 +1,4 @@
-"""A task: pairs checked against a tokenizer, and its rule on real code."""
+"""A task: pairs that a tokenizer can state, and its rule on real code."""
 
 import dataclasses
 import itertools
@@ -32,12 +32,10 @@ class Task:
   """A two-way next-token choice, in one tokenizer's tokens.
 
   Attributes:
-    name: the task's name, or a user file's stem.
-    rule: one sentence that says which answer is right.
+    name: for a user's file, its stem.
+    rule: one sentence that says which answer is correct.
     answers: the two answer texts, side A's first; more, as examples, where they
       vary from pair to pair.
-    tokenizer: encodes prompts and answers.
-    generate: yields candidate pairs.
     find_points: the rule on real code, or None.
     natural_reason: why there is no rule on real code; "" if there is one.
     max_difficulty: most distracting lines that `make_task` puts before prompts.
@@ -69,7 +67,7 @@ class Task:
     Args:
       split: "train", "validation" or "test"; the splits share nothing.
       count: number of pairs.
-      seed: of the choice and order.
+      seed: decides choice and order.
       pad_to: T; the longest prompt by default.
       truncate: cut prompts longer than `pad_to` from the left.
       at_most: return all there are where fewer distinct pairs exist.
@@ -105,12 +103,7 @@ class Task:
   ) -> Prompts | None:
     """Returns up to `count` prompts from real files, or None without a rule.
 
-    Args:
-      documents: held-out documents, with `text` and `name`.
-      count: most prompts to return; both answers are right equally often.
-      seed: of the choice.
-      context_length: T; prompts are the tokens before the answer, at most T.
-      progress: show a bar over documents.
+    The arguments are those of `natural.harvest`.
     """
     return natural.harvest(
       [self], documents, count, seed, context_length, progress
@@ -167,6 +160,18 @@ def check_expressible(
     for pair in choice.pairs:
       answers |= dict.fromkeys((pair.text.answer, pair.text.counter_answer))
   return tuple(answers)
+
+
+def count_stated(
+  tokenizer, pairs: Sequence[PairText]
+) -> tuple[int, Sequence[str]]:
+  """Returns how many pairs can be stated, and the strings that prevent others.
+
+  These are answers that are not single tokens, and prompts with an answer that
+  merges.
+  """
+  choice = _choose(tokenizer, iter(pairs), len(pairs) + 1, len(pairs) + 1)
+  return len(choice.pairs), choice.offending
 
 
 def _choose(

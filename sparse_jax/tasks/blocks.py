@@ -1,35 +1,33 @@
 """Tasks about compound statements: how a header goes on and what follows it."""
 
 from sparse_jax.tasks import natural_rules
-from sparse_jax.tasks.spec import Spec, contrast, substitute
+from sparse_jax.tasks.spec import Spec, Variant, contrast, substitute
 
 WHILE_RETURN_TRUE = Spec(
   name="while_return_true",
   rule="`while True` opens a block, `return True` ends a line.",
-  variants=tuple(
-    substitute(
-      {
-        "train": (
-          "def <function>(<name>):\n    ~ True",
-          "def <function>(self, <name>):\n        ~ True",
-          "    <name> = <name2>\n    ~ True",
-          "        <name> = <function>()\n        ~ True",
-        ),
-        "validation": (
-          "    <name> = <name2>.<function>()\n    ~ True",
-          "    if <name>:\n        ~ True",
-          "    <function>(<name>)\n    ~ True",
-        ),
-        "test": (
-          "    self.<name> = <name2>\n    ~ True",
-          "    with <name>:\n        ~ True",
-          "    <name>.<function>()\n    ~ True",
-        ),
-      },
-      ("while", "return"),
-      answers,
-    )
-    for answers in ((":\n", "\n"), (":", "\n"))
+  variants=substitute(
+    {
+      "train": (
+        "def <function>(<name>):\n    ~ True",
+        "def <function>(self, <name>):\n        ~ True",
+        "    <name> = <name2>\n    ~ True",
+        "        <name> = <function>()\n        ~ True",
+      ),
+      "validation": (
+        "    <name> = <name2>.<function>()\n    ~ True",
+        "    if <name>:\n        ~ True",
+        "    <function>(<name>)\n    ~ True",
+      ),
+      "test": (
+        "    self.<name> = <name2>\n    ~ True",
+        "    with <name>:\n        ~ True",
+        "    <name>.<function>()\n    ~ True",
+      ),
+    },
+    ("while", "return"),
+    (":\n", "\n"),
+    (":", "\n"),
   ),
   find_points=natural_rules.truths,
 )
@@ -37,35 +35,30 @@ WHILE_RETURN_TRUE = Spec(
 ELSE_ELIF = Spec(
   name="else_elif",
   rule="`else` is followed by a colon, `elif` by a condition.",
-  variants=tuple(
-    substitute(
-      {
-        "train": (
-          "    if <name>:\n        <name2> = <number>\n    ~",
-          "    if <name>:\n        return <name2>\n    ~",
-          "        if <name>:\n            <function>(<name2>)\n        ~",
-          "    if <name> == <number>:\n        <name2> = <name3>\n    ~",
-        ),
-        "validation": (
-          "    if not <name>:\n        <name2> = <number>\n    ~",
-          "    if <name> is None:\n        return <name2>\n    ~",
-          "    if <name> > <number>:\n        <function>(<name2>)\n    ~",
-        ),
-        "test": (
-          "    if <name>.<name2>:\n        <name3> = <number>\n    ~",
-          "    if <name> in <name2>:\n        return <name3>\n    ~",
-          "    if <name> != <number>:\n        <function>(<name2>)\n    ~",
-        ),
-      },
-      ("else", "elif"),
-      answers,
-    )
-    for answers in (
-      (":\n", " not"),
-      (":", " not"),
-      (":\n", " "),
-      (":", " "),
-    )
+  variants=substitute(
+    {
+      "train": (
+        "    if <name>:\n        <name2> = <number>\n    ~",
+        "    if <name>:\n        return <name2>\n    ~",
+        "        if <name>:\n            <function>(<name2>)\n        ~",
+        "    if <name> == <number>:\n        <name2> = <name3>\n    ~",
+      ),
+      "validation": (
+        "    if not <name>:\n        <name2> = <number>\n    ~",
+        "    if <name> is None:\n        return <name2>\n    ~",
+        "    if <name> > <number>:\n        <function>(<name2>)\n    ~",
+      ),
+      "test": (
+        "    if <name>.<name2>:\n        <name3> = <number>\n    ~",
+        "    if <name> in <name2>:\n        return <name3>\n    ~",
+        "    if <name> != <number>:\n        <function>(<name2>)\n    ~",
+      ),
+    },
+    ("else", "elif"),
+    (":\n", " not"),
+    (":", " not"),
+    (":\n", " "),
+    (":", " "),
   ),
   find_points=natural_rules.branches,
 )
@@ -92,7 +85,7 @@ _WITH_AS_PROMPTS = {
 }
 
 
-def _with_as(paren: str, answers: tuple[str, str]):
+def _with_as(paren: str, answers: tuple[str, str]) -> tuple[Variant, ...]:
   prompts = {
     split: tuple(text.replace("%", paren) for text in texts)
     for split, texts in _WITH_AS_PROMPTS.items()
@@ -104,54 +97,52 @@ WITH_AS = Spec(
   name="with_as",
   rule="After a call, `with` names the result on the same line; `return` ends"
   " the line.",
-  variants=(_with_as(")", (" as", "\n")), _with_as("", (")", ")\n"))),
+  variants=_with_as(")", (" as", "\n")) + _with_as("", (")", ")\n")),
   find_points=natural_rules.calls,
 )
 
 WITH_OPEN = Spec(
   name="with_open",
   rule="A function of a path opens it, a method enters a part of itself.",
-  variants=tuple(
-    contrast(
-      {
-        "train": (
-          (
-            "def <function>(<path>):\n    with",
-            "def <function>(self):\n    with",
-          ),
-          (
-            "def <function>(<path>):\n    <name> = <number>\n    with",
-            "def <function>(self):\n    <name> = <number>\n    with",
-          ),
-          (
-            "    def <function>(<path>, <name>):\n        with",
-            "    def <function>(self, <name>):\n        with",
-          ),
+  variants=contrast(
+    {
+      "train": (
+        (
+          "def <function>(<path>):\n    with",
+          "def <function>(self):\n    with",
         ),
-        "validation": (
-          (
-            "def <function>(<path>, <name>=None):\n    with",
-            "def <function>(self, <name>=None):\n    with",
-          ),
-          (
-            "def <function>(<path>):\n    <name> = []\n    with",
-            "def <function>(self):\n    <name> = []\n    with",
-          ),
+        (
+          "def <function>(<path>):\n    <name> = <number>\n    with",
+          "def <function>(self):\n    <name> = <number>\n    with",
         ),
-        "test": (
-          (
-            "def <function>(<path>, *, <name>):\n    with",
-            "def <function>(self, *, <name>):\n    with",
-          ),
-          (
-            "def <function>(<path>):\n    <name> = {}\n    with",
-            "def <function>(self):\n    <name> = {}\n    with",
-          ),
+        (
+          "    def <function>(<path>, <name>):\n        with",
+          "    def <function>(self, <name>):\n        with",
         ),
-      },
-      answers,
-    )
-    for answers in ((" open", " self"), (" o", " self"))
+      ),
+      "validation": (
+        (
+          "def <function>(<path>, <name>=None):\n    with",
+          "def <function>(self, <name>=None):\n    with",
+        ),
+        (
+          "def <function>(<path>):\n    <name> = []\n    with",
+          "def <function>(self):\n    <name> = []\n    with",
+        ),
+      ),
+      "test": (
+        (
+          "def <function>(<path>, *, <name>):\n    with",
+          "def <function>(self, *, <name>):\n    with",
+        ),
+        (
+          "def <function>(<path>):\n    <name> = {}\n    with",
+          "def <function>(self):\n    <name> = {}\n    with",
+        ),
+      ),
+    },
+    (" open", " self"),
+    (" o", " self"),
   ),
   natural_reason="methods open files as well, so the parameters do not decide",
 )
@@ -159,29 +150,28 @@ WITH_OPEN = Spec(
 FOR_WHILE = Spec(
   name="for_while",
   rule="`for` and a name go on with `in`, `while` with a comparison.",
-  variants=tuple(
-    substitute(
-      {
-        "train": (
-          "    ~ <name>",
-          "    <name2> = <number>\n    ~ <name>",
-          "def <function>(<name2>):\n    ~ <name>",
-        ),
-        "validation": (
-          "    <name2> = []\n    ~ <name>",
-          "def <function>(<name2>, <name3>):\n    ~ <name>",
-          "    <name2> = <name3>\n    ~ <name>",
-        ),
-        "test": (
-          "    <name2> = {}\n    ~ <name>",
-          "def <function>(self, <name2>):\n        ~ <name>",
-          "    <name2> = <name3>.<name4>\n    ~ <name>",
-        ),
-      },
-      ("for", "while"),
-      answers,
-    )
-    for answers in ((" in", " <"), (" in", " !="), (" in", ":"))
+  variants=substitute(
+    {
+      "train": (
+        "    ~ <name>",
+        "    <name2> = <number>\n    ~ <name>",
+        "def <function>(<name2>):\n    ~ <name>",
+      ),
+      "validation": (
+        "    <name2> = []\n    ~ <name>",
+        "def <function>(<name2>, <name3>):\n    ~ <name>",
+        "    <name2> = <name3>\n    ~ <name>",
+      ),
+      "test": (
+        "    <name2> = {}\n    ~ <name>",
+        "def <function>(self, <name2>):\n        ~ <name>",
+        "    <name2> = <name3>.<name4>\n    ~ <name>",
+      ),
+    },
+    ("for", "while"),
+    (" in", " <"),
+    (" in", " !="),
+    (" in", ":"),
   ),
   find_points=natural_rules.loops,
 )
@@ -189,47 +179,36 @@ FOR_WHILE = Spec(
 IF_TERNARY = Spec(
   name="if_ternary",
   rule="`if` inside an expression needs `else`, at a line's start a colon.",
-  variants=tuple(
-    contrast(
-      {
-        "train": (
-          (
-            "    <name> = <name2> if <name3>",
-            "<name> = <name2>\nif <name3>",
-          ),
-          (
-            "    <name>[0] = <name2> if <name3>",
-            "<name>[0] = <name2>\nif <name3>",
-          ),
-          (
-            "    <name> = <number> if <name2>",
-            "<name> = <number>\nif <name2>",
-          ),
+  variants=contrast(
+    {
+      "train": (
+        ("    <name> = <name2> if <name3>", "<name> = <name2>\nif <name3>"),
+        (
+          "    <name>[0] = <name2> if <name3>",
+          "<name>[0] = <name2>\nif <name3>",
         ),
-        "validation": (
-          (
-            "    <name> = <name2>.<name3> if <name4>",
-            "<name> = <name2>.<name3>\nif <name4>",
-          ),
-          (
-            "    <name>.<name2> = <name3> if <name4>",
-            "<name>.<name2> = <name3>\nif <name4>",
-          ),
+        ("    <name> = <number> if <name2>", "<name> = <number>\nif <name2>"),
+      ),
+      "validation": (
+        (
+          "    <name> = <name2>.<name3> if <name4>",
+          "<name> = <name2>.<name3>\nif <name4>",
         ),
-        "test": (
-          (
-            "    <name> += <name2> if <name3>",
-            "<name> += <name2>\nif <name3>",
-          ),
-          (
-            "    self.<name> = <name2> if <name3>",
-            "self.<name> = <name2>\nif <name3>",
-          ),
+        (
+          "    <name>.<name2> = <name3> if <name4>",
+          "<name>.<name2> = <name3>\nif <name4>",
         ),
-      },
-      answers,
-    )
-    for answers in ((" else", ":\n"), (" else", ":"))
+      ),
+      "test": (
+        ("    <name> += <name2> if <name3>", "<name> += <name2>\nif <name3>"),
+        (
+          "    self.<name> = <name2> if <name3>",
+          "self.<name> = <name2>\nif <name3>",
+        ),
+      ),
+    },
+    (" else", ":\n"),
+    (" else", ":"),
   ),
   find_points=natural_rules.ternaries,
 )
@@ -237,43 +216,24 @@ IF_TERNARY = Spec(
 IF_EQUALS = Spec(
   name="if_equals",
   rule="A name is compared after `if` and assigned at the start of a line.",
-  variants=(
-    contrast(
-      {
-        "train": (
-          ("    if <name>", "    self.<name>"),
-          (
-            "    <name2> = <number>\n    if <name>",
-            "    <name2> = <number>\n    self.<name>",
-          ),
-          (
-            "    <function>()\n    if <name>",
-            "    <function>()\n    self.<name>",
-          ),
-        ),
-        "validation": (
-          (
-            "    <function>(<name2>)\n    if <name>",
-            "    <function>(<name2>)\n    self.<name>",
-          ),
-          (
-            "for <name2> in <name3>:\n    if <name>",
-            "for <name2> in <name3>:\n    self.<name>",
-          ),
-        ),
-        "test": (
-          (
-            "    <name2>.<function>()\n    if <name>",
-            "    <name2>.<function>()\n    self.<name>",
-          ),
-          (
-            "while <name2>:\n    if <name>",
-            "while <name2>:\n    self.<name>",
-          ),
-        ),
-      },
-      (" ==", " ="),
-    ),
+  variants=substitute(
+    {
+      "train": (
+        "    ~<name>",
+        "    <name2> = <number>\n    ~<name>",
+        "    <function>()\n    ~<name>",
+      ),
+      "validation": (
+        "    <function>(<name2>)\n    ~<name>",
+        "for <name2> in <name3>:\n    ~<name>",
+      ),
+      "test": (
+        "    <name2>.<function>()\n    ~<name>",
+        "while <name2>:\n    ~<name>",
+      ),
+    },
+    ("if ", "self."),
+    (" ==", " ="),
   ),
   find_points=natural_rules.comparisons,
 )
@@ -281,59 +241,43 @@ IF_EQUALS = Spec(
 INDENT_FOR = Spec(
   name="indent_for",
   rule="A loop's header is followed by a deeper line, a statement is not.",
-  variants=tuple(
-    contrast(
-      {
-        "train": (
-          (
-            "    for <name> in <name2>:\n",
-            "    return <name> in <name2>\n",
-          ),
-          (
-            "    <name3> = <number>\n    for <name> in <name2>:\n",
-            "    <name3> = <number>\n    return <name> in <name2>\n",
-          ),
-          (
-            "    for <name> in self.<name2>:\n",
-            "    return <name> in self.<name2>\n",
-          ),
+  variants=contrast(
+    {
+      "train": (
+        ("    for <name> in <name2>:\n", "    return <name> in <name2>\n"),
+        (
+          "    <name3> = <number>\n    for <name> in <name2>:\n",
+          "    <name3> = <number>\n    return <name> in <name2>\n",
         ),
-        "validation": (
-          (
-            "    for <name> in range(<name2>):\n",
-            "    yield <name> in range(<name2>)\n",
-          ),
-          (
-            "    <name3>.<function>()\n    for <name> in <name2>:\n",
-            "    <name3>.<function>()\n    <name> = not <name2>\n",
-          ),
+        (
+          "    for <name> in self.<name2>:\n",
+          "    return <name> in self.<name2>\n",
         ),
-        "test": (
-          (
-            "    for <name> in <name2>.<name3>:\n",
-            "    assert <name> in <name2>.<name3>\n",
-          ),
-          (
-            "    <function>(<name3>)\n    for <name> in <name2>:\n",
-            "    <function>(<name3>)\n    return <name> in <name2>\n",
-          ),
+      ),
+      "validation": (
+        (
+          "    for <name> in range(<name2>):\n",
+          "    yield <name> in range(<name2>)\n",
         ),
-      },
-      answers,
-    )
+        (
+          "    <name3>.<function>()\n    for <name> in <name2>:\n",
+          "    <name3>.<function>()\n    <name> = not <name2>\n",
+        ),
+      ),
+      "test": (
+        (
+          "    for <name> in <name2>.<name3>:\n",
+          "    assert <name> in <name2>.<name3>\n",
+        ),
+        (
+          "    <function>(<name3>)\n    for <name> in <name2>:\n",
+          "    <function>(<name3>)\n    return <name> in <name2>\n",
+        ),
+      ),
+    },
     # A space is left to the next word by pre-splitting tokenizers.
-    for answers in ((" " * 7, " " * 3), (" " * 8, " " * 4))
+    (" " * 7, " " * 3),
+    (" " * 8, " " * 4),
   ),
   find_points=natural_rules.indents,
-)
-
-SPECS = (
-  WHILE_RETURN_TRUE,
-  ELSE_ELIF,
-  WITH_AS,
-  WITH_OPEN,
-  FOR_WHILE,
-  IF_TERNARY,
-  IF_EQUALS,
-  INDENT_FOR,
 )

@@ -76,11 +76,10 @@ BRACKET_COUNTING = Spec(
   name="bracket_counting",
   rule="A list closes with as many brackets as it opened.",
   variants=(
-    substitute(_LISTS, ("[[", "["), ("]]\n", "]\n")),
-    substitute(_CALLS, ("[[", "["), ("]])\n", "])\n")),
-    substitute(_LISTS, ("[[", "["), ("]]", "]")),
+    *substitute(_LISTS, ("[[", "["), ("]]\n", "]\n")),
+    *substitute(_CALLS, ("[[", "["), ("]])\n", "])\n")),
     # Two brackets may be two tokens, of which the second takes the newline.
-    substitute(_LISTS, ("[[", "["), ("]", "]\n")),
+    *substitute(_LISTS, ("[[", "["), ("]]", "]"), ("]", "]\n")),
   ),
   distractors=_BRACKET_DISTRACTORS,
   find_points=natural_rules.depth,
@@ -89,10 +88,7 @@ BRACKET_COUNTING = Spec(
 BRACKET_BRACE = Spec(
   name="bracket_brace",
   rule="A list closes with a bracket, a set with a brace.",
-  variants=(
-    substitute(_LISTS, ("[", "{"), ("]\n", "}\n")),
-    substitute(_LISTS, ("[", "{"), ("]", "}")),
-  ),
+  variants=substitute(_LISTS, ("[", "{"), ("]\n", "}\n"), ("]", "}")),
   distractors={
     "train": (
       "<name> = [<number>, <number2>]",
@@ -109,5 +105,3 @@ BRACKET_BRACE = Spec(
   },
   find_points=natural_rules.displays,
 )
-
-SPECS = (BRACKET_COUNTING, BRACKET_BRACE)

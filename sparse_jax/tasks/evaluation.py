@@ -13,14 +13,18 @@ from sparse_jax.model import transformer
 from sparse_jax.tasks import learned
 from sparse_jax.tasks import logit_difference as logit_difference_lib
 from sparse_jax.tasks import sequences as sequences_lib
+from sparse_jax.utils import bootstrap
 
 _ROWS = 64
 _MIN_WIDTH = 16
 _RESAMPLES = 2000
-# Both tails together: intervals hold 90% of the resamples.
-_TAILS = 0.1
 
 DifferenceFunction = Callable[[sequences_lib.Sequences], np.ndarray]
+
+
+_logit_difference = jax.jit(
+  logit_difference_lib.logit_difference, static_argnames="model"
+)
 
 
 class Estimate(NamedTuple):
@@ -33,13 +37,13 @@ class Estimate(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-  """A model's figures on one set of prompts.
+  """A model's metrics on one set of prompts.
 
   Attributes:
     count: pairs, or one-sided prompts.
     num_groups: what the bootstrap resamples: pairs, or files.
     loss: task loss, in nats.
-    accuracy: share of prompts whose right answer has the larger logit.
+    accuracy: share of prompts whose correct answer has the larger logit.
   """
 
   count: int
@@ -48,31 +52,26 @@ class Score:
   accuracy: Estimate
 
   def to_dict(self) -> dict[str, Any]:
-    """Returns plain figures, fit for JSON."""
-    figures: dict[str, Any] = {
+    """Returns plain values, fit for JSON."""
+    metrics: dict[str, Any] = {
       "count": self.count,
       "num_groups": self.num_groups,
     }
     for name in ("loss", "accuracy"):
       estimate = getattr(self, name)
-      figures[name] = estimate.value
-      figures[f"{name}_interval"] = [estimate.low, estimate.high]
-    return figures
+      metrics[name] = estimate.value
+      metrics[f"{name}_interval"] = [estimate.low, estimate.high]
+    return metrics
 
 
 def make_difference_function(
   model: transformer.Model, params: transformer.Params
 ) -> DifferenceFunction:
-  """Returns a function of sequences that gives `prune.logit_difference`, `[S]`.
+  """Returns a function of sequences that gives their logit differences `[S]`.
 
   It works in batches of a few fixed shapes, so that tasks of any number and
   length of prompts share a handful of compiled programs.
   """
-  diff = jax.jit(
-    lambda params, sequences: logit_difference_lib.logit_difference(
-      model, params, sequences
-    )
-  )
   positions = model.config.positions != "none"
   limit = model.config.context_length if positions else None
 
@@ -89,7 +88,7 @@ def make_difference_function(
       batch = sequences_lib.Sequences(
         tokens, *(x[padded] for x in sequences[1:])
       )
-      result[rows] = np.asarray(diff(params, batch))[: len(rows)]
+      result[rows] = _logit_difference(model, params, batch)[: len(rows)]
     return result
 
   return diffs
@@ -115,7 +114,7 @@ def _width(length: int, limit: int | None) -> int:
 def score_pairs(
   difference_function: DifferenceFunction, pairs: tasks_lib.Pairs, seed: int = 0
 ) -> Score:
-  """Returns the figures on pairs; the bootstrap resamples pairs.
+  """Returns the metrics on pairs; the bootstrap resamples pairs.
 
   Args:
     difference_function: as `make_difference_function` returns.
@@ -132,7 +131,7 @@ def score_prompts(
   prompts: tasks_lib.Prompts,
   seed: int = 0,
 ) -> Score:
-  """Returns the figures on natural prompts, at least one.
+  """Returns the metrics on natural prompts, at least one.
 
   The bootstrap resamples files: prompts of one file are alike.
   """
@@ -146,7 +145,7 @@ def score_differences(
   """Returns loss and accuracy of logit differences, with bootstrap intervals.
 
   Args:
-    diff_S: right minus wrong logit, `[S]`, S at least 1.
+    diff_S: correct minus incorrect logit, `[S]`, S at least 1.
     groups: S labels; sequences of one label are resampled together.
     count: what the score reports as its number of pairs or prompts.
     seed: of the resampling.
@@ -187,8 +186,8 @@ def ratio_estimate(
   )
   den_R = times_RxG @ den_G
   drawn_R = (times_RxG @ num_G)[den_R > 0] / den_R[den_R > 0]
-  low, high = np.quantile(drawn_R, [_TAILS / 2, 1 - _TAILS / 2])
-  return Estimate(float(np.sum(num_G) / np.sum(den_G)), float(low), float(high))
+  value = float(np.sum(num_G) / np.sum(den_G))
+  return Estimate(value, *bootstrap.interval(drawn_R))
 
 
 def check_learned(
@@ -196,13 +195,17 @@ def check_learned(
   task: tasks_lib.Task,
   config: config_lib.PruneConfig,
   seed: int,
-) -> learned.Verdict:
+) -> learned.LearnedCheck:
   """Returns whether the full model does the task well enough to prune it.
 
-  Judged on validation pairs: test pairs are for the saved figures alone.
+  Measured on validation pairs: test pairs are for the saved metrics alone.
+
+  Raises:
+    InputError: if the task cannot give its pairs, of whatever split; one of
+      too few is `sequences.TooFewPairs`.
   """
-  pairs = task.pairs("validation", count=config.num_validation, seed=seed)
+  pairs = sequences_lib.split_pairs(task, config, seed)["validation"]
   score = score_pairs(difference_function, pairs)
-  return learned.judge(
+  return learned.LearnedCheck(
     score.loss.value, score.accuracy.value, config.target_per_side
   )

@@ -7,44 +7,42 @@ LAMBDA_FUNC = Spec(
   name="lambda_func",
   rule="The parameters of a lambda end with a colon, those of a `def` with a"
   " parenthesis.",
-  variants=tuple(
-    contrast(
-      {
-        "train": (
-          ("<function> = lambda <name>", "def <function>(<name>"),
-          (
-            "    <function> = lambda <name>, <name2>",
-            "    def <function>(<name>, <name2>",
-          ),
-          (
-            "<name3> = <number>\n<function> = lambda <name>",
-            "<name3> = <number>\ndef <function>(<name>",
-          ),
+  variants=contrast(
+    {
+      "train": (
+        ("<function> = lambda <name>", "def <function>(<name>"),
+        (
+          "    <function> = lambda <name>, <name2>",
+          "    def <function>(<name>, <name2>",
         ),
-        "validation": (
-          (
-            "    <name2> = <name3>\n    <function> = lambda <name>",
-            "    <name2> = <name3>\n    def <function>(<name>",
-          ),
-          (
-            "try:\n    <function> = lambda <name>",
-            "try:\n    def <function>(<name>",
-          ),
+        (
+          "<name3> = <number>\n<function> = lambda <name>",
+          "<name3> = <number>\ndef <function>(<name>",
         ),
-        "test": (
-          (
-            "    <name3>.<name2>()\n    <function> = lambda <name>",
-            "    <name3>.<name2>()\n    def <function>(<name>",
-          ),
-          (
-            "<function> = lambda <name>, <name2>, <name3>",
-            "def <function>(<name>, <name2>, <name3>",
-          ),
+      ),
+      "validation": (
+        (
+          "    <name2> = <name3>\n    <function> = lambda <name>",
+          "    <name2> = <name3>\n    def <function>(<name>",
         ),
-      },
-      answers,
-    )
-    for answers in ((":", "):\n"), (":", ")"))
+        (
+          "try:\n    <function> = lambda <name>",
+          "try:\n    def <function>(<name>",
+        ),
+      ),
+      "test": (
+        (
+          "    <name3>.<name2>()\n    <function> = lambda <name>",
+          "    <name3>.<name2>()\n    def <function>(<name>",
+        ),
+        (
+          "<function> = lambda <name>, <name2>, <name3>",
+          "def <function>(<name>, <name2>, <name3>",
+        ),
+      ),
+    },
+    (":", "):\n"),
+    (":", ")"),
   ),
   find_points=natural_rules.parameters,
 )
@@ -52,51 +50,46 @@ LAMBDA_FUNC = Spec(
 ENUMERATE_RANGE = Spec(
   name="enumerate_range",
   rule="A loop over two names enumerates, over one index it takes a range.",
-  variants=tuple(
-    contrast(
-      {
-        "train": (
-          (
-            "    <name2> = <name3>\n    for i, <name> in",
-            "    <name2>, <name> = <name3>\n    for i in",
-          ),
-          (
-            "def <function>(<name2>):\n    for i, <name> in",
-            "def <function>(<name2>, <name>):\n    for i in",
-          ),
-          (
-            "    <function>(<name2>)\n    for i, <name> in",
-            "    <function>(<name2>, <name>)\n    for i in",
-          ),
+  variants=contrast(
+    {
+      "train": (
+        (
+          "    <name2> = <name3>\n    for i, <name> in",
+          "    <name2>, <name> = <name3>\n    for i in",
         ),
-        "validation": (
-          (
-            "    <name2> = <function>()\n    for j, <name> in",
-            "    <name2>, <name> = <function>()\n    for j in",
-          ),
-          (
-            "    <name3>.<function>(<name2>)\n    for j, <name> in",
-            "    <name3>.<function>(<name2>, <name>)\n    for j in",
-          ),
+        (
+          "def <function>(<name2>):\n    for i, <name> in",
+          "def <function>(<name2>, <name>):\n    for i in",
         ),
-        "test": (
-          (
-            "    <name2> = self.<name3>\n    for k, <name> in",
-            "    <name2>, <name> = self.<name3>\n    for k in",
-          ),
-          (
-            "    def <function>(self, <name2>):\n        for k, <name> in",
-            "    def <function>(self, <name2>, <name>):\n        for k in",
-          ),
+        (
+          "    <function>(<name2>)\n    for i, <name> in",
+          "    <function>(<name2>, <name>)\n    for i in",
         ),
-      },
-      answers,
-    )
-    for answers in (
-      (" enumerate", " range"),
-      (" enum", " range"),
-      (" en", " range"),
-    )
+      ),
+      "validation": (
+        (
+          "    <name2> = <function>()\n    for j, <name> in",
+          "    <name2>, <name> = <function>()\n    for j in",
+        ),
+        (
+          "    <name3>.<function>(<name2>)\n    for j, <name> in",
+          "    <name3>.<function>(<name2>, <name>)\n    for j in",
+        ),
+      ),
+      "test": (
+        (
+          "    <name2> = self.<name3>\n    for k, <name> in",
+          "    <name2>, <name> = self.<name3>\n    for k in",
+        ),
+        (
+          "    def <function>(self, <name2>):\n        for k, <name> in",
+          "    def <function>(self, <name2>, <name>):\n        for k in",
+        ),
+      ),
+    },
+    (" enumerate", " range"),
+    (" enum", " range"),
+    (" en", " range"),
   ),
   find_points=natural_rules.iterations,
 )
@@ -105,36 +98,34 @@ ENUMERATE_RANGE = Spec(
 FINAL_KWARG = Spec(
   name="final_kwarg",
   rule="A call closes once every parameter of the definition is given.",
-  variants=tuple(
-    substitute(
-      {
-        "train": (
-          "def <function>(<name>, <name2>~<name3>):\n    pass\n\n"
-          "<function>(<name>=<number>, <name2>=<number2>",
-          "def <function>(<name>, <name2>~<name3>):\n"
-          "    return <name>\n\n"
-          "<name4> = <function>(<name>=<number>, <name2>=<number2>",
-        ),
-        "validation": (
-          "def <function>(<name>, <name2>~<name3>):\n"
-          "    return <name2>\n\n"
-          "assert <function>(<name>=<number>, <name2>=<number2>",
-          "def <function>(<name>, <name2>~<name3>):\n    ...\n\n"
-          "<function>(<name>=<number>, <name2>=<number2>",
-        ),
-        "test": (
-          "def <function>(<name>, <name2>~<name3>):\n"
-          "    return None\n\n"
-          "self.<function>(<name>=<number>, <name2>=<number2>",
-          "def <function>(<name>, <name2>~<name3>):\n"
-          "    yield <name>\n\n"
-          "<function>(<name>=<number>, <name2>=<number2>",
-        ),
-      },
-      ("=", ", "),
-      answers,
-    )
-    for answers in ((")\n", ","), (")", ","))
+  variants=substitute(
+    {
+      "train": (
+        "def <function>(<name>, <name2>~<name3>):\n    pass\n\n"
+        "<function>(<name>=<number>, <name2>=<number2>",
+        "def <function>(<name>, <name2>~<name3>):\n"
+        "    return <name>\n\n"
+        "<name4> = <function>(<name>=<number>, <name2>=<number2>",
+      ),
+      "validation": (
+        "def <function>(<name>, <name2>~<name3>):\n"
+        "    return <name2>\n\n"
+        "assert <function>(<name>=<number>, <name2>=<number2>",
+        "def <function>(<name>, <name2>~<name3>):\n    ...\n\n"
+        "<function>(<name>=<number>, <name2>=<number2>",
+      ),
+      "test": (
+        "def <function>(<name>, <name2>~<name3>):\n"
+        "    return None\n\n"
+        "self.<function>(<name>=<number>, <name2>=<number2>",
+        "def <function>(<name>, <name2>~<name3>):\n"
+        "    yield <name>\n\n"
+        "<function>(<name>=<number>, <name2>=<number2>",
+      ),
+    },
+    ("=", ", "),
+    (")\n", ","),
+    (")", ","),
   ),
   natural_reason="a definition and a call of it by keywords alone hardly ever"
   " stand within one context",
@@ -171,13 +162,13 @@ CLASS_INIT = Spec(
   name="class_init",
   rule="A function in a class takes `self` first, a function in a function"
   " does not.",
-  variants=(
-    contrast(_INIT_PROMPTS, ("self", "items")),
-    substitute(_CLASS_PROMPTS, ("class", "def"), ("(self", "():\n")),
-    substitute(_CLASS_PROMPTS, ("class", "def"), ("(self", "():")),
-    substitute(_CLASS_PROMPTS, ("class", "def"), ("(self", "()")),
+  variants=contrast(_INIT_PROMPTS, ("self", "items"))
+  + substitute(
+    _CLASS_PROMPTS,
+    ("class", "def"),
+    ("(self", "():\n"),
+    ("(self", "():"),
+    ("(self", "()"),
   ),
   find_points=natural_rules.methods,
 )
-
-SPECS = (LAMBDA_FUNC, ENUMERATE_RANGE, FINAL_KWARG, CLASS_INIT)

@@ -16,7 +16,7 @@ def logit_difference(
   sequences: sequences_lib.Sequences,
   hook: transformer.Hook | None = None,
 ) -> jax.Array:
-  """Returns the right answer's logit minus the wrong one's, `[S]`, in nats.
+  """Returns the correct answer's logit minus the incorrect one's, `[S]`.
 
   Only one position and two tokens are unembedded, and the last layer computes
   for that position alone what the others do not read (`Model.residual`).
@@ -41,12 +41,12 @@ def task_loss(diff_S: jax.Array, scale: jax.Array | float = 1.0) -> jax.Array:
 
 
 def task_accuracy(diff_S: jax.Array) -> jax.Array:
-  """Returns the share of sides whose right answer has the larger logit."""
+  """Returns the share of sides whose correct answer has the larger logit."""
   return jnp.mean(diff_S > 0)
 
 
 def answer_sign(correct_S: jax.Array, incorrect_S: jax.Array) -> jax.Array:
-  """Returns 1 where the right answer is the token of lower id, else -1."""
+  """Returns 1 where the correct answer is the token of lower id, else -1."""
   return jnp.where(correct_S < incorrect_S, 1.0, -1.0)
 
 

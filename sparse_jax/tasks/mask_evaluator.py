@@ -24,13 +24,21 @@ from sparse_jax.tasks import sequences as sequences_lib
 MASKS_PER_CALL = 8
 
 
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=["params", "means", "sequences"],
+  meta_fields=["model", "freeze_norms"],
+)
 @dataclasses.dataclass(frozen=True, eq=False)
 class MaskEvaluator:
-  """A model with the prompts and the ablation values that masks are judged by.
+  """A model with the prompts and the ablation values that masks are scored by.
+
+  A pytree: jitted functions take it as an argument, and evaluators of one shape
+  share their programs.
 
   Attributes:
-    model: the model.
-    params: its parameters.
+    model: static, like `freeze_norms`.
+    params: the model's.
     means: ablation values of the gated sites, per site `[layers, width]`.
     sequences: the prompts, `[S, …]`.
     freeze_norms: whether norms keep the whole model's scales (`circuit_hook`).
@@ -82,26 +90,20 @@ class MaskEvaluator:
         which then carries its source's ablation value.
     """
     edge_masks = edge_masks or {}
-    many = edge_masks or masks
-    total = len(next(iter(many.values())))
+    total = len(next(iter((edge_masks or masks).values())))
+    masks = {
+      name: np.broadcast_to(gate, (total, *np.shape(gate)[-2:]))
+      for name, gate in masks.items()
+    }
     parts = [np.zeros((0, len(self.sequences.positions)), np.float32)]
     for start in range(0, total, MASKS_PER_CALL):
       # A short call repeats its rows.
       rows = np.arange(start, min(total, start + MASKS_PER_CALL))
       rows = np.resize(rows, MASKS_PER_CALL)
-      pick = lambda tree, rows=rows: {
-        k: np.asarray(x)[rows] for k, x in tree.items()
-      }
-      nodes = masks
-      if edge_masks:
-        repeat = lambda x: np.broadcast_to(x, (MASKS_PER_CALL, *np.shape(x)))
-        nodes = {
-          name: gate[rows] if np.ndim(gate) == 3 else repeat(gate)
-          for name, gate in masks.items()
-        }
-      else:
-        nodes = pick(masks)
-      parts.append(self._run(nodes, pick(edge_masks)))
+      picked = jax.tree.map(
+        lambda x, rows=rows: np.asarray(x)[rows], (masks, dict(edge_masks))
+      )
+      parts.append(self._run(*picked))
     return np.concatenate(parts)[:total]
 
   def task_loss(self, mask: Mapping[str, Any]) -> float:
@@ -113,34 +115,25 @@ class MaskEvaluator:
   ) -> tuple[float, dict[str, np.ndarray]]:
     """Returns one mask's task loss and its slope along every gate."""
     mask = {name: jnp.asarray(g, jnp.float32) for name, g in mask.items()}
-    loss, grads = _loss_and_gradient(
-      self.model,
-      self.freeze_norms,
-      self.params,
-      self._means(mask),
-      mask,
-      self.sequences,
-    )
+    loss, grads = _loss_and_gradient(self, mask)
     return float(loss), jax.tree.map(np.asarray, grads)
 
-  def _means(self, mask):
-    return {name: jnp.asarray(self.means[name]) for name in mask}
-
   def _run(self, masks, edge_masks) -> np.ndarray:
-    masks = {name: jnp.asarray(m, jnp.float32) for name, m in masks.items()}
-    edge_masks = {
-      path: jnp.asarray(m, jnp.float32) for path, m in edge_masks.items()
-    }
-    differences_MxS = _logit_differences(
+    masks, edge_masks = jax.tree.map(
+      lambda m: jnp.asarray(m, jnp.float32), (dict(masks), dict(edge_masks))
+    )
+    return np.asarray(_logit_differences(self, masks, edge_masks))
+
+  def _difference(self, mask, edge_mask=None) -> jax.Array:
+    return masked_logit_difference(
       self.model,
       self.freeze_norms,
       self.params,
-      self._means(masks),
-      masks,
-      edge_masks,
+      self.means,
+      mask,
       self.sequences,
+      edge_mask,
     )
-    return np.asarray(differences_MxS)
 
 
 def masked_logit_difference(
@@ -155,9 +148,9 @@ def masked_logit_difference(
   """Returns one mask's logit differences `[S]`: pure, to be jitted or vmapped.
 
   Args:
-    model: the model.
-    freeze_norms: whether norms keep the whole model's scales.
-    params: its parameters.
+    model: static under jit.
+    freeze_norms: whether norms keep the whole model's scales; static.
+    params: the model's.
     means: ablation values, per site `[layers, width]`.
     mask: gates, per site `[layers, width]`.
     sequences: the prompts.
@@ -177,26 +170,16 @@ def masked_logit_difference(
   return logit_difference_lib.logit_difference(model, params, sequences, hook)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "freeze_norms"))
-def _logit_differences(
-  model, freeze_norms, params, means, masks, edge_masks, sequences
-):
-  def one(masks_of_one):
-    mask, edge_mask = masks_of_one
-    return masked_logit_difference(
-      model, freeze_norms, params, means, mask, sequences, edge_mask
-    )
-
-  return jax.lax.map(one, (masks, edge_masks))
+@jax.jit
+def _logit_differences(evaluator, masks, edge_masks):
+  return jax.lax.map(
+    lambda one: evaluator._difference(*one), (masks, edge_masks)
+  )
 
 
-@functools.partial(jax.jit, static_argnames=("model", "freeze_norms"))
-def _loss_and_gradient(model, freeze_norms, params, means, mask, sequences):
-  def loss(mask):
-    return logit_difference_lib.task_loss(
-      masked_logit_difference(
-        model, freeze_norms, params, means, mask, sequences
-      )
-    )
-
+@jax.jit
+def _loss_and_gradient(evaluator, mask):
+  loss = lambda mask: logit_difference_lib.task_loss(
+    evaluator._difference(mask)
+  )
   return jax.value_and_grad(loss)(mask)

@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from sparse_jax import config as config_lib
-from sparse_jax import sites
-from sparse_jax.model import hooks, transformer
+from sparse_jax.model import hooks, means, transformer
 from sparse_jax.tasks import sequences as sequences_lib
 
 
@@ -22,15 +21,7 @@ def task_means(
   def mean(x_SxTxW):
     return jnp.sum(x_SxTxW * weight_SxTx1, (0, 1)) / jnp.sum(weight_SxTx1)
 
-  return {
-    name: jnp.stack(
-      [
-        mean(acts[sites.site_id(name, row)])
-        for row in range(sites.num_rows(name, model.config.n_layer))
-      ]
-    )
-    for name in sites.NODE_SITES
-  }
+  return means.over_sites(model, acts, mean)
 
 
 def ablation_values(
@@ -42,9 +33,9 @@ def ablation_values(
 ) -> dict[str, jnp.ndarray]:
   """Returns what closed nodes take, per gated site `[layers, width]`."""
   if config.ablation == "mean_task":
-    means = task_means(model, params, sequences)
+    values = task_means(model, params, sequences)
   elif config.ablation == "zero":
-    means = {n: jnp.zeros_like(m) for n, m in pretrain_means.items()}
+    values = {n: jnp.zeros_like(m) for n, m in pretrain_means.items()}
   else:
-    means = pretrain_means
-  return {name: jnp.asarray(means[name]) for name in config.sites}
+    values = pretrain_means
+  return {name: jnp.asarray(values[name]) for name in config.sites}

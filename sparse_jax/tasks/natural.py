@@ -1,9 +1,9 @@
 """Prompts harvested from real files, where a task's rule decides what follows.
 
 A rule reads parsed code and names *points*: an offset, the answer that the code
-calls for there and how far back the evidence for it lies. A point becomes a
+calls for there and where the code that decides it begins. A point becomes a
 prompt if the tokenizer has a boundary at it, the file's next token is that
-answer, and the evidence is within the context.
+answer, and the deciding code is within the context.
 """
 
 import bisect
@@ -85,7 +85,7 @@ class Point(NamedTuple):
   """A place where a rule decides.
 
   Attributes:
-    start: offset of the earliest evidence.
+    start: offset of the earliest code that decides the answer.
     offset: where the answer begins.
     correct: the answer the code calls for.
     incorrect: the task's other answer.
@@ -141,12 +141,13 @@ def harvest(
   """Returns prompts from real files for several tasks, in one pass.
 
   Only places where the file agrees with the task's rule are taken, so that the
-  right answer is both what was written and what the rule says.
+  correct answer is both what was written and what the rule says.
 
   Args:
     tasks: `Task`s in one tokenizer.
     documents: held-out documents, with `text` and `name`.
-    count: most prompts a task; two fixed answers are right equally often.
+    count: most prompts a task; of two fixed answers, each is correct equally
+      often.
     seed: of the choice.
     context_length: T, most tokens of a prompt.
     progress: show a bar over documents.
@@ -158,7 +159,7 @@ def harvest(
   tasks = list(tasks)
   if not tasks:
     return {}
-  found = {t.name: defaultdict(list) for t in tasks if t.find_points}
+  rows = {t.name: defaultdict(list) for t in tasks if t.find_points}
   tokenizer = tasks[0].tokenizer
   widths = np.array(
     [len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)]
@@ -176,9 +177,9 @@ def harvest(
           prompt = window.prompt(point)
           if prompt is not None:
             key = point.correct if len(task.answers) == 2 else ""
-            found[task.name][key].append((*prompt, document.name))
+            rows[task.name][key].append((*prompt, document.name))
   return {
-    task.name: _select(task, found[task.name], count, seed, context_length)
+    task.name: _select(task, rows[task.name], count, seed, context_length)
     if task.find_points
     else None
     for task in tasks
@@ -228,16 +229,16 @@ _UTF8_BOUNDS = (0x80, 0x800, 0x10000)
 
 
 def _select(
-  task, found: Mapping[str, list], count: int, seed: int, context_length: int
+  task, pools: Mapping[str, list], count: int, seed: int, context_length: int
 ) -> Prompts:
-  """Returns a seeded, balanced choice of what was found."""
+  """Returns a seeded, balanced choice of (prompt, correct, incorrect, name)."""
   rng = random.Random(f"{task.name}/natural/{seed}")
   groups = task.answers if len(task.answers) == 2 else ("",)
   share = count // len(groups)
   chosen = []
   most = max(1, int(share * _MAX_SHARE))
   for group in groups:
-    pool = list(found[group])
+    pool = list(pools[group])
     rng.shuffle(pool)
     chosen.append(_spread(pool, share, most))
   smallest = min(map(len, chosen))

@@ -20,15 +20,15 @@ class PairText:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pairs:
-  """Paired prompts. Side A's right answer is side B's wrong one.
+  """Paired prompts. Side A's correct answer is side B's incorrect one.
 
   Attributes:
     prompts: int32 [N, T], side A, right-padded with 0.
     counter_prompts: int32 [N, T], side B.
     lengths: int32 [N], tokens of side A; its answer is predicted at length - 1.
     counter_lengths: int32 [N].
-    answers: int32 [N], right for side A and wrong for side B.
-    counter_answers: int32 [N], right for side B and wrong for side A.
+    answers: int32 [N], correct for side A, incorrect for side B.
+    counter_answers: int32 [N], correct for side B, incorrect for side A.
     prompt_texts: side A as text, N strings.
     counter_texts: side B as text.
   """
@@ -52,8 +52,8 @@ class Pairs:
     """Stacks both sides; row i and row i + N are one pair.
 
     Returns:
-      tokens [2N, T], positions of the answer's logits [2N], right answers [2N],
-      wrong answers [2N]; all int32.
+      tokens [2N, T], positions of the answer's logits [2N], correct answers
+      [2N], incorrect answers [2N]; all int32.
     """
     return (
       np.concatenate([self.prompts, self.counter_prompts]),
@@ -88,7 +88,7 @@ class Prompts:
   def sequences(
     self,
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Returns tokens [N, T], positions [N], right [N], wrong [N]; int32."""
+    """As `Pairs.sequences`, of N one-sided prompts."""
     return self.tokens, self.lengths - 1, self.correct, self.incorrect
 
 

@@ -13,45 +13,38 @@ from sparse_jax.tasks import (
 from sparse_jax.tasks.base import Task, TaskNotExpressible
 from sparse_jax.utils import errors
 
-_SPECS = {
-  spec.name: spec
-  for family in (strings, brackets, variables, blocks, functions)
-  for spec in family.SPECS
-}
-
-# In the paper's order, as far as it is known.
-TASK_NAMES = (
-  "single_double_quote",
-  "bracket_counting",
-  "set_or_string",
-  "set_or_string_fixedvarname",
-  "while_return_true",
-  "else_elif",
-  "with_as",
-  "with_open",
-  "for_while",
-  "if_ternary",
-  "if_equals",
-  "fstring_brace",
-  "bracket_brace",
-  "var_swap",
-  "var_if",
-  "indent_for",
-  "lambda_func",
-  "enumerate_range",
-  "final_kwarg",
-  "class_init",
+# Every task, in the paper's order as far as it is known.
+_SPECS = (
+  strings.SINGLE_DOUBLE_QUOTE,
+  brackets.BRACKET_COUNTING,
+  variables.SET_OR_STRING,
+  variables.SET_OR_STRING_FIXEDVARNAME,
+  blocks.WHILE_RETURN_TRUE,
+  blocks.ELSE_ELIF,
+  blocks.WITH_AS,
+  blocks.WITH_OPEN,
+  blocks.FOR_WHILE,
+  blocks.IF_TERNARY,
+  blocks.IF_EQUALS,
+  strings.FSTRING_BRACE,
+  brackets.BRACKET_BRACE,
+  variables.VAR_SWAP,
+  variables.VAR_IF,
+  blocks.INDENT_FOR,
+  functions.LAMBDA_FUNC,
+  functions.ENUMERATE_RANGE,
+  functions.FINAL_KWARG,
+  functions.CLASS_INIT,
 )
+_SPEC_OF = {spec.name: spec for spec in _SPECS}
+TASK_NAMES = tuple(_SPEC_OF)
 
 
 def make_task(name_or_path: str, tokenizer, difficulty: int = 0) -> Task:
-  """Returns a task in the tokenizer's tokens.
+  """Returns one of `TASK_NAMES`, or the task of a `.jsonl` or `.py` file.
 
-  Args:
-    name_or_path: one of `TASK_NAMES`, or a user's `.jsonl` or `.py` file
-      (`user.py` says what they hold).
-    tokenizer: a `data.tokenizer.Tokenizer`.
-    difficulty: distracting lines before every prompt, where the task has some.
+  `user.py` says what files hold. `difficulty` is the number of distracting
+  lines before every prompt, where the task has some.
 
   Raises:
     InputError: if there is no such task, file or difficulty.
@@ -60,23 +53,20 @@ def make_task(name_or_path: str, tokenizer, difficulty: int = 0) -> Task:
   name = str(name_or_path)
   if user.is_path(name):
     return user.load(name, tokenizer, difficulty)
-  if name not in _SPECS:
+  if name not in _SPEC_OF:
     raise errors.unknown_name("task", name, TASK_NAMES)
-  return _SPECS[name].make(tokenizer, difficulty)
+  return _SPEC_OF[name].make(tokenizer, difficulty)
 
 
 def make_tasks(
   names: Sequence[str], tokenizer
 ) -> tuple[list[Task], dict[str, str]]:
-  """Returns tasks, and by name why others of "all" are skipped.
+  """Returns the tasks that the tokenizer states, and why not the others.
 
-  Args:
-    names: as `make_task` takes them; "all" stands for `TASK_NAMES`.
-    tokenizer: a `data.tokenizer.Tokenizer`.
+  `names` are as `make_task` takes them; "all" stands for `TASK_NAMES`.
 
   Raises:
-    InputError: if a task asked for by name does not exist, cannot be stated in
-      the tokenizer or is given twice.
+    InputError: if a task does not exist or is given twice, or none is left.
   """
   made, skipped = {}, {}
   for name in names:
@@ -84,8 +74,6 @@ def make_tasks(
       try:
         task = make_task(each, tokenizer)
       except TaskNotExpressible as e:
-        if name != "all":
-          raise
         skipped[each] = str(e)
         continue
       if task.name in made:

@@ -1,6 +1,7 @@
 """A task's prompts as arrays, by split."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -11,8 +12,11 @@ from sparse_jax import config as config_lib
 from sparse_jax.data import sources
 from sparse_jax.tasks import base
 from sparse_jax.tasks import pairs as pairs_lib
+from sparse_jax.utils import errors
 
 _LENGTH_MULTIPLE = 16
+# Fewer leave nothing to fit on, or nothing to tell a circuit by.
+_MIN_PAIRS = 8
 
 
 class Sequences(NamedTuple):
@@ -21,7 +25,7 @@ class Sequences(NamedTuple):
   Attributes:
     tokens: int `[S, T]`, right-padded.
     positions: int `[S]`, of the last prompt token: where the answer follows.
-    correct: int `[S]`, the right answer's token.
+    correct: int `[S]`, the correct answer's token.
     incorrect: int `[S]`, the other answer's token.
   """
 
@@ -48,31 +52,75 @@ class Splits:
   Attributes:
     train: pairs that masks are fitted on.
     validation: pairs that choose size and run.
-    test: pairs that the figures are measured on.
-    test_pairs: the same with their texts.
+    test: pairs that the metrics are measured on.
+    pairs: the same by split, with their texts.
   """
 
   train: Sequences
   validation: Sequences
   test: Sequences
-  test_pairs: pairs_lib.Pairs
+  pairs: Mapping[str, pairs_lib.Pairs]
+
+
+class TooFewPairs(errors.InputError):
+  """A task has too few distinct pairs for pruning to mean anything."""
+
+
+def split_pairs(
+  task: base.Task, config: config_lib.PruneConfig, seed: int
+) -> dict[str, pairs_lib.Pairs]:
+  """Returns the task's pairs for pruning, by split.
+
+  A task that has fewer than the config asks for gives all it has.
+
+  Raises:
+    TooFewPairs: if a split has fewer than `_MIN_PAIRS` and than was asked for.
+  """
+  wanted = _wanted(config)
+  pairs = {
+    split: task.pairs(split, count=count, seed=seed, at_most=True)
+    for split, count in wanted.items()
+  }
+  if any(len(pairs[s]) < min(n, _MIN_PAIRS) for s, n in wanted.items()):
+    counts = ", ".join(f"{len(pairs[s])} {s}" for s in wanted)
+    fields = ", ".join(f"prune.num_{s}={n}" for s, n in wanted.items())
+    raise TooFewPairs(
+      f"task {task.name!r} has so few distinct pairs: {counts}; need at least"
+      f" {_MIN_PAIRS} of each, or as many as {fields} ask for"
+    )
+  return pairs
+
+
+def shortage(
+  name: str,
+  pairs: Mapping[str, pairs_lib.Pairs],
+  config: config_lib.PruneConfig,
+) -> str:
+  """Returns one line on the splits that are smaller than asked for, or ""."""
+  adjective = {"train": "training"}
+  parts = [
+    f"{len(pairs[split])} {adjective.get(split, split)} pairs instead of"
+    f" prune.num_{split}={count}"
+    for split, count in _wanted(config).items()
+    if len(pairs[split]) < count
+  ]
+  return f"task {name}: {', '.join(parts)}" if parts else ""
+
+
+def _wanted(config: config_lib.PruneConfig) -> dict[str, int]:
+  return {split: getattr(config, f"num_{split}") for split in pairs_lib.SPLITS}
 
 
 def make_splits(
   task: base.Task, config: config_lib.PruneConfig, seed: int
 ) -> Splits:
-  """Returns the task's pairs for pruning."""
-  counts = {
-    "train": config.num_train,
-    "validation": config.num_validation,
-    "test": config.num_test,
-  }
-  pairs = {s: task.pairs(s, count=n, seed=seed) for s, n in counts.items()}
+  """Returns the task's pairs for pruning; raises what `split_pairs` does."""
+  pairs = split_pairs(task, config, seed)
   # One length for all splits and most tasks, so that programs are shared.
   longest = max(p.prompts.shape[1] for p in pairs.values())
   length = -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
   sequences = {s: task_sequences(p, length) for s, p in pairs.items()}
-  return Splits(**sequences, test_pairs=pairs["test"])
+  return Splits(**sequences, pairs=pairs)
 
 
 def first_pairs(sequences: Sequences, count: int) -> Sequences:

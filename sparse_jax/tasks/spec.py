@@ -18,34 +18,33 @@ class Variant:
   templates: Mapping[str, Sequence[templates.Template]]
 
 
-def substitute(
-  prompts: Mapping[str, Sequence[str]],
-  sides: tuple[str, str],
-  answers: tuple[str, str],
-) -> Variant:
-  """Returns the variant whose sides put two texts in place of `~`."""
-  return Variant(
-    {
-      split: tuple(
-        templates.Template(
-          text.replace("~", sides[0]), text.replace("~", sides[1]), *answers
-        )
-        for text in texts
-      )
-      for split, texts in prompts.items()
-    }
+def contrast(
+  prompts: Mapping[str, Sequence[tuple[str, str]]], *answers: tuple[str, str]
+) -> tuple[Variant, ...]:
+  """Returns a variant of the prompts (side A, side B) for each of `answers`."""
+  return tuple(
+    Variant(
+      {
+        split: tuple(templates.Template(*sides, *pair) for sides in texts)
+        for split, texts in prompts.items()
+      }
+    )
+    for pair in answers
   )
 
 
-def contrast(
-  prompts: Mapping[str, Sequence[tuple[str, str]]], answers: tuple[str, str]
-) -> Variant:
-  """Returns the variant of prompts written out as (side A, side B)."""
-  return Variant(
+def substitute(
+  prompts: Mapping[str, Sequence[str]],
+  sides: tuple[str, str],
+  *answers: tuple[str, str],
+) -> tuple[Variant, ...]:
+  """As `contrast`, with the sides in place of the prompts' `~`."""
+  return contrast(
     {
-      split: tuple(templates.Template(*sides, *answers) for sides in texts)
+      split: [[text.replace("~", side) for side in sides] for text in texts]
       for split, texts in prompts.items()
-    }
+    },
+    *answers,
   )
 
 
@@ -54,8 +53,7 @@ class Spec:
   """A built-in task.
 
   Attributes:
-    name: the task's name.
-    rule: one sentence that says which answer is right.
+    rule: one sentence that says which answer is correct.
     variants: ways to state it; the first that a tokenizer can express is used.
     distractors: lines, by split, put before prompts when `difficulty` asks.
     words: the slots' words by kind and split.
@@ -78,9 +76,7 @@ class Spec:
   def make(self, tokenizer, difficulty: int = 0) -> base.Task:
     """Returns the task in one tokenizer's tokens.
 
-    Args:
-      tokenizer: encodes prompts and answers.
-      difficulty: number of distracting lines before every prompt.
+    `difficulty` is the number of distracting lines before every prompt.
 
     Raises:
       InputError: if the task has no such difficulty.

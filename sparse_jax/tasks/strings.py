@@ -55,10 +55,7 @@ _QUOTE_DISTRACTORS = {
 SINGLE_DOUBLE_QUOTE = Spec(
   name="single_double_quote",
   rule="A string in a call closes with the quote that opened it.",
-  variants=(
-    substitute(_QUOTE_PROMPTS, ("'", '"'), ("')", '")')),
-    substitute(_QUOTE_PROMPTS, ("'", '"'), ("'", '"')),
-  ),
+  variants=substitute(_QUOTE_PROMPTS, ("'", '"'), ("')", '")'), ("'", '"')),
   distractors=_QUOTE_DISTRACTORS,
   find_points=natural_rules.quotes,
 )
@@ -89,8 +86,6 @@ FSTRING_BRACE = Spec(
   name="fstring_brace",
   rule="A name in an f-string closes with a brace, an argument with a"
   " parenthesis.",
-  variants=(contrast(_FSTRING_PROMPTS, ("}", ")")),),
+  variants=contrast(_FSTRING_PROMPTS, ("}", ")")),
   find_points=natural_rules.fields,
 )
-
-SPECS = (SINGLE_DOUBLE_QUOTE, FSTRING_BRACE)

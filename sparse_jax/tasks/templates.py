@@ -23,14 +23,7 @@ Words = Mapping[str, Mapping[str, Sequence[str]]]
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-  """Two sides of a prompt, and their answers, with slots.
-
-  Attributes:
-    prompt: side A.
-    counter_prompt: side B.
-    answer: what follows side A.
-    counter_answer: what follows side B.
-  """
+  """Two sides of a prompt, A and B, and what follows each, with slots."""
 
   prompt: str
   counter_prompt: str

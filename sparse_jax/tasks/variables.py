@@ -40,9 +40,8 @@ def _set_or_string(name: str, rule: str, variable: str, **kwargs) -> Spec:
   return Spec(
     name=name,
     rule=rule,
-    variants=tuple(
-      substitute(prompts, ("set()", '""'), answers)
-      for answers in ((".add", " +="), (".", " +="), (".", " "))
+    variants=substitute(
+      prompts, ("set()", '""'), (".add", " +="), (".", " +="), (".", " ")
     ),
     distractors=_SET_DISTRACTORS,
     **kwargs,
@@ -105,17 +104,15 @@ _SWAP_PROMPTS = {
 VAR_SWAP = Spec(
   name="var_swap",
   rule="A swap ends with the variable it began with.",
-  variants=(
-    contrast(
-      {
-        split: tuple(
-          tuple(side.format("<var>", "<var2>") for side in sides)
-          for sides in texts
-        )
-        for split, texts in _SWAP_PROMPTS.items()
-      },
-      (" <var>", " <var2>"),
-    ),
+  variants=contrast(
+    {
+      split: tuple(
+        tuple(side.format("<var>", "<var2>") for side in sides)
+        for sides in texts
+      )
+      for split, texts in _SWAP_PROMPTS.items()
+    },
+    (" <var>", " <var2>"),
   ),
   find_points=natural_rules.swaps,
 )
@@ -143,9 +140,7 @@ _IF_PROMPTS = {
 VAR_IF = Spec(
   name="var_if",
   rule="A condition tests the variable that was just assigned.",
-  variants=(
-    substitute(_IF_PROMPTS, ("<var>", "<var2>"), (" <var>", " <var2>")),
-  ),
+  variants=substitute(_IF_PROMPTS, ("<var>", "<var2>"), (" <var>", " <var2>")),
   distractors={
     "train": ("<name> = <name2>", "<name> = <function>()"),
     "validation": ("<name> = -<name2>", "<name> = not <name2>"),
@@ -153,5 +148,3 @@ VAR_IF = Spec(
   },
   find_points=natural_rules.conditions,
 )
-
-SPECS = (SET_OR_STRING, SET_OR_STRING_FIXEDVARNAME, VAR_SWAP, VAR_IF)

@@ -29,15 +29,9 @@ class TrainingCheckpoints:
     """Writes the state after `step` steps, unless it is there already."""
     if step == self._manager.latest_step():
       return
-    try:
-      with orbax_errors.silence():
-        self._manager.save(step, args=ocp.args.StandardSave(state))
-        self._manager.wait_until_finished()
-    except (OSError, ValueError) as e:
-      raise errors.InputError(
-        f"cannot write checkpoint {step} in {self._directory}:"
-        f" {orbax_errors.reason(e)}; need a writable directory with free space"
-      ) from e
+    with orbax_errors.writing(f"checkpoint {step} in {self._directory}"):
+      self._manager.save(step, args=ocp.args.StandardSave(state))
+      self._manager.wait_until_finished()
 
   def restore(self, state):
     """Returns the newest state, in the shapes and shardings of `state`.

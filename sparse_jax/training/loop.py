@@ -6,6 +6,7 @@ import functools
 import math
 import pathlib
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -69,23 +70,21 @@ def train_step(
   """One step of the recipe: pure, to be jitted by the caller.
 
   Args:
-    model: the model.
+    model: computes in its own dtype; parameters and gradients are float32.
     optimizer: the chain of `transforms.sparse_adam`.
     state: before the step.
     windows_BxW: int `[B, L + 1]` tokens.
 
   Returns:
     The state after it, and scalars: `train_loss` before the update, in nats,
-    and `grad_rms` before normalising.
+    and `grad_rms`, over all trained parameters, before normalising.
   """
   loss, grads = jax.value_and_grad(loss_lib.next_token_loss, argnums=1)(
     model, state.params, windows_BxW
   )
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  labels = rules.labels(model.config, grads)
-  trained = jax.tree.map(
-    lambda label, g: g if label == "trained" else None, labels, grads
-  )
+  rule_of = rules.rule_tree(model.config, model.sparsity, grads)
+  trained = jax.tree.map(lambda r, g: g if r.trained else None, rule_of, grads)
   metrics = {"train_loss": loss, "grad_rms": transforms.global_rms(trained)}
   state = TrainState(
     state.step + 1, optax.apply_updates(state.params, updates), opt_state
@@ -144,12 +143,12 @@ def run(
     workdir: holds `data/`, `checkpoints/`, `model/`, `metrics.jsonl`,
       `tensorboard/` and `config.json`.
     frozen_data: whether to take the tokens in `data.directory` as they are,
-      whatever has become of their source: other runs have trained on them.
+      even if their source has changed: other runs have trained on them.
 
   Raises:
     InputError: if the work directory belongs to another configuration or to a
       running process, or the data is too small.
-    DivergedError: if the loss becomes NaN or infinite.
+    DivergedError: if a loss becomes NaN or infinite.
     Interrupted: after SIGINT or SIGTERM, once a checkpoint is written.
   """
   workdir = pathlib.Path(workdir)
@@ -162,14 +161,42 @@ def run(
     checkpoints = checkpoints_lib.TrainingCheckpoints(workdir / "checkpoints")
     stack.callback(checkpoints.close)
     frozen = frozen_data or checkpoints.latest_step() is not None
-    tokens = _prepare_data(config, workdir, frozen)
-    config = config_lib.resolve(config, tokens.tokenizer.vocab_size)
+    data = _prepare_data(config, workdir, frozen)
+    config = config_lib.resolve(config, data.tokenizer.vocab_size)
     model = transformer.Model(config.model, config.sparsity, dtype, kernels)
-    return _run(config, model, workdir, tokens, checkpoints)
+    params, eval_loss = _train(config, model, workdir, data, checkpoints)
+
+    model = transformer.Model(config.model, config.sparsity)
+    if jax.process_count() > 1:
+      params = multihost_utils.process_allgather(params, tiled=True)
+    params = jax.device_put(params, jax.local_devices()[0])
+    directory = workdir / "model"
+    if jax.process_index() == 0:
+      batches = windows.eval_batches(
+        data.train,
+        context_length=config.data.context_length,
+        batch_size=config.train.batch_size,
+        num_batches=config.prune.mean_batches,
+      )
+      means = means_lib.mean_activations(model, params, batches[:, :, :-1])
+      checkpoint.save_model(
+        directory, model, params, data.tokenizer, config, means
+      )
+    return Trained(config, model, params, data, eval_loss, directory)
 
 
-def _run(config, model, workdir, tokens, checkpoints) -> Trained:
+def _train(
+  config: config_lib.Config,
+  model: transformer.Model,
+  workdir: pathlib.Path,
+  data: tokens_lib.TokenData,
+  checkpoints: checkpoints_lib.TrainingCheckpoints,
+) -> tuple[transformer.Params, float]:
+  """Returns the final parameters and their loss on held-out windows."""
   train = config.train
+  is_writer = jax.process_index() == 0
+
+  # ------------------------------- Mesh and state ---------------------------
   mesh = sharding.make_mesh(train.model_parallel)
   if train.batch_size % mesh.shape["data"]:
     raise errors.bad_value(
@@ -183,23 +210,22 @@ def _run(config, model, workdir, tokens, checkpoints) -> Trained:
   init = functools.partial(init_state, model, optimizer)
   state_shapes = jax.eval_shape(init, rng)
   shardings = sharding.tree_shardings(mesh, state_shapes)
-  batch_sharding = sharding.batch_sharding(mesh)
-  replicated = sharding.replicated(mesh)
-
   start = checkpoints.latest_step() or 0
   if start:
-    state = checkpoints.restore(
-      jax.tree.map(
-        lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
-        state_shapes,
-        shardings,
-      )
+    place = lambda s, where: jax.ShapeDtypeStruct(
+      s.shape, s.dtype, sharding=where
     )
-    _say(f"resuming {workdir} from step {start} of {train.steps}")
+    state = checkpoints.restore(jax.tree.map(place, state_shapes, shardings))
+    message = f"resuming {workdir} from step {start} of {train.steps}"
   else:
     state = jax.jit(init, out_shardings=shardings)(rng)
-    _say(density_table(config, shapes))
+    message = density_table(config, shapes)
+  if is_writer:
+    print(message, flush=True)
 
+  # ------------------------------- Programs ---------------------------------
+  batch_sharding = sharding.batch_sharding(mesh)
+  replicated = sharding.replicated(mesh)
   step_fn = jax.jit(
     functools.partial(train_step, model, optimizer),
     in_shardings=(shardings, batch_sharding),
@@ -211,90 +237,48 @@ def _run(config, model, workdir, tokens, checkpoints) -> Trained:
     in_shardings=(shardings.params, batch_sharding),
     out_shardings=replicated,
   )
+
+  # ------------------------------- Batches ----------------------------------
+  process, num_processes = jax.process_index(), jax.process_count()
   held_out = windows.eval_batches(
-    tokens.eval,
+    data.eval,
     context_length=config.data.context_length,
     batch_size=train.batch_size,
     num_batches=train.eval_batches,
   )
-
-  def evaluate(params) -> float:
-    share = train.batch_size // jax.process_count()
-    mine = slice(share * jax.process_index(), share * (jax.process_index() + 1))
-    batches = [sharding.global_batch(mesh, rows[mine]) for rows in held_out]
-    return float(np.mean([float(loss_fn(params, b)) for b in batches]))
-
+  share = train.batch_size // num_processes
+  mine = slice(share * process, share * (process + 1))
   batches = windows.train_batches(
-    tokens.train,
+    data.train,
     context_length=config.data.context_length,
     batch_size=train.batch_size,
     seed=config.seed,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    process_index=process,
+    process_count=num_processes,
   )
-  state = _loop(
-    config,
-    workdir,
-    mesh,
-    checkpoints,
-    start,
-    state,
-    step_fn,
-    batches,
-    evaluate,
-  )
-  eval_loss = evaluate(state.params)
-  model = transformer.Model(config.model, config.sparsity)
-  params = state.params
-  if jax.process_count() > 1:
-    params = multihost_utils.process_allgather(params, tiled=True)
-  params = jax.device_put(params, jax.local_devices()[0])
-  directory = workdir / "model"
-  if jax.process_index() == 0:
-    means = means_lib.mean_activations(
-      model,
-      params,
-      windows.eval_batches(
-        tokens.train,
-        context_length=config.data.context_length,
-        batch_size=train.batch_size,
-        num_batches=config.prune.mean_batches,
-      )[:, :, :-1],
-    )
-    checkpoint.save_model(
-      directory, model, params, tokens.tokenizer, config, means
-    )
-  return Trained(config, model, params, tokens, eval_loss, directory)
 
+  def evaluate(params) -> float:
+    losses = [
+      float(loss_fn(params, sharding.global_batch(mesh, rows[mine])))
+      for rows in held_out
+    ]
+    return float(np.mean(losses))
 
-def _loop(
-  config: config_lib.Config,
-  workdir: pathlib.Path,
-  mesh: jax.sharding.Mesh,
-  checkpoints: checkpoints_lib.TrainingCheckpoints,
-  start: int,
-  state: TrainState,
-  step_fn: Callable[..., tuple[TrainState, Mapping[str, jax.Array]]],
-  batches,
-  evaluate: Callable[[Any], float],
-) -> TrainState:
-  """Steps from `start` to the end; reads top to bottom."""
-  train = config.train
   if start >= train.steps:
-    return state
+    return state.params, evaluate(state.params)
+
+  # ------------------------------- Steps ------------------------------------
   rates = schedules.learning_rate(train, config.sparsity)
   tokens_per_step = train.batch_size * config.data.context_length
-  is_writer = jax.process_index() == 0
   writer = metric_log.MetricWriter(workdir, start) if is_writer else None
   bar = progress.progress_bar(train.steps, start, "training")
   iterator = windows.iterate(batches, start)
-  losses: list[float] = []
-  pending: Mapping[str, jax.Array] | None = None
+  pending: Mapping[str, jax.Array] | None = None  # The last step's metrics.
+  unlogged: list[dict[str, float]] = []
   eval_loss = math.nan
   clock, clock_step = time.perf_counter(), start
 
   def check_finite(step: int, values: Mapping[str, float]) -> None:
-    """Stops the run at the first value that is not a number."""
     for name, value in values.items():
       if not math.isfinite(value):
         kept = checkpoints.latest_step()
@@ -305,61 +289,60 @@ def _loop(
           f" train.learning_rate than {train.learning_rate}, or other data"
         )
 
-  def settle(step: int) -> None:
-    """Reads the last dispatched step's metrics; stops the run on NaN."""
-    nonlocal pending
-    if pending is None:
-      return
-    values = {k: float(v) for k, v in pending.items()}
-    pending = None
-    check_finite(step, values)
-    losses.append(values["train_loss"])
-    bar.update()
+  def read(step: int, metrics: Mapping[str, jax.Array] | None) -> None:
+    """Waits for a step's metrics; stops the run where one is not finite."""
+    if metrics is not None:
+      values = {name: float(value) for name, value in metrics.items()}
+      check_finite(step, values)
+      unlogged.append(values)
+      bar.update()
 
   try:
     with _stop_signals() as stop_requested:
       for step in range(start + 1, train.steps + 1):
-        rows = next(iterator)
-        dispatched = step_fn(state, sharding.global_batch(mesh, rows))
+        batch = sharding.global_batch(mesh, next(iterator))
         # The device works on this step while the host reads the one before.
-        settle(step - 1)
-        state, pending = dispatched
+        previous, (state, pending) = pending, step_fn(state, batch)
+        read(step - 1, previous)
         is_last = step == train.steps
         stops = _any_process(stop_requested())
         saves = step % train.checkpoint_every == 0 or is_last or stops
-        measures = step % train.eval_every == 0 or is_last
-        logs = step % train.log_every == 0 or measures
+        evaluates = step % train.eval_every == 0 or is_last
+        logs = step % train.log_every == 0 or evaluates
         if logs or saves:
-          settle(step)
-        if measures or saves:
-          # A step's own loss is from before its update; what is kept must work.
+          read(step, pending)
+          pending = None
+        if evaluates or saves:
+          # A step's loss is from before its update; what is kept must work.
           held_out_loss = evaluate(state.params)
           check_finite(step, {"eval_loss": held_out_loss})
-        if measures:
+        if evaluates:
           eval_loss = held_out_loss
-        if logs and losses:
+        if logs:
           now = time.perf_counter()
+          mean = lambda name: float(np.mean([row[name] for row in unlogged]))
           row = {
             "tokens": step * tokens_per_step,
-            "train_loss": float(np.mean(losses)),
+            "train_loss": mean("train_loss"),
+            "grad_rms": mean("grad_rms"),
             "learning_rate": float(rates[step - 1]),
             "density": block_density(state.params),
             "tokens_per_second": (
               (step - clock_step) * tokens_per_step / (now - clock)
             ),
           }
-          if measures:
+          if evaluates:
             row["eval_loss"] = eval_loss
           if writer:
             writer.write(
-              step, row, densities(state.params) if measures else None
+              step, row, densities(state.params) if evaluates else None
             )
           bar.set_postfix(
             loss=f"{row['train_loss']:.3f}",
             eval=f"{eval_loss:.3f}",
             density=f"{row['density']:.3f}",
           )
-          losses.clear()
+          unlogged.clear()
           clock, clock_step = time.perf_counter(), step
         if saves:
           checkpoints.save(step, state)
@@ -372,7 +355,7 @@ def _loop(
     bar.close()
     if writer:
       writer.close()
-  return state
+  return state.params, eval_loss
 
 
 def _any_process(flag: bool) -> bool:
@@ -388,24 +371,25 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
   A second signal acts as usual, so that a hanging run can still be stopped.
   """
   received: list[int] = []
-  try:
-    previous = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+  previous = {}
 
-    def handler(number, frame):
-      del frame
-      received.append(number)
-      for s, old in previous.items():
-        signal.signal(s, old)
+  def restore():
+    for number, old in previous.items():
+      signal.signal(number, old)
 
-    for s in previous:
-      signal.signal(s, handler)
-  except ValueError:  # Not in the main thread: no handlers, no stopping.
-    previous = {}
+  def handler(number, frame):
+    del frame
+    received.append(number)
+    restore()
+
+  # Elsewhere Python allows no handlers: the run cannot be stopped early.
+  if threading.current_thread() is threading.main_thread():
+    for number in (signal.SIGINT, signal.SIGTERM):
+      previous[number] = signal.signal(number, handler)
   try:
     yield lambda: bool(received)
   finally:
-    for s, old in previous.items():
-      signal.signal(s, old)
+    restore()
 
 
 def _claim(config: config_lib.Config, workdir: pathlib.Path) -> None:
@@ -479,32 +463,21 @@ def block_density(params: transformer.Params) -> float:
 
 def density_table(config: config_lib.Config, shapes) -> str:
   """Returns the table of every parameter's final density, for the start."""
-  kept = transforms.kept_tree(config.sparsity, config.train.steps, shapes)
-  is_leaf = lambda x: x is None or isinstance(x, transforms.Kept)
+  kept = transforms.kept_tree(config, shapes)
   rows = [("parameter", "shape", "nonzero at the end", "density")]
-  for (path, leaf), rule in zip(
+  for (path, leaf), of in zip(
     jax.tree_util.tree_leaves_with_path(shapes),
-    jax.tree.leaves(kept, is_leaf=is_leaf),
+    jax.tree.leaves(kept, is_leaf=transforms.is_kept),
     strict=True,
   ):
     count = leaf.size
-    if rule is not None:
-      count = int(rule.table[-1]) * (leaf.shape[0] if rule.is_stacked else 1)
-    rows.append(
-      (
-        sites.path_name(path),
-        "x".join(map(str, leaf.shape)),
-        f"{count:,}",
-        f"{count / leaf.size:.4f}",
-      )
-    )
-  widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    if of is not None:
+      count = int(of.table[-1]) * (leaf.shape[0] if of.is_stacked else 1)
+    shape = "x".join(map(str, leaf.shape))
+    share = f"{count / leaf.size:.4f}"
+    rows.append((sites.path_name(path), shape, f"{count:,}", share))
+  first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
   return "\n".join(
-    f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}"
-    for a, b, c, d in rows
+    "  ".join([name.ljust(first), *map(str.rjust, cells, others)])
+    for name, *cells in rows
   )
-
-
-def _say(text: str) -> None:
-  if jax.process_index() == 0:
-    print(text, flush=True)

@@ -8,9 +8,8 @@ so no step can forget them.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +29,10 @@ def global_rms(tree) -> jax.Array:
   return jnp.sqrt(total / size)
 
 
+def _scaled(updates, factor: jax.Array):
+  return jax.tree.map(lambda u: u * factor.astype(u.dtype), updates)
+
+
 def normalize_rms(eps: float = 1e-5) -> optax.GradientTransformation:
   """Divides updates by their global RMS plus `eps`, always (`train.py`).
 
@@ -39,13 +42,9 @@ def normalize_rms(eps: float = 1e-5) -> optax.GradientTransformation:
   >>> print(updates["w"].round(3))
   [ 1. -1.]
   """
-
-  def update_fn(updates, state, params=None):
-    del params
-    factor = 1 / (global_rms(updates) + eps)
-    return jax.tree.map(lambda u: u * factor.astype(u.dtype), updates), state
-
-  return optax.GradientTransformation(lambda _: optax.EmptyState(), update_fn)
+  return optax.stateless(
+    lambda updates, _: _scaled(updates, 1 / (global_rms(updates) + eps))
+  )
 
 
 def clip_rms(limit: float = 1.0) -> optax.GradientTransformation:
@@ -54,12 +53,11 @@ def clip_rms(limit: float = 1.0) -> optax.GradientTransformation:
   Paper section 2; also the clipping of mask training (appendix A.5).
   """
 
-  def update_fn(updates, state, params=None):
-    del params
-    factor = jnp.minimum(1.0, limit / jnp.maximum(global_rms(updates), 1e-30))
-    return jax.tree.map(lambda u: u * factor.astype(u.dtype), updates), state
+  def clip(updates, _):
+    rms = jnp.maximum(global_rms(updates), 1e-30)
+    return _scaled(updates, jnp.minimum(1.0, limit / rms))
 
-  return optax.GradientTransformation(lambda _: optax.EmptyState(), update_fn)
+  return optax.stateless(clip)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,10 +88,21 @@ class Kept:
     return top_k.top_k_mask(value, k, axes, protected)
 
 
-class KeepLargestState(NamedTuple):
-  """Counts the steps taken."""
+def _at_step(name: str, change) -> optax.GradientTransformation:
+  """Returns the transform `change(step, params, updates) -> updates`."""
 
-  count: chex.Array
+  def init_fn(params):
+    del params
+    return optax.ScaleByScheduleState(jnp.zeros([], jnp.int32))
+
+  def update_fn(updates, state, params=None):
+    if params is None:
+      raise ValueError(f"{name} needs `params` in update().")
+    count = optax.safe_increment(state.count)
+    updates = change(state.count, params, updates)
+    return updates, optax.ScaleByScheduleState(count)
+
+  return optax.GradientTransformation(init_fn, update_fn)
 
 
 def keep_largest(kept: Any) -> optax.GradientTransformation:
@@ -107,45 +116,48 @@ def keep_largest(kept: Any) -> optax.GradientTransformation:
     kept: tree with the parameters' structure, holding a `Kept` for each sparse
       parameter and None for each dense one.
   """
-  is_leaf = lambda x: x is None or isinstance(x, Kept)
 
-  def init_fn(params):
-    del params
-    return KeepLargestState(jnp.zeros([], jnp.int32))
+  def project(step, params, updates):
+    return jax.tree.map(
+      lambda k, p, u: u if k is None else jnp.where(k.mask(p + u, step), u, -p),
+      kept,
+      params,
+      updates,
+      is_leaf=is_kept,
+    )
 
-  def update_fn(updates, state, params=None):
-    if params is None:
-      raise ValueError("keep_largest needs `params` in update().")
-
-    def project(rule, p, u):
-      if rule is None:
-        return u
-      return jnp.where(rule.mask(p + u, state.count), u, -p)
-
-    updates = jax.tree.map(project, kept, params, updates, is_leaf=is_leaf)
-    return updates, KeepLargestState(optax.safe_increment(state.count))
-
-  return optax.GradientTransformation(init_fn, update_fn)
+  return _at_step("keep_largest", project)
 
 
-def kept_tree(sparsity: config_lib.SparsityConfig, steps: int, params) -> Any:
-  """Returns the `Kept` of every parameter, None where it is dense."""
+def is_kept(x: Any) -> bool:
+  """Whether x is a leaf of the tree that `kept_tree` returns."""
+  return x is None or isinstance(x, Kept)
+
+
+def kept_tree(config: config_lib.Config, params) -> Any:
+  """Returns the `Kept` of every parameter, None where it is dense.
+
+  Args:
+    config: resolved run configuration.
+    params: parameters, or their shapes.
+  """
+  sparsity, steps = config.sparsity, config.train.steps
   densities = {
     "block": schedules.block_density(sparsity, steps),
     "embedding": schedules.embedding_density(sparsity, steps),
   }
 
-  def kept(path, leaf):
-    name = sites.path_name(path)
-    rule = rules.match(rules.rules(sparsity), name)
+  def kept(path, leaf, rule):
     if rule.density is None or densities[rule.density].min() == 1:
       return None
-    is_stacked = name.startswith("layers/")
+    is_stacked = sites.path_name(path).startswith("layers/")
     numel = leaf.size // (leaf.shape[0] if is_stacked else 1)
-    table = (densities[rule.density] * numel).astype(np.int64)
-    return Kept(table, is_stacked, rule.unit_axis, sparsity.min_alive)
+    counts = (densities[rule.density] * numel).astype(np.int64)
+    return Kept(counts, is_stacked, rule.unit_axis, sparsity.min_alive)
 
-  return jax.tree_util.tree_map_with_path(kept, params)
+  return jax.tree_util.tree_map_with_path(
+    kept, params, rules.rule_tree(config.model, sparsity, params)
+  )
 
 
 def decay(
@@ -161,36 +173,28 @@ def decay(
     decays: static tree of booleans: which parameters decay.
   """
 
-  def init_fn(params):
-    del params
-    return optax.ScaleByScheduleState(jnp.zeros([], jnp.int32))
-
-  def update_fn(updates, state, params=None):
-    if params is None:
-      raise ValueError("decay needs `params` in update().")
-    factor = 1 - weight_decay * lookup(rate)(state.count)
-    updates = jax.tree.map(
+  def shrink(step, params, updates):
+    factor = 1 - weight_decay * lookup(rate)(step)
+    return jax.tree.map(
       lambda d, p, u: (p + u) * factor.astype(p.dtype) - p if d else u,
       decays,
       params,
       updates,
     )
-    count = optax.safe_increment(state.count)
-    return updates, optax.ScaleByScheduleState(count)
 
-  return optax.GradientTransformation(init_fn, update_fn)
+  return _at_step("decay", shrink)
 
 
 def box(low: float, high: float) -> optax.GradientTransformation:
   """Keeps every new value inside [low, high] (paper appendix A.5: [-1, 1])."""
 
-  def update_fn(updates, state, params=None):
+  def clamp(updates, params):
     if params is None:
       raise ValueError("box needs `params` in update().")
-    clamp = lambda p, u: jnp.clip(p + u, low, high) - p
-    return jax.tree.map(clamp, params, updates), state
+    into = lambda p, u: (jnp.clip(p + u, low, high) - p).astype(u.dtype)
+    return jax.tree.map(into, params, updates)
 
-  return optax.GradientTransformation(lambda _: optax.EmptyState(), update_fn)
+  return optax.stateless(clamp)
 
 
 def lookup(table: Sequence[float]) -> optax.Schedule:
@@ -208,20 +212,18 @@ def sparse_adam(
     config: resolved run configuration.
     params: parameters, or their shapes.
   """
-  train, sparsity = config.train, config.sparsity
-  rate = schedules.learning_rate(train, sparsity)
+  train = config.train
+  rate = schedules.learning_rate(train, config.sparsity)
   scale = {"normalize_rms": normalize_rms, "clip_rms": clip_rms}
-  decays = rules.map_rules(
-    lambda rule, _: rule.decays, rules.rules(sparsity), params
-  )
+  rule_of = rules.rule_tree(config.model, config.sparsity, params)
   trained = optax.chain(
     scale[train.gradient](),
     optax.scale_by_adam(train.adam_b1, train.adam_b2, train.adam_eps),
     optax.scale_by_learning_rate(lookup(rate)),
-    keep_largest(kept_tree(sparsity, train.steps, params)),
-    decay(rate, train.weight_decay, decays),
+    keep_largest(kept_tree(config, params)),
+    decay(rate, train.weight_decay, jax.tree.map(lambda r: r.decays, rule_of)),
   )
   return optax.partition(
     {"trained": trained, "fixed": optax.set_to_zero()},
-    rules.labels(config.model, params),
+    jax.tree.map(lambda r: "trained" if r.trained else "fixed", rule_of),
   )

@@ -20,16 +20,21 @@ class InUseError(errors.InputError):
   """Another process holds a directory."""
 
 
+def cannot_write(path: PathLike, reason: str) -> errors.InputError:
+  """Returns the error for a path that the system refuses to write."""
+  return errors.InputError(
+    f"cannot write {os.fspath(path)}: {reason}; need a writable directory with"
+    " free space"
+  )
+
+
 @contextlib.contextmanager
 def disk_errors(path: PathLike) -> Iterator[None]:
   """Turns an OSError while writing into an InputError that names the path."""
   try:
     yield
   except OSError as e:
-    raise errors.InputError(
-      f"cannot write {os.fspath(path)}: {e.strerror or e}; need a writable"
-      " directory with free space"
-    ) from e
+    raise cannot_write(path, e.strerror or str(e)) from e
 
 
 def write_bytes(path: PathLike, data: bytes) -> None:
@@ -43,7 +48,7 @@ def write_bytes(path: PathLike, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
     try:
-      with os.fdopen(handle, "wb") as f:
+      with open(handle, "wb") as f:
         f.write(data)
         f.flush()
         os.fsync(f.fileno())
@@ -71,11 +76,7 @@ def _finite(value):
 
 
 def read_json(path: PathLike, what: str) -> Any:
-  """Returns a JSON file's value.
-
-  Args:
-    path: the file.
-    what: what it should be, for the error: "a model's config".
+  """Returns a JSON file's value; `what` says in errors what was expected.
 
   Raises:
     InputError: if it is missing, unreadable or not JSON.
@@ -83,7 +84,7 @@ def read_json(path: PathLike, what: str) -> Any:
   try:
     with open(path, "rb") as f:
       return json.loads(f.read())
-  except (OSError, ValueError) as e:
+  except (OSError, ValueError, RecursionError) as e:
     reason = e.strerror if isinstance(e, OSError) else f"not JSON ({e})"
     raise errors.InputError(f"{os.fspath(path)}: {reason}; need {what}") from e
 
@@ -109,15 +110,14 @@ def replace_directory(path: PathLike, marker: str) -> Iterator[pathlib.Path]:
       )
   with disk_errors(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = pathlib.Path(
-      tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-new-")
+    beside = lambda word: pathlib.Path(
+      tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-{word}-")
     )
+    new = beside("new")
     try:
       os.chmod(new, 0o755)
       yield new
-      old = pathlib.Path(
-        tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-old-")
-      )
+      old = beside("old")
       if path.exists():
         os.replace(path, old)
       os.replace(new, path)
@@ -127,21 +127,14 @@ def replace_directory(path: PathLike, marker: str) -> Iterator[pathlib.Path]:
       raise
 
 
-def _remove_written(
-  directory: pathlib.Path, quiet: float = 0.2, patience: float = 5.0
-) -> None:
-  """Removes a directory that others may still write into for a moment.
+def _remove_written(directory: pathlib.Path) -> None:
+  """Removes a directory that other threads may still write into.
 
-  When one array cannot be written, Orbax raises while the threads that write
-  the other arrays go on: what they leave has to go as well.
-
-  Args:
-    directory: what to remove.
-    quiet: seconds that it has to stay away.
-    patience: seconds after which what comes back is left.
+  When one array cannot be written, Orbax raises while its other threads go on.
+  The directory has to stay away for 0.2 s; after 5 s it is left.
   """
   start = gone = time.monotonic()
-  while (now := time.monotonic()) < min(gone + quiet, start + patience):
+  while (now := time.monotonic()) < min(gone + 0.2, start + 5):
     if directory.exists():
       shutil.rmtree(directory, ignore_errors=True)
       gone = now

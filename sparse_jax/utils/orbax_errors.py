@@ -1,4 +1,4 @@
-"""What Orbax reports when a disk refuses."""
+"""Orbax's failures as errors of one line."""
 
 import contextlib
 import os
@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 
 from absl import logging
+
+from sparse_jax.utils import files
 
 
 @contextlib.contextmanager
@@ -19,7 +21,17 @@ def silence() -> Iterator[None]:
     logging.set_verbosity(before)
 
 
-def reason(error: Exception) -> str:
-  """Returns why a write failed: the system's words if it was the system."""
-  code = re.search(r"os_error_code='(\d+)'", str(error))
-  return os.strerror(int(code[1])) if code else str(error)
+@contextlib.contextmanager
+def writing(what: str) -> Iterator[None]:
+  """Turns a failed write into an InputError with the system's reason.
+
+  Orbax raises ValueError, with the system's number in its text, where others
+  raise OSError.
+  """
+  try:
+    with silence():
+      yield
+  except (OSError, ValueError) as e:
+    code = re.search(r"os_error_code='(\d+)'", str(e))
+    reason = os.strerror(int(code[1])) if code else str(e)
+    raise files.cannot_write(what, reason) from e

@@ -15,3 +15,16 @@ def progress_bar(total: int, initial: int, description: str) -> tqdm.tqdm:
   if not bar.fp.isatty():
     bar.mininterval = 15.0
   return bar
+
+
+def byte_bar(description: str, size: int, show: bool = True) -> tqdm.tqdm:
+  """Returns a bar over `size` bytes that appears if the work takes a while."""
+  return tqdm.tqdm(
+    desc=description,
+    total=size,
+    unit="B",
+    unit_scale=True,
+    delay=1,
+    leave=False,
+    disable=not show,
+  )

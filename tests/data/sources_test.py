@@ -148,6 +148,22 @@ class DocumentsTest(FolderTest):
     self.assertLess(max(map(len, self.texts(source="log.txt"))), 16_400)
     self.assertLen("".join(self.texts(source="log.txt")), len(text))
 
+  @parameterized.parameters("", "\n")
+  def test_a_line_without_words_is_cut_between_characters(self, end):
+    text = "".join(map(chr, range(0x4E00, 0x4E00 + 20_000))) + end
+    self.write("line.txt", text)
+    texts = self.texts(source="line.txt")
+    self.assertLess(max(map(len, texts)), 16_400 // 3)
+    self.assertEqual("".join(sorted(texts)), text)
+
+  @parameterized.parameters("\n", " ", "")
+  def test_a_long_document_is_cut_where_lines_or_words_end(self, end):
+    with mock.patch.object(sources, "MAX_DOCUMENT", 100):
+      texts = list(sources._parts(("x" * 59 + (end or "x")) * 4 + "y" * 100))
+    self.assertEqual("".join(texts), ("x" * 59 + (end or "x")) * 4 + "y" * 100)
+    want = [60] * 4 + [100] if end else [100, 100, 100, 40]
+    self.assertEqual(list(map(len, texts)), want)
+
   def test_jsonl(self):
     records = [{"text": "é\r\n"}, {"text": "b", "n": 1}, {"text": "\ud800"}]
     lines = [json.dumps(r) for r in records]
@@ -160,6 +176,7 @@ class DocumentsTest(FolderTest):
   @parameterized.named_parameters(
     ("not_json", "{", "not JSON.*one object a line"),
     ("not_an_object", "[1]", "list.*need a JSON object"),
+    ("too_deep", "[" * 100_000, "not JSON.*one object a line"),
     ("no_field", '{"body": "x", "id": 1}', "'text'.*text_field.*body, id"),
     ("not_text", '{"text": 1}', "'text' holds a int"),
   )
@@ -468,9 +485,42 @@ class PrepareTest(FolderTest):
   def test_empty_source(self):
     (self.folder / "empty").mkdir()
     with self.assertRaisesRegex(
-      errors.InputError, "gives 0 train tokens; need at least 17 "
+      errors.InputError, "data.source='.*empty' holds no files; need"
     ):
       self.prepare(source="empty")
+
+  def test_what_is_left_out_is_said_once(self):
+    self.write("source/a.py", "# é".encode("latin-1"))
+    self.write("source/b.py", "# ü".encode("latin-1"))
+    self.write("source/c.pyc", b"\xff\x00")
+    with self.assertLogs("absl", "WARNING") as logs:
+      self.prepare()
+    self.assertLen(logs.output, 1)
+    self.assertRegex(
+      logs.output[0],
+      "data.source='.*source': 3 files left out: 2 not UTF-8, 1 binary$",
+    )
+
+  def test_nothing_but_what_is_left_out(self):
+    self.write("latin/a.py", "# é".encode("latin-1"))
+    self.write("latin/b.py", "# ü".encode("latin-1"))
+    with self.assertRaisesRegex(
+      errors.InputError, r"gives no documents \(2 files left out: 2 not UTF-8\)"
+    ):
+      self.prepare(source="latin")
+
+  @parameterized.parameters("one.txt", "sub/one.txt", "one.jsonl")
+  def test_a_text_of_one_line_is_trained_on(self, name):
+    text = " ".join(f"word{i}" for i in range(350_000))
+    self.assertGreater(len(text), 3 * sources.MAX_DOCUMENT)
+    self.write(name, json.dumps({"text": text}) if name.endswith("l") else text)
+    with mock.patch.object(tokens_lib, "TOKENIZER_SAMPLE", 10_000):
+      source = name.partition("/")[0]
+      # No document over 2 MB, although the only line is.
+      got = self.prepare(source=source, max_megabytes=2.0, context_length=64)
+    self.assertGreater(len(got.train), 100_000)
+    parts = [d.text for d in sources.documents(self.config(source))]
+    self.assertCountEqual(" ".join(parts).split(), text.split())
 
   def test_small_text_gives_a_small_vocabulary_and_a_warning(self):
     with self.assertLogs("absl", "WARNING") as logs:

@@ -109,6 +109,13 @@ class TokenizerTest(parameterized.TestCase):
       self.assertEqual(loaded.encode(text), self.tokenizer.encode(text))
     self.assertEqual([p.name for p in self.folder.iterdir()], [path.name])
 
+  def test_repr_is_a_line(self):
+    fingerprint = self.tokenizer.fingerprint[:12]
+    self.assertEqual(
+      repr(self.tokenizer),
+      f"Tokenizer(vocab_size=300, fingerprint={fingerprint})",
+    )
+
   def test_single_token(self):
     tokenizer = self.tokenizer
     self.assertEqual(tokenizer.single_token("e"), tokenizer.encode("e")[0])
@@ -146,7 +153,8 @@ class TokenizerTest(parameterized.TestCase):
       tokenizer_lib.Tokenizer.load(path)
 
   def test_place_that_cannot_be_written(self):
-    path = self.folder / "missing" / "tokenizer.json"
+    (self.folder / "file").touch()
+    path = self.folder / "file" / "tokenizer.json"
     with self.assertRaisesRegex(errors.InputError, str(path)):
       self.tokenizer.save(path)
 

@@ -1,5 +1,6 @@
-"""The benchmark at minute shapes: every figure is produced, none is judged."""
+"""The benchmark at tiny shapes: every metric is measured, none is judged."""
 
+import dataclasses
 import json
 import math
 import os
@@ -13,73 +14,80 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from experiments.benchmark import baseline_runs, measure, scaling
+from experiments.benchmark import measure, scaling, torch_baselines
 from sparse_jax.training import loop
 from sparse_jax.utils import errors
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-# Stands where a peer stands: prints what it was asked for, and a time.
-PEER = """
+# Stands in for a Python with PyTorch: half a second a step, whatever is asked.
+PYTHON = """#!{python}
 import json, sys
-flags = dict(a.lstrip("-").partition("=")[::2] for a in sys.argv[1:])
 print("a line before")
-print(json.dumps({KEY: 500.0, **flags}))
+print(json.dumps({{"step_seconds": 0.5, "argv": sys.argv[1:]}}))
 """
 
 
-def install_peers(directory) -> baseline_runs.Peers:
-  """Writes two scripts that take half a second a step, by their own word."""
-  for script, key in (
-    (baseline_runs.TRAIN_PEER, "step_ms"),
-    (baseline_runs.PRUNE_PEER, "mask_step_ms"),
-  ):
-    text = PEER.replace("KEY", repr(key))
-    (pathlib.Path(directory) / script).write_text(text)
-  return baseline_runs.find_peers(sys.executable, str(directory), required=True)
+def install_python(directory, text=PYTHON) -> str:
+  """Writes an interpreter that runs every script as this text."""
+  path = pathlib.Path(directory) / "python"
+  path.write_text(text.format(python=sys.executable))
+  path.chmod(0o755)
+  return str(path)
 
 
-def figure(value, **fields):
-  return measure.Figure(
-    **{"name": "f", "shape": "s", "value": value, "mark": 2.0, **fields}
+def metric(value, **fields):
+  return measure.Metric(
+    **{"name": "f", "shape": "s", "value": value, "target": 2.0, **fields}
   )
 
 
 class PlanTest(absltest.TestCase):
-  def test_short_plan_gives_every_figure(self):
+  def test_short_plan_gives_every_metric(self):
     with tempfile.TemporaryDirectory() as directory:
-      peers = install_peers(directory)
-      plan = measure.short_plan()
-      figures = [
-        f for _, measure in measure.measurements(plan, peers) for f in measure()
+      baselines = torch_baselines.Baselines(install_python(directory))
+      metrics = [
+        m
+        for _, measurement in measure.measurements(measure.SHORT, baselines)
+        for m in measurement()
       ]
-    self.assertLen({f.name for f in figures}, 8)
-    for f in figures:
-      with self.subTest(f.name):
-        self.assertTrue(math.isfinite(f.value), f)
-        self.assertIn(f.reached, (True, False))
-        self.assertEqual(f.note, "")
-        json.dumps(f.to_dict(), allow_nan=False)
-        self.assertIn(f.name, measure.table(figures))
-    over_peers = [f for f in figures if "PyTorch" in f.name]
-    self.assertLen(over_peers, 3)
-    for f in over_peers:
-      ours = f.details.get("sparse_seconds") or f.details["mask_step_seconds"]
-      self.assertAlmostEqual(f.value * ours, 0.5, places=6)
+    self.assertLen({m.name for m in metrics}, 8)
+    for m in metrics:
+      with self.subTest(m.name):
+        self.assertTrue(math.isfinite(m.value), m)
+        self.assertIn(m.reached, (True, False))
+        self.assertEqual(m.note, "")
+        json.dumps(m.to_dict(), allow_nan=False)
+        self.assertIn(m.name, measure.table(metrics))
+    over_torch = [m for m in metrics if "PyTorch" in m.name]
+    self.assertLen(over_torch, 3)
+    for m in over_torch:
+      ours = m.details.get("sparse_seconds") or m.details["mask_step_seconds"]
+      self.assertAlmostEqual(m.value * ours, 0.5, places=6)
+    (share,) = (m for m in metrics if "product" in m.name)
+    d = share.details
+    self.assertAlmostEqual(
+      share.value,
+      d["model_flops_a_step"]
+      / d["sparse_seconds"]
+      / d["product_flops_a_second"],
+    )
 
-  def test_plans_ask_for_the_same_kinds_of_figures(self):
-    peers = baseline_runs.Peers()
+  def test_plans_ask_for_the_same_kinds_of_metrics(self):
     kinds = lambda plan: {
-      measure.func for _, measure in measure.measurements(plan, peers)
+      measurement.func
+      for _, measurement in measure.measurements(
+        plan, torch_baselines.Baselines()
+      )
     }
-    self.assertEqual(kinds(measure.cpu_plan()), kinds(measure.short_plan()))
+    self.assertEqual(kinds(measure.CPU), kinds(measure.SHORT))
     self.assertEqual(
-      kinds(measure.accelerator_plan()),
-      kinds(measure.short_plan()) | {measure.measure_fused},
+      kinds(measure.ACCELERATOR),
+      kinds(measure.SHORT) | {measure.measure_fused},
     )
 
   def test_growth_is_measured_and_drawn(self):
-    plan = measure.short_plan()
+    plan = measure.SHORT
     measured = scaling.measure_growth(
       "d_model", plan.growth_base, plan.growth_axes["d_model"], 1
     )
@@ -90,7 +98,7 @@ class PlanTest(absltest.TestCase):
       scaling.plot_growth(path, [measured])
       self.assertEqual(path.read_bytes()[:8], b"\x89PNG\r\n\x1a\n")
 
-  def test_a_figure_that_does_not_exist_is_one_line(self):
+  def test_a_metric_that_does_not_exist_is_one_line(self):
     done = subprocess.run(
       [sys.executable, "-m", "experiments.benchmark", "--only=mass step"],
       cwd=ROOT,
@@ -101,9 +109,9 @@ class PlanTest(absltest.TestCase):
     self.assertEqual(done.returncode, 2)
     self.assertRegex(done.stderr, r"^error: --only='?mass step'?.*AbsTopK.*\n$")
 
-  def test_command_without_peers_says_so(self):
+  def test_command_without_torch_says_so(self):
     with tempfile.TemporaryDirectory() as directory:
-      out = pathlib.Path(directory) / "figures.json"
+      out = pathlib.Path(directory) / "metrics.json"
       done = subprocess.run(
         [
           sys.executable,
@@ -124,61 +132,71 @@ class PlanTest(absltest.TestCase):
       )
       self.assertEqual(done.returncode, 0, done.stderr)
       saved = json.loads(out.read_text())
-    self.assertIn("peers are not installed", done.stdout)
+    self.assertIn("then --torch_python=torch/bin/python", done.stdout)
     self.assertIsNone(saved["versions"]["torch"])
     self.assertEqual(saved["versions"]["jax"], jax.__version__)
-    for row in saved["figures"]:
-      is_over_peer = "PyTorch" in row["name"]
-      self.assertEqual(row["value"] is None, is_over_peer, row["name"])
-      self.assertEqual(row["reached"] is None, is_over_peer)
+    for row in saved["metrics"]:
+      is_over_torch = "PyTorch" in row["name"]
+      self.assertEqual(row["value"] is None, is_over_torch, row["name"])
+      self.assertEqual(row["reached"] is None, is_over_torch)
 
 
-class PeersTest(absltest.TestCase):
+class BaselinesTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
-    self.directory = pathlib.Path(
-      self.enterContext(tempfile.TemporaryDirectory())
-    )
+    self.directory = self.enterContext(tempfile.TemporaryDirectory())
 
-  def test_missing_peers_are_an_error_only_if_asked_for(self):
-    place = str(self.directory)
-    self.assertIsNone(baseline_runs.find_peers("none", place, False).python)
-    with self.assertRaisesRegex(errors.InputError, "none: no such file"):
-      baseline_runs.find_peers("none", place, True)
-    with self.assertRaisesRegex(errors.InputError, baseline_runs.TRAIN_PEER):
-      baseline_runs.find_peers(sys.executable, place, True)
+  def test_no_torch_is_an_error_only_if_asked_for(self):
+    none = torch_baselines.Baselines()
+    self.assertIsNone(none.torch_version())
+    with self.assertRaisesRegex(torch_baselines.BaselineError, "pip install"):
+      none.sampler(torch_baselines.TRAIN, 1)()
+    with self.assertRaisesRegex(errors.InputError, "--torch_python='none'"):
+      torch_baselines.Baselines("none")
 
-  def test_failing_peer_gives_its_last_line(self):
-    peers = install_peers(self.directory)
-    script = self.directory / baseline_runs.TRAIN_PEER
-    script.write_text("raise SystemExit('no PyTorch here')")
-    with self.assertRaisesRegex(baseline_runs.PeerError, "no PyTorch here"):
-      peers.sampler(baseline_runs.TRAIN_PEER, 1)()
-
-  def test_shapes_reach_the_peers(self):
-    install_peers(self.directory)
-    shape = measure.Shape(n_layer=3, d_model=48, density=0.25)
-    mask_shape = measure.MaskShape(num_sequences=6)
-    for script, flags, want in (
-      (
-        baseline_runs.TRAIN_PEER,
-        shape.peer_flags(),
-        {"layers": "3", "d_model": "48", "density": "0.25", "active": "0.25"},
-      ),
-      (
-        baseline_runs.PRUNE_PEER,
-        mask_shape.peer_flags(),
-        {"layers": "2", "sequences": "6", "length": "24"},
-      ),
+  def test_a_failing_baseline_gives_its_last_line(self):
+    python = install_python(self.directory, "#!/bin/sh\necho no torch >&2\n")
+    baselines = torch_baselines.Baselines(python)
+    with self.assertRaisesRegex(
+      torch_baselines.BaselineError, "torch_step.py failed: no torch"
     ):
-      done = subprocess.run(
-        [sys.executable, str(self.directory / script), *flags],
-        capture_output=True,
-        check=True,
-        text=True,
-      )
-      row = json.loads(done.stdout.splitlines()[-1])
-      self.assertEqual(row, row | want)
+      baselines.sampler(torch_baselines.TRAIN, 1)()
+
+  def test_the_scripts_are_there(self):
+    directory = pathlib.Path(torch_baselines.__file__).parent / "baselines"
+    for script in (torch_baselines.TRAIN, torch_baselines.PRUNE):
+      self.assertIn("shared.report(", (directory / script).read_text())
+
+  def test_the_scripts_take_every_flag_they_get(self):
+    # Their own parser, with nothing behind it that needs PyTorch.
+    (pathlib.Path(self.directory) / "torch").mkdir()
+    for name in ("torch/__init__.py", "torch/nn/functional.py"):
+      path = pathlib.Path(self.directory) / name
+      path.parent.mkdir(exist_ok=True)
+      path.write_text("")
+    (pathlib.Path(self.directory) / "torch/nn/__init__.py").write_text("")
+    shape = measure.Shape(n_layer=3, d_model=48, density=0.25)
+    done = subprocess.run(
+      [
+        sys.executable,
+        "-c",
+        "import json, shared; print(json.dumps(vars(shared.parse_flags())))",
+        "--steps=1",
+        "--device=cpu",
+        "--compile",
+        *shape.flags(),
+      ],
+      cwd=ROOT / "experiments" / "benchmark" / "baselines",
+      env={**os.environ, "PYTHONPATH": self.directory},
+      capture_output=True,
+      check=False,
+      text=True,
+    )
+    self.assertEqual(done.returncode, 0, done.stderr)
+    row = json.loads(done.stdout)
+    want = dataclasses.asdict(shape) | {"steps": 1, "compile": True}
+    del want["kernels"], want["num_runs"]
+    self.assertEqual(row, row | want)
 
 
 class RecordsTest(parameterized.TestCase):
@@ -191,11 +209,11 @@ class RecordsTest(parameterized.TestCase):
     ("missing", None, True, None),
   )
   def test_reached(self, value, at_most, want):
-    self.assertIs(figure(value, at_most=at_most).reached, want)
+    self.assertIs(metric(value, at_most=at_most).reached, want)
 
   def test_table_says_what_is_missing_and_why_once(self):
     text = measure.table(
-      [figure(1.5), figure(None, note="because"), figure(None, note="because")]
+      [metric(1.5), metric(None, note="because"), metric(None, note="because")]
     )
     self.assertIn("| f | s | at least 2 | 1.5 | **no** |", text)
     self.assertEqual(text.count("not measured"), 2)
@@ -213,7 +231,7 @@ class RecordsTest(parameterized.TestCase):
 
     def failing():
       calls.append("c")
-      raise baseline_runs.PeerError("gone")
+      raise torch_baselines.BaselineError("gone")
 
     medians, failed = measure.interleave(
       {

@@ -1,7 +1,10 @@
 """Commands: configs from files and flags; bad input is one line, status 2."""
 
+import dataclasses
 import json
 import pathlib
+import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -16,19 +19,41 @@ from sparse_jax.utils import errors
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-# Runs the train command once per list of arguments, in one process.
+# Runs commands, one [name, arguments] a line, in one process.
 DRIVER = """
-import contextlib, io, json, sys
-from experiments import cli, train
-for arguments in json.load(sys.stdin):
-  sys.argv = ["experiments/train.py", *arguments]
-  text = io.StringIO()
-  with contextlib.redirect_stderr(text):
+import contextlib, io, json, runpy, sys
+from absl import flags
+for name, *arguments in json.load(sys.stdin):
+  for flag in list(flags.FLAGS.flags_by_module_dict().get(sys.argv[0], ())):
+    delattr(flags.FLAGS, flag.name)
+  sys.argv = [f"experiments/{name}.py", *arguments]
+  out, err = io.StringIO(), io.StringIO()
+  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
     try:
-      cli.run(train.main, train.__doc__)
+      runpy.run_module(f"experiments.{name}", run_name="__main__")
     except SystemExit as e:
-      print(json.dumps([e.code, text.getvalue()]))
+      status = e.code
+  print(json.dumps([status, err.getvalue(), out.getvalue()]))
 """
+
+COMMANDS = sorted(
+  path.parent.name if path.stem == "__main__" else path.stem
+  for path in (ROOT / "experiments").rglob("*.py")
+  if "cli.run(" in path.read_text() and path.stem != "cli"
+)
+
+
+def run_commands(*commands):
+  """Returns [status, standard error, standard output] of each command."""
+  done = subprocess.run(
+    [sys.executable, "-c", DRIVER],
+    cwd=ROOT,
+    input=json.dumps(commands),
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def as_text(value):
@@ -140,25 +165,17 @@ class CommandTest(TemporaryTest):
   def test_every_refused_field(self):
     cases = [*config_test.REFUSED, *config_test.REFUSED_ELSEWHERE]
     common = [f"--config={self.config_file()}", f"--workdir={self.root}/run"]
-    done = subprocess.run(
-      [sys.executable, "-c", DRIVER],
-      cwd=ROOT,
-      input=json.dumps(
-        [
-          [*common, f"--config.{name}={as_text(value)}"]
-          for name, value, _ in cases
-        ]
-      ),
-      capture_output=True,
-      text=True,
-      check=True,
+    results = run_commands(
+      *(
+        ["train", *common, f"--config.{name}={as_text(value)}"]
+        for name, value, _ in cases
+      )
     )
-    results = [json.loads(line) for line in done.stdout.splitlines()]
     self.assertLen(results, len(cases))
-    for (name, value, says), (status, text) in zip(cases, results, strict=True):
+    for (name, value, says), (*done, _) in zip(cases, results, strict=True):
       with self.subTest(f"{name}={value}"):
         # As text, 5 is a word like any other where a word is accepted.
-        self.check_refusal(status, text, *([] if value == 5 else [says]))
+        self.check_refusal(*done, *([] if value == 5 else [says]))
 
   def test_process_ends_with_status_2(self):
     done = subprocess.run(
@@ -184,28 +201,82 @@ class CommandTest(TemporaryTest):
   def test_flags(self):
     config = f"--config={self.config_file()}"
     both = [config, f"--workdir={self.root}/run"]
-    runs = [
-      ["--help"],
-      [config],
-      [config, "--workdir"],
-      [*both, "--wrokdir=x"],
-      [*both, "train"],
-    ]
-    done = subprocess.run(
-      [sys.executable, "-c", DRIVER],
-      cwd=ROOT,
-      input=json.dumps(runs),
-      capture_output=True,
-      text=True,
-      check=True,
+    missing, no_value, unknown, stray, fields = run_commands(
+      ["train", config],
+      ["train", config, "--workdir"],
+      ["train", *both, "--wrokdir=x"],
+      ["train", *both, "train"],
+      ["train", "--helpfull"],
     )
-    *shown, help_, missing, no_value, unknown, stray = done.stdout.splitlines()
-    self.assertEqual(json.loads(help_), [0, ""])
-    self.assertIn("--config.FIELD=VALUE", "\n".join(shown))
-    self.check_refusal(*json.loads(missing), "workdir")
-    self.check_refusal(*json.loads(no_value), "workdir")
-    self.check_refusal(*json.loads(unknown), "wrokdir", "workdir")
-    self.check_refusal(*json.loads(stray), "'train'", "flags as in --help")
+    self.check_refusal(*missing[:2], "--workdir is missing; need a directory")
+    self.check_refusal(*no_value[:2], "workdir")
+    self.check_refusal(*unknown[:2], "wrokdir", "workdir")
+    self.check_refusal(*stray[:2], "'train'", "flags as in --help")
+    self.assertEqual(fields[:2], [0, ""])
+    for field in dataclasses.fields(config_lib.PruneConfig):
+      start = f"  prune.{field.name}={field.default!r}: ".partition(",")[0]
+      self.assertIn(start, fields[2])
+      self.assertNotEmpty(field.metadata["doc"])
+
+  def test_a_missing_flag_says_what_is_needed(self):
+    needs = {
+      "explain": "model",
+      "export": "model",
+      "frontier": "workdir",
+      "prune": "model",
+      "report": "circuits",
+      "task_docs": "model",
+      "tasks": "model",
+      "train": "config",
+      "verify": "circuit",
+    }
+    self.assertCountEqual([*needs, "benchmark", "quickstart"], COMMANDS)
+    results = run_commands(*([name] for name in needs))
+    for name, (*done, _) in zip(needs, results, strict=True):
+      with self.subTest(name):
+        self.check_refusal(*done, f"error: --{needs[name]} is missing; need ")
+    says = "--config is missing; need a Python file with get_config()"
+    self.assertIn(says, results[list(needs).index("train")][1])
+
+  def test_every_help_is_a_screen_with_examples_that_fit(self):
+    names = [
+      "benchmark.__main__" if name == "benchmark" else name for name in COMMANDS
+    ]
+    results = run_commands(*([name, "--help"] for name in names))
+    for name, (status, err, text) in zip(COMMANDS, results, strict=True):
+      with self.subTest(name):
+        self.assertEqual((status, err), (0, ""))
+        self.assertLess(text.count("\n"), 40)
+        known = set(re.findall(r"^  --(\w+):", text, re.MULTILINE))
+        required = {
+          flag
+          for flag in known
+          if re.search(rf"--{flag}: [^-]*\(required\)", text)
+        }
+        commands = re.findall(
+          rf"^  (python -m experiments\.{name}\b(?:.*\\\n)*.*)$",
+          text,
+          re.MULTILINE,
+        )
+        self.assertNotEmpty(commands)
+        for command in commands:
+          parts = shlex.split(command.replace("\\\n", ""))[3:]
+          overrides = [p for p in parts if p.startswith("--config.")]
+          flags = dict(
+            part.removeprefix("--").partition("=")[::2]
+            for part in parts
+            if part not in overrides
+          )
+          self.assertContainsSubset(flags, known)
+          self.assertContainsSubset(required, flags)
+          kind = config_lib.Config
+          if name == "frontier":
+            kind = frontier.FrontierConfig
+          config = flags.get("config")
+          cli.load_config(config and str(ROOT / config), overrides, kind)
+          shown = re.findall(r"^    (--config\.\S+=\S+);", text, re.MULTILINE)
+          self.assertLen(shown, int("config" in known))
+          cli.load_config(None, shown, kind)
 
 
 if __name__ == "__main__":

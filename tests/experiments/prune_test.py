@@ -61,6 +61,15 @@ class PruneCommandTest(absltest.TestCase):
       vocab_size=tokenizer.vocab_size,
       context_length=64,
     )
+    cls.few = cls.root / "few,er.jsonl"
+    sides = {"prompt": "x = 'a", "answer": "'"}
+    sides |= {"counter_prompt": 'x = "a', "counter_answer": '"'}
+    rows = [
+      {k: v.replace("a", split[:2]) for k, v in sides.items()}
+      | {"split": split}
+      for split in ("train", "validation", "test")
+    ]
+    cls.few.write_text("\n".join(map(json.dumps, rows)))
     model = transformer.Model(config, config_lib.SparsityConfig(min_alive=0))
     params = jax.jit(model.init)(jax.random.key(0))
     for name, means in (("model", helpers.random_means(model)), ("bare", None)):
@@ -71,22 +80,29 @@ class PruneCommandTest(absltest.TestCase):
   def run_on(self, model, *args):
     return prune(
       f"--model={self.root / model}",
-      "--tasks=single_double_quote",
+      # The comma belongs to the file's name.
+      f'--tasks=single_double_quote,"{self.few}"',
       f"--workdir={self.root / 'circuits'}",
       *_FAST,
       *args,
     )
 
   def test_gate_then_circuits_then_nothing_more_to_do(self):
+    out = self.root / "circuits"
+    path = out / "single_double_quote" / "circuit.json"
     gated = self.run_on("model")
     self.assertEqual(gated.returncode, 1, gated.stderr)
     self.assertIn("not pruned, not learned: accuracy", gated.stdout)
+    written = []
     for more in ((), ("--nofaithfulness",)):
       done = self.run_on("model", "--below_gate", *more)
       self.assertEqual(done.returncode, 0, done.stderr)
       self.assertEqual(bool(more), "verdict: " not in done.stdout)
       self.assertIn("below the gate", done.stdout)
-    out = self.root / "circuits"
+      # A task without enough pairs does not take the other with it.
+      self.assertRegex(done.stdout, "(?m)^few,er: not pruned, .*need")
+      written.append(path.stat().st_mtime_ns)
+    self.assertEqual(*written)
     circuit = circuit_lib.Circuit.load(out / "single_double_quote")
     self.assertFalse(circuit.metrics["learned"])
     written = json.loads((out / "circuits.json").read_text())

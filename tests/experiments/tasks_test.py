@@ -76,6 +76,15 @@ class TasksCommandTest(parameterized.TestCase):
       for i, split in enumerate(tasks.SPLITS * 7)
     ]
     cls.mine.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    # Two of the seven test pairs, and all of them, have 500 lines before them.
+    for name, some in (("mixed", range(6)), ("long", range(99))):
+      for i, row in enumerate(rows):
+        if i in some:
+          before = "value = compute(1, 2, 3)\n" * 500
+          row["prompt"] = before + row["prompt"]
+          row["counter_prompt"] = before + row["counter_prompt"]
+      path = cls.folder / f"{name}.jsonl"
+      path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
 
   def _figures(self, sequences):
     """Returns loss and accuracy by the whole forward pass."""
@@ -98,7 +107,8 @@ class TasksCommandTest(parameterized.TestCase):
         "-m",
         "experiments.tasks",
         f"--model={self.directory}",
-        f"--tasks=all,{self.mine}",
+        f"--tasks=all,{self.mine},"
+        f"{self.folder / 'mixed.jsonl'},{self.folder / 'long.jsonl'}",
         f"--out={out}",
         "--natural=40",
         "--pairs=30",
@@ -122,7 +132,13 @@ class TasksCommandTest(parameterized.TestCase):
       fingerprint_lib.fingerprint(self.model, self.params),
     )
     names = [*figures["tasks"], *figures["skipped"]]
-    self.assertCountEqual(names, [*tasks.TASK_NAMES, "mine"])
+    self.assertCountEqual(names, [*tasks.TASK_NAMES, "mine", "mixed", "long"])
+    says = "2 of 7 pairs are longer than 128 tokens: skipped"
+    self.assertIn(f"mixed: {says}", done.stdout)
+    mixed = figures["tasks"].pop("mixed")
+    self.assertIn(says, mixed["too_long"])
+    self.assertEqual(mixed["test"]["count"], 5)
+    self.assertIn("7 of 7 pairs are longer", figures["skipped"]["long"])
     # Words cut apart by so small a tokenizer.
     self.assertIn("enumerate_range", figures["skipped"])
     self.assertIn("' enumerate'", figures["skipped"]["enumerate_range"])
@@ -207,7 +223,8 @@ class TaskDocsTest(absltest.TestCase):
       self.assertIn(f"\n## {name}\n", page)
       # Four cells, whatever the answers hold.
       self.assertLen(re.findall(r"(?<!\\)\|", row), 5)
-    self.assertEqual(page.count("\n```text\n"), page.count("\n```\n"))
+    opened = re.findall(r"\n```(?:text|json|python)\n", page)
+    self.assertLen(opened, page.count("\n```\n"))
     self.assertLess(max(map(len, page.split("\n"))), 1000)
 
   def test_example_marks_the_tokens(self):

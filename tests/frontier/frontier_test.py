@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import email
+import functools
 import json
 import math
 import os
@@ -19,10 +20,11 @@ from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 from matplotlib import colors, image
 
+from experiments import cli
 from sparse_jax import config as config_lib
 from sparse_jax import frontier
-from sparse_jax.frontier import cells, compare, figures, grid, results, workers
-from sparse_jax.utils import errors, files, host
+from sparse_jax.frontier import compare, figures, grid, report, runs, workers
+from sparse_jax.utils import bootstrap, errors, files, host
 
 _ROOT = pathlib.Path(__file__).parents[2]
 
@@ -47,9 +49,9 @@ def small(**fields):
 
 
 class GridTest(parameterized.TestCase):
-  def test_cells_by_hand(self):
+  def test_runs_by_hand(self):
     config = small(variants=("no_sink",))
-    kept, left_out = grid.make_cells(config)
+    kept, left_out = grid.make_runs(config)
     self.assertEmpty(left_out)
     self.assertEqual(
       [c.name for c in kept],
@@ -68,7 +70,7 @@ class GridTest(parameterized.TestCase):
 
   def test_contenders_are_trained_with_every_seed(self):
     names = ("no_sink", "no_bigram")
-    kept, _ = grid.make_cells(small(variants=names, contenders=("no_sink",)))
+    kept, _ = grid.make_runs(small(variants=names, contenders=("no_sink",)))
     self.assertEqual(
       [c.name for c in kept if c.variant],
       [
@@ -79,7 +81,7 @@ class GridTest(parameterized.TestCase):
     )
 
   def test_a_density_below_what_is_protected_is_left_out_and_said(self):
-    kept, left_out = grid.make_cells(small(densities=(0.5, 1 / 64), seeds=(0,)))
+    kept, left_out = grid.make_runs(small(densities=(0.5, 1 / 64), seeds=(0,)))
     self.assertEqual(list(left_out), ["sparse_d32_p0.01562_s0"])
     self.assertIn("sparsity.min_alive", *left_out.values())
     self.assertLen(kept, 3)
@@ -87,8 +89,8 @@ class GridTest(parameterized.TestCase):
   @parameterized.parameters(*grid.VARIANTS)
   def test_a_variant_is_valid_and_changes_what_it_says_alone(self, name):
     config = small(variants=(name,), variant_width=128, variant_density=0.25)
-    variant = grid.make_cells(config)[0][-1]
-    base = grid.Cell(128, 0.25, 0)
+    variant = grid.make_runs(config)[0][-1]
+    base = grid.Run(128, 0.25, 0)
     flat = lambda c: dict(
       config_lib._flat(config_lib.to_dict(grid.run_config(config, c)))
     )
@@ -97,7 +99,7 @@ class GridTest(parameterized.TestCase):
     self.assertEqual(changed, set(grid.VARIANTS[name]))
 
   def test_dense_is_dense(self):
-    run = grid.run_config(small(dense_steps=7), grid.Cell(16, 1.0, 3))
+    run = grid.run_config(small(dense_steps=7), grid.Run(16, 1.0, 3))
     self.assertEqual(run.sparsity.density, 1)
     self.assertEqual(run.sparsity.activation_fraction, 1)
     self.assertEqual((run.model.d_model, run.train.steps, run.seed), (16, 7, 3))
@@ -126,30 +128,33 @@ class EstimateTest(parameterized.TestCase):
   def test_the_rest_takes_as_long_as_what_is_done_did(self):
     root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
     config = small(seeds=(0,), densities=(0.5,))
-    self.assertEqual(cells.remaining_text(config, root), "3 of 3 cells remain")
-    todo, _ = grid.make_cells(config)
+    self.assertEqual(
+      runs.remaining_text(config, runs.status(config, root)),
+      "3 of 3 runs remain",
+    )
+    todo, _ = grid.make_runs(config)
     costs = [grid.cost(grid.run_config(config, c), 600) for c in todo]
-    directory = cells.directory_of(root.absolute(), todo[0])
-    settings = cells._settings(config, todo[0], root.absolute())
+    directory = runs.directory_of(root.absolute(), todo[0])
+    settings = runs._settings(config, todo[0], root.absolute())
     files.write_json(
-      directory / cells.FILE,
+      directory / runs.FILE,
       {"name": todo[0].name, "seconds": 3600.0, "settings": settings},
     )
     hours = (costs[1] + costs[2]) / costs[0] / 2
     self.assertEqual(
-      cells.remaining_text(config, root, processes=2),
-      f"2 of 3 cells remain, about {cells.duration(3600 * hours)}",
+      runs.remaining_text(config, runs.status(config, root), processes=2),
+      f"2 of 3 runs remain, about {runs.duration(3600 * hours)}",
     )
 
   @parameterized.parameters((3.2, "4 s"), (600, "10 min"), (9000, "2.5 h"))
   def test_duration(self, seconds, want):
-    self.assertEqual(cells.duration(seconds), want)
+    self.assertEqual(runs.duration(seconds), want)
 
 
 def model(name, loss, edges, width=8, density=1.0, variant="", **missing):
   """A model of one seed per loss; `edges` by task."""
   losses = loss if isinstance(loss, tuple) else (loss,)
-  figures = {
+  metrics = {
     task: {
       "learned": missing.get(task) != "not learned",
       "meets_target": missing.get(task) != "misses",
@@ -160,17 +165,17 @@ def model(name, loss, edges, width=8, density=1.0, variant="", **missing):
     }
     for task, size in edges.items()
   }
-  return compare.Model(
+  return compare.ModelGroup(
     name=name,
     width=width,
     density=density,
     variant=variant,
     activation_fraction=0.25,
     eval_losses=losses,
-    figures=(figures,) * len(losses),
+    metrics=(metrics,) * len(losses),
     target=0.15,
     tokens=1000,
-    cells=tuple(f"{name}_s{i}" for i in range(len(losses))),
+    runs=tuple(f"{name}_s{i}" for i in range(len(losses))),
   )
 
 
@@ -191,7 +196,7 @@ class CompareTest(parameterized.TestCase):
     self.assertAlmostEqual(found["ratio"]["value"], want, places=6)
     # One seed and one task: nothing to resample, so there is no interval.
     self.assertIsNone(found["ratio"]["low"])
-    self.assertIn("no interval", results.resampled(found))
+    self.assertIn("no interval", report.resampled(found))
 
   def test_geometric_mean_over_tasks_by_hand(self):
     dense = [
@@ -268,8 +273,8 @@ class CompareTest(parameterized.TestCase):
     found = self.ratio(dense, model("s", (2.9, 3.5), {"t": 20}, density=0.1))
     self.assertAlmostEqual(found["outside"], 0.25, delta=0.05)
     share = f"without the {found['outside']:.0%} of draws"
-    self.assertIn(share, results.resampled(found))
-    self.assertNotIn("draws", results.resampled(found | {"outside": 0.0}))
+    self.assertIn(share, report.resampled(found))
+    self.assertNotIn("draws", report.resampled(found | {"outside": 0.0}))
     self.assertGreaterEqual(found["ratio"]["low"], 100 / 20)
     self.assertLessEqual(found["ratio"]["high"], 400 / 20)
 
@@ -277,9 +282,9 @@ class CompareTest(parameterized.TestCase):
     dense = [model("a", 4.0, {"t": 100}), model("b", 3.0, {"t": 400})]
     sparse = model("s", (3.0, 4.0, 4.1), {"t": 20}, density=0.1)
     sizes = (
-      {"t": sparse.figures[0]["t"] | {"num_edges": n}} for n in (20, 5, 1)
+      {"t": sparse.metrics[0]["t"] | {"num_edges": n}} for n in (20, 5, 1)
     )
-    sparse = dataclasses.replace(sparse, figures=tuple(sizes))
+    sparse = dataclasses.replace(sparse, metrics=tuple(sizes))
     first, second, outside = self.ratio(dense, sparse)["by_seed"]
     self.assertAlmostEqual(first, 400 / 20, places=6)
     self.assertAlmostEqual(second, 100 / 5, places=6)
@@ -288,10 +293,9 @@ class CompareTest(parameterized.TestCase):
   def test_without_a_draw_inside_there_is_no_interval(self):
     dense = [model("a", (4.0, 3.0), {"t": 9}), model("b", (3.0, 2.0), {"t": 9})]
     sparse = model("s", 3.2, {"t": 3}, density=0.1)
-    with mock.patch.object(np.random, "default_rng") as rng:
-      # Always the last seed: 3.0 and 2.0 do not enclose 3.2, their means do.
-      last = lambda low, high, size: np.full(size, high - 1)
-      rng.return_value.integers = last
+    # Always the last seed: 3.0 and 2.0 do not enclose 3.2, their means do.
+    last = lambda sizes, seed: [np.full((5, n), n - 1) for n in sizes]
+    with mock.patch.object(bootstrap, "draw_indices", last):
       found = self.ratio(dense, sparse)
     self.assertEqual(found["outside"], 1)
     self.assertAlmostEqual(found["ratio"]["value"], 3.0)
@@ -302,10 +306,10 @@ class CompareTest(parameterized.TestCase):
       model(name, (loss, loss), {"t": edges, "u": 80})
       for name, loss, edges in (("a", 4.0, 100), ("b", 3.0, 400))
     )
-    failed = better.figures[0] | {
-      "t": better.figures[0]["t"] | {"num_edges": 70_000}
+    failed = better.metrics[0] | {
+      "t": better.metrics[0]["t"] | {"num_edges": 70_000}
     }
-    better = dataclasses.replace(better, figures=(failed, better.figures[1]))
+    better = dataclasses.replace(better, metrics=(failed, better.metrics[1]))
     sparse = model("s", (_MIDDLE, _MIDDLE), {"t": 20, "u": 2}, density=0.1)
     found = self.ratio([worse, better], sparse)
     smallest = found["ratios_of_smallest"]["num_edges"]
@@ -318,6 +322,32 @@ class CompareTest(parameterized.TestCase):
     found = self.ratio(dense, sparse)
     self.assertIsNone(found["ratio"])
     self.assertIn("no task", found["why"])
+
+  def test_the_draws_of_a_seed_are_pinned(self):
+    # Intervals change with the order of draws: published ones must not.
+    edges = lambda *sizes: dict(zip("tuv", sizes, strict=True))
+    seeds = lambda group, *sizes: dataclasses.replace(
+      group,
+      metrics=(
+        group.metrics[0],
+        {
+          task: group.metrics[0][task] | {"num_edges": size}
+          for task, size in edges(*sizes).items()
+        },
+      ),
+    )
+    dense = [
+      seeds(model("a", (4.0, 3.8), edges(100, 30, 9)), 80, 60, 20),
+      seeds(model("b", (3.0, 3.2), edges(400, 200, 70)), 300, 500, 30),
+    ]
+    sparse = model("s", (3.1, 3.6), edges(20, 9, 2), density=0.1)
+    sparse = seeds(sparse, 30, 4, 8)
+    found = self.ratio(dense, sparse)
+    size = compare.mean_size(sparse, "num_edges", "tuv")
+    got = [*found["ratio"].values(), *size.values(), found["outside"]]
+    want = (12.18812245378512, 3.6627760038943062, 26.827622558159494)
+    want += (8.377137083581049, 4.0, 19.309787692112597, 0.064)
+    np.testing.assert_allclose(got, want, rtol=1e-9)
 
   sizes = st.lists(st.integers(1, 10_000), min_size=1, max_size=4)
 
@@ -409,6 +439,17 @@ def result(name, model_name, width, density, loss, edges, variant=""):
   }
 
 
+_GRID = {"num_runs": 6, "missing": [], "diverged": {}, "left_out": {}}
+
+
+def written_text(found, comparison):
+  """Returns results.md."""
+  environment = {"versions": {"python": "3", "jax": "1"}}
+  return report.markdown(
+    found, {"grid": _GRID, **comparison}, "make it", environment
+  )
+
+
 class BaselineTest(absltest.TestCase):
   def test_a_beaten_dense_model_is_shown_apart_and_said(self):
     found = [
@@ -417,7 +458,7 @@ class BaselineTest(absltest.TestCase):
       result("dense_d32_s0", "dense_d32", 32, 1.0, 3.2, 40_000),
       result("s_s0", "s", 32, 0.1, _MIDDLE, 20),
     ]
-    comparison = frontier.compare_cells(found)
+    comparison = frontier.compare_runs(found)
     self.assertAlmostEqual(
       comparison["best"]["ratios"]["num_edges"]["value"], 10
     )
@@ -426,7 +467,8 @@ class BaselineTest(absltest.TestCase):
     curves = {c: ms for c, _, ms in figures._curves(comparison["models"])}
     apart = curves["dense, a narrower one is better"]
     self.assertEqual([m["name"] for m in apart], ["dense_d32"])
-    self.assertIn("`dense_d32`", results._beaten(comparison))
+    text = written_text(found, comparison)
+    self.assertIn("at most the same loss: `dense_d32`.", text)
 
 
 class PointsTest(absltest.TestCase):
@@ -436,10 +478,10 @@ class PointsTest(absltest.TestCase):
       result("dense_d8_s0", "dense_d8", 8, 1.0, 4.0, 100),
       result("s_s0", "s", 32, 0.1, 3.0, 0),
     ]
-    comparison = frontier.compare_cells(found)
-    points = figures.plot_tasks(root / "tasks", found, comparison)
+    comparison = frontier.compare_runs(found)
+    points = figures.plot_tasks(root / "tasks.png", found, comparison)
     self.assertEqual(
-      [(p.cell, p.task, p.edges) for p in points],
+      [(p.run, p.task, p.edges) for p in points],
       [("dense_d8_s0", "t", 100), ("s_s0", "t", 0)],
     )
     picture = image.imread(root / "tasks.png")
@@ -463,9 +505,9 @@ class VariantsTest(absltest.TestCase):
       ((), "s", None),
       (("no_sink",), "v", "sparse, d_model 32, sink=False"),
     ):
-      comparison = frontier.compare_cells(found, contenders)
+      comparison = frontier.compare_runs(found, contenders)
       self.assertEqual(comparison["best"]["model"], best)
-      sentence = results.headline(comparison)
+      sentence = report.headline(comparison)
       self.assertEqual("those of v (sink=False)," in sentence, best == "v")
       curves = {
         name: ms for name, _, ms in figures._curves(comparison["models"])
@@ -511,7 +553,7 @@ class VariantsTest(absltest.TestCase):
         ("activation_1", 1.0, 3.625),
       )
     ]
-    (line,) = results.agreement_with_paper({"best": None, "models": models})
+    (line,) = report.paper_findings({"best": None, "models": models})
     self.assertIn("3.625 (1), 3.500 (0.25), 3.750 (0.125): least at 0.25", line)
 
 
@@ -526,6 +568,7 @@ class WorkersTest(parameterized.TestCase):
     logs = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
     code = "import sys; print('error: no room'); sys.exit(2)"
     command = [sys.executable, "-c", code]
+    self.enterContext(mock.patch.object(workers, "_POLL_SECONDS", 0.05))
     with self.assertRaisesRegex(
       errors.InputError, "status 2: error: no room.*worker-0.log"
     ):
@@ -533,62 +576,74 @@ class WorkersTest(parameterized.TestCase):
 
 
 class DivergedTest(absltest.TestCase):
-  def test_a_diverged_cell_is_kept_as_such_and_not_tried_again(self):
+  def test_a_diverged_run_is_kept_as_such_and_not_tried_again(self):
     root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
     config = small(seeds=(0,), densities=(0.5,))
-    todo, _ = grid.make_cells(config)
-    for cell, fields in zip(
+    todo, _ = grid.make_runs(config)
+    for run, fields in zip(
       todo, ({"diverged": "NaN"}, {"seconds": 1.0}, None), strict=True
     ):
       if fields:
-        settings = cells._settings(config, cell, root)
+        settings = runs._settings(config, run, root)
         files.write_json(
-          cells.directory_of(root, cell) / cells.FILE,
-          {"name": cell.name, "settings": settings, **fields},
+          runs.directory_of(root, run) / runs.FILE,
+          {"name": run.name, "settings": settings, **fields},
         )
-    self.assertEqual(
-      [r["name"] for r in cells.finished(config, root)], [todo[1].name]
+    found = runs.status(config, root)
+    self.assertEqual([r["name"] for r in found.finished], [todo[1].name])
+    self.assertEqual(found.diverged, {todo[0].name: "NaN"})
+    self.assertEqual(found.missing, [todo[2].name])
+    self.assertIn(
+      "1 of 3 runs remain",
+      runs.remaining_text(config, runs.status(config, root)),
     )
-    found = cells.outcome(config, root)
-    self.assertEqual(found["diverged"], {todo[0].name: "NaN"})
-    self.assertEqual(found["missing"], [todo[2].name])
-    self.assertIn("1 of 3 cells remain", cells.remaining_text(config, root))
 
-  def test_a_foreign_cell_file_is_one_line(self):
+  def test_a_foreign_run_file_is_one_line(self):
     root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
     config = small(seeds=(0,))
-    cell = grid.make_cells(config)[0][0]
-    files.write_json(cells.directory_of(root, cell) / cells.FILE, [])
-    with self.assertRaisesRegex(errors.InputError, "cell.json: not cell dense"):
-      cells.finished(config, root)
+    run = grid.make_runs(config)[0][0]
+    files.write_json(runs.directory_of(root, run) / runs.FILE, [])
+    with self.assertRaisesRegex(errors.InputError, "run.json: not run dense"):
+      runs.status(config, root)
+
+
+_WRITTEN = tempfile.TemporaryDirectory()  # Pictures take seconds: one for all.
+
+
+@functools.cache
+def write_grid():
+  """Returns the directory of a written grid, and its Markdown."""
+  root = pathlib.Path(_WRITTEN.name)
+  found = [
+    result("dense_d8_s0", "dense_d8", 8, 1.0, 4.0, 100),
+    result("dense_d16_s0", "dense_d16", 16, 1.0, 3.0, 400),
+    result("s_s0", "s", 32, 0.1, _MIDDLE, 20),
+    result("v_s0", "v", 32, 0.1, 3.5, 25, "no_sink"),
+  ]
+  comparison = frontier.compare_runs(found) | {
+    "grid": {
+      "num_runs": 6,
+      "missing": ["later_s0"],
+      "diverged": {"wild_s0": "training stopped"},
+      "left_out": {"thin_s0": "too few weights"},
+    }
+  }
+  text = frontier.write(
+    root, found, comparison, "make it", host.environment(), root / "docs"
+  )
+  return root, text
 
 
 class WriteTest(absltest.TestCase):
-  def test_everything_is_written_from_the_cells(self):
-    root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
-    found = [
-      result("dense_d8_s0", "dense_d8", 8, 1.0, 4.0, 100),
-      result("dense_d16_s0", "dense_d16", 16, 1.0, 3.0, 400),
-      result("s_s0", "s", 32, 0.1, _MIDDLE, 20),
-      result("v_s0", "v", 32, 0.1, 3.5, 25, "no_sink"),
-    ]
-    comparison = frontier.compare_cells(found) | {
-      "grid": {
-        "num_cells": 6,
-        "missing": ["later_s0"],
-        "diverged": {"wild_s0": "training stopped"},
-        "left_out": {},
-      }
-    }
-    text = frontier.write(
-      root, found, comparison, "make it", host.environment(), root / "docs"
-    )
+  def test_everything_is_written_from_the_runs(self):
+    root, text = write_grid()
     self.assertIn("have 10 times as many edges as those of s", text)
-    self.assertIn("4 of the grid's 6 cells are finished", text)
+    self.assertIn("4 of the grid's 6 runs are finished", text)
     self.assertIn("4.1M", text)
     self.assertIn("(4 on a machine that was not noted)", text)
     self.assertIn("`later_s0`", text)
-    self.assertIn("`wild_s0` diverged: training stopped", text)
+    self.assertIn("`wild_s0` diverged: training stopped.\n", text)
+    self.assertIn("`thin_s0` is left out: too few weights.\n", text)
     # Without a spread nothing is said about the paper's ratio.
     self.assertNotIn("outside the interval", text)
     self.assertIn("make it", text)
@@ -596,37 +651,51 @@ class WriteTest(absltest.TestCase):
     for name in ("frontier", "tasks", "followup"):
       png = (root / f"{name}.png").read_bytes()
       self.assertEqual(png[:8], b"\x89PNG\r\n\x1a\n")
-      self.assertIn(b"<svg", (root / f"{name}.svg").read_bytes())
+      self.assertEqual((root / "docs" / f"{name}.png").read_bytes(), png)
     rows = list(csv.DictReader((root / "frontier.csv").open()))
     self.assertLen(rows, 8)
     self.assertEqual(rows[0]["num_edges"], "100")
     saved = json.loads((root / "frontier.json").read_text())
-    self.assertLen(saved["cells"], 4)
+    self.assertLen(saved["runs"], 4)
     page = (root / "frontier.html").read_text()
-    self.assertIn('href="cells/s_s0/report.html"', page)
+    self.assertIn('href="runs/s_s0/report.html"', page)
     self.assertNotIn("<u>", page)
     self.assertIn("<title>s_s0, t: 20 edges</title>", page)
     self.assertIn("have 10 times as many edges as those of s", page)
 
-  def test_verdicts_by_hand(self):
-    claim = lambda name, holds: {"name": name, "holds": holds, "need": "x"}
-    comparison = {
-      "verdicts_of": "s_s0",
-      "verdicts": {
-        "t": [claim("a", True), claim("b", False)],
-        "u": [claim("a", False)],
-      },
+  def test_criteria_by_hand(self):
+    criterion = lambda name, holds: {"name": name, "holds": holds, "need": "x"}
+    found = [result("dense_d8_s0", "dense_d8", 8, 1.0, 4.0, 100)]
+    comparison = frontier.compare_runs(found)
+    title = "## Faithfulness of the best circuits\n\n"
+    text = written_text(found, comparison)
+    self.assertEndsWith(text, f"{title}Not measured.\n")
+    comparison["criteria_of"] = "s_s0"
+    comparison["criteria"] = {
+      "t": [criterion("a", True), criterion("b", False)],
+      "u": [criterion("a", False)],
     }
-    text = results._verdicts(comparison)
-    self.assertIn("`s_s0`", text)
-    self.assertIn("| claim | needs | t | u |", text)
+    text = written_text(found, comparison)
+    self.assertIn(f"{title}Of `s_s0`: ", text)
+    self.assertIn("| criterion | needs | t | u |", text)
     self.assertIn("| a | x | yes | **no** |", text)
     self.assertIn("| b | x | **no** | – |", text)
-    self.assertEqual(results._verdicts({}), "")
+
+  def test_every_section_has_a_blank_line_around_it(self):
+    _, text = write_grid()
+    self.assertNotIn("\n\n\n", text)
+    self.assertEndsWith(text, "Not measured.\n")
+    lines = text.splitlines()
+    for i, line in enumerate(lines):
+      if line.startswith(("#", "![", "```sh")):
+        self.assertIn("", lines[max(i - 1, 0) : i] or [""])
+      # A table after prose, or prose after a table, would run together.
+      if i and line.startswith("|") != lines[i - 1].startswith("|"):
+        self.assertIn("", (line, lines[i - 1]))
 
   def test_the_headline_without_a_ratio_says_so(self):
     found = [result("dense_d8_s0", "dense_d8", 8, 1.0, 4.0, 100)]
-    text = results.headline(frontier.compare_cells(found))
+    text = report.headline(frontier.compare_runs(found))
     self.assertIn("no ratio", text)
 
 
@@ -637,17 +706,8 @@ class BrowserTest(absltest.TestCase):
     cls.browser = browser.start(cls)
 
   def test_a_click_on_a_point_leads_to_its_circuits(self):
-    root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
-    found = [
-      result("dense_d8_s0", "dense_d8", 8, 1.0, 4.0, 100),
-      result("s_s0", "s", 32, 0.1, 3.0, 20),
-    ]
-    grid_outcome = {"num_cells": 2, "missing": [], "diverged": {}}
-    comparison = frontier.compare_cells(found) | {
-      "grid": grid_outcome | {"left_out": {}}
-    }
-    frontier.write(root, found, comparison, "make it", host.environment())
-    path = root / "cells" / "s_s0" / "report.html"
+    root, _ = write_grid()
+    path = root / "runs" / "s_s0" / "report.html"
     files.write_bytes(path, b"<title>circuits of s</title>")
     self.browser.get((root / "frontier.html").as_uri())
     (point,) = self.browser.find_elements(
@@ -715,21 +775,23 @@ class CommandTest(absltest.TestCase):
       f"--workdir={root / 'run'}",
       "--workers=1",
     )
-    # Another process holds one cell: it is left to it.
-    held = root / "run" / "claims" / "sparse_d16_p0.5_s0"
+    # Another process holds one run: it is left to it.
+    held = root / "run" / "locks" / "sparse_d16_p0.5_s0"
+    said = []
     with files.exclusive(held):
-      done = self.run_command(*flags)
-    self.assertEqual(done.returncode, 0, done.stderr)
-    self.assertIn("another process is at it", done.stdout)
-    self.assertIn("there is no ratio", done.stdout)
-    cell = root / "run" / "cells" / "dense_d16_s0" / "cell.json"
-    before = cell.read_bytes()
-    left = root / "run" / "cells" / held.name / "cell.json"
+      loaded = cli.load_config(config, [], frontier.FrontierConfig)
+      found = frontier.run_grid(loaded, root / "run", said.append)
+    self.assertIn(f"{held.name}: another process is at it", said)
+    self.assertEqual(found.missing, [held.name])
+    run = root / "run" / "runs" / "dense_d16_s0" / "run.json"
+    before = run.read_bytes()
+    left = root / "run" / "runs" / held.name / "run.json"
     self.assertFalse(left.exists())
     done = self.run_command(*flags)
     self.assertEqual(done.returncode, 0, done.stderr)
-    self.assertIn("1 of 2 cells remain, about", done.stdout)
-    self.assertEqual(cell.read_bytes(), before)
+    self.assertIn("1 of 2 runs remain, about", done.stdout)
+    self.assertIn("there is no ratio", done.stdout)
+    self.assertEqual(run.read_bytes(), before)
     for name in ("frontier.json", "frontier.html", "results.md"):
       self.assertTrue((root / "run" / name).is_file(), name)
     learned = json.loads(before)["tasks"]["else_elif"]
@@ -738,7 +800,7 @@ class CommandTest(absltest.TestCase):
     self.assertEqual(done.returncode, 2)
     self.assertRegex(
       done.stderr,
-      r"^error: .*cell.json was made with train.steps=4, .* 5;.*\n$",
+      r"^error: .*run.json was made with train.steps=4, .* 5;.*\n$",
     )
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sparse_jax import config as config_lib
 from sparse_jax import sites
 from sparse_jax.model import hooks, transformer
+from sparse_jax.utils import errors
 
 VARIANTS = (
   ("plain", {}),
@@ -65,13 +66,14 @@ class ModelTest(parameterized.TestCase):
       self.assertGreater(float(jnp.abs(grad[:, position]).max()), 0)
 
   def test_a_huge_sink_silences_attention(self):
-    model, params, tokens = helpers.tiny_model()
+    model, params, tokens = shared()
+    params = jax.tree.map(lambda leaf: leaf, params)  # A tree of its own.
     params["layers"]["attn"]["sink"] += 1e4
     _, acts = hooks.run_with_sites(model, params, tokens)
     np.testing.assert_allclose(acts["0.attn.y"], 0, atol=1e-6)
 
   def test_top_k_keeps_the_fraction_at_every_site(self):
-    model, params, tokens = helpers.tiny_model()
+    model, params, tokens = shared()
     _, acts = hooks.run_with_sites(model, params, tokens)
     self.assertEqual(list(acts), list(sites.all_site_ids(2)))
     for name in sites.LAYER_NODE_SITES:
@@ -82,7 +84,7 @@ class ModelTest(parameterized.TestCase):
         )
 
   def test_recording_is_limited_to_the_sites_asked_for(self):
-    model, params, tokens = helpers.tiny_model()
+    model, params, tokens = shared()
     names = ["1.mlp.post_act", "final_resid"]
     logits, acts = hooks.run_with_sites(model, params, tokens, sites=names)
     self.assertEqual(list(acts), names)
@@ -93,7 +95,7 @@ class ModelTest(parameterized.TestCase):
       hooks.run_with_sites(model, params, tokens, sites=["1.attn.qq"])
 
   def test_a_patched_site_replays_its_recording(self):
-    model, params, tokens = helpers.tiny_model()
+    model, params, tokens = shared()
     other = tokens[::-1]
     _, acts = hooks.run_with_sites(model, params, other)
     want = model.apply(params, other)
@@ -118,7 +120,7 @@ class ModelTest(parameterized.TestCase):
     np.testing.assert_array_equal(hook("attn.k", 1, x), x)
 
   def test_closed_gates_make_every_site_its_mean(self):
-    model, params, tokens = helpers.tiny_model()
+    model, params, tokens = shared()
     shape = lambda n: (sites.num_rows(n, 2), model.config.width(n))
     rng = np.random.default_rng(0)
     means = {n: rng.normal(size=shape(n)) for n in sites.NODE_SITES}
@@ -136,7 +138,7 @@ class ModelTest(parameterized.TestCase):
         np.testing.assert_allclose(got, want, rtol=1e-6)
 
   def test_two_candidates_equal_all_logits(self):
-    model, params, tokens = helpers.tiny_model()
+    model, params, tokens = shared()
     x = model.residual(params, tokens)
     candidates = jax.random.randint(jax.random.key(3), (3, 9, 2), 0, 40)
     want = jnp.take_along_axis(model.apply(params, tokens), candidates, -1)
@@ -144,7 +146,7 @@ class ModelTest(parameterized.TestCase):
     np.testing.assert_allclose(got, want, atol=1e-5)
 
   def test_the_bigram_tables_last_row_gets_no_gradient(self):
-    model, params, tokens = helpers.tiny_model()
+    model, params, tokens = shared()
     tokens = tokens.at[0, 0].set(39)
     grad = jax.grad(lambda p: jnp.sum(model.apply(p, tokens) ** 2))(params)
     rows = np.abs(grad["bigram_table"]).sum(-1)
@@ -187,6 +189,90 @@ class ModelTest(parameterized.TestCase):
         dataclasses.replace(helpers.tiny_model()[0].config, vocab_size=0),
         config_lib.SparsityConfig(),
       )
+
+
+class InputTest(parameterized.TestCase):
+  """What is refused, and what an empty batch gives."""
+
+  @parameterized.parameters(40, 5000, -1)
+  def test_ids_outside_the_vocabulary(self, bad):
+    model, params, _ = shared()
+    for run in (model.apply, functools.partial(hooks.run_with_sites, model)):
+      with self.assertRaisesRegex(
+        errors.InputError,
+        f"id {bad} is outside the vocabulary of 40; need 0 to",
+      ):
+        run(params, [[1, 2, bad]])
+
+  @parameterized.named_parameters(
+    ("one_row", [1, 2], r"shape \(2,\); need \[batch, length\]"),
+    ("ragged", [[1], [1, 2]], "rows of different lengths"),
+    ("no_position", [[], []], r"shape \(2, 0\).* at least one position"),
+    ("nothing", [], r"shape \(0,\)"),
+    ("fractions", [[1.5]], "float64; need integers"),
+    ("text", [["a"]], "need integers"),
+  )
+  def test_what_is_no_batch_of_ids(self, tokens, message):
+    model, params, _ = shared()
+    with self.assertRaisesRegex(errors.InputError, message):
+      model.apply(params, tokens)
+
+  def test_lists_are_arrays(self):
+    model, params, tokens = shared()
+    np.testing.assert_array_equal(
+      model.apply(params, tokens.tolist()), model.apply(params, tokens)
+    )
+
+  def test_traced_ids_are_not_checked(self):
+    model, params, _ = shared()
+    logits = jax.jit(model.apply)(params, jnp.full((1, 2), 5000))
+    self.assertEqual(logits.shape, (1, 2, 40))
+
+  def test_an_empty_batch_gives_no_logits(self):
+    model, params, _ = shared()
+    none = np.zeros((0, 5), np.int32)
+    for hook in (None, hooks.identity):
+      self.assertEqual(model.apply(params, none, hook).shape, (0, 5, 40))
+    last_B = np.zeros(0, np.int32)
+    self.assertEqual(
+      model.residual(params, none, positions_B=last_B).shape, (0, 1, 16)
+    )
+
+  @parameterized.named_parameters(
+    ("length", lambda x: jnp.zeros((1, 10, x.shape[-1])), r"float32 \[1, 10, "),
+    ("broadcasts", lambda x: x[:, :1], r"float32 \[1, 1, "),
+    ("width", lambda x: x[..., :1], r"float32 \[1, 6, 1\]"),
+    ("integers", lambda x: x.astype(jnp.int32), "int32"),
+    ("nothing", lambda x: None, "NoneType"),
+    ("scalar", lambda x: 0.0, "float"),
+  )
+  def test_hooks_that_return_another_shape_or_kind(self, change, got):
+    model, params, _ = shared()
+    tokens = np.ones((1, 6), np.int32)
+    for target in sites.all_site_ids(2):
+      hook = lambda site, layer, x, target=target: (
+        change(x) if sites.site_id(site, layer) == target else x
+      )
+      with self.assertRaisesRegex(
+        errors.InputError,
+        rf"hook at {target} returned {got}.*; need float32 \[1, 6, \d+\]$",
+      ):
+        jax.eval_shape(lambda p, h=hook: model.apply(p, tokens, h), params)
+
+  def test_a_hook_may_return_another_precision(self):
+    model, params, tokens = shared()
+    half = transformer.Model(model.config, model.sparsity, jnp.bfloat16)
+    double = lambda site, layer, x: np.asarray(x, np.float64)
+    half.apply(params, tokens, double)
+
+  def test_repr_is_one_line(self):
+    model, params, _ = shared()
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    self.assertEqual(
+      repr(model),
+      f"Model(2 layers, d_model 16, {count:,} parameters, density 0.1,"
+      " AbsTopK 0.25, float32)",
+    )
 
 
 if __name__ == "__main__":

@@ -63,10 +63,10 @@ class EdgeMaskTest(absltest.TestCase):
       edges_lib.count_edges(self.params, masks),
     )
     edges = edges_lib.find_edges(self.params, masks)
-    needed = {p: k.copy() for p, k in kept.items()}
+    essential = {p: k.copy() for p, k in kept.items()}
     first = edges[0]["from"]["index"]
-    needed[sites.C_ATTN][0, first, :] = False
-    edge_masks.mark_edges(edges, needed)
+    essential[sites.C_ATTN][0, first, :] = False
+    edge_masks.mark_edges(self.params, edges, essential)
     for edge in edges:
       from_first = edge["from"] == edges[0]["from"]
       self.assertEqual(edge["essential"], not from_first)

@@ -1,4 +1,4 @@
-"""Mask training and discretisation."""
+"""Mask training and the order of nodes."""
 
 import functools
 
@@ -24,9 +24,11 @@ class GateTest(absltest.TestCase):
   def test_forward_is_a_step_backward_a_sigmoid(self):
     tau = jnp.array([-1.0, -1e-6, 0.0, 0.5])
     np.testing.assert_array_equal(
-      masks_lib.gate(tau, jnp.array(2.0)), [0, 0, 1, 1]
+      masks_lib.binarize(tau, jnp.array(2.0)), [0, 0, 1, 1]
     )
-    grad = jax.grad(lambda t: jnp.sum(masks_lib.gate(t, jnp.array(2.0))))(tau)
+    grad = jax.grad(lambda t: jnp.sum(masks_lib.binarize(t, jnp.array(2.0))))(
+      tau
+    )
     s = 1 / (1 + np.exp(-np.asarray(tau) / 2))
     np.testing.assert_allclose(grad, s * (1 - s) / 2, rtol=1e-6)
 
@@ -116,22 +118,23 @@ class StepTest(absltest.TestCase):
     means = helpers.random_means(model)
     seqs = helpers.random_sequences()
     config = config_lib.PruneConfig(learning_rate=0.7, steps=6)
-    settings = helpers.settings(config, k_coef=[1e-3, 0.3], seed=[5, 5])
-    init = functools.partial(
-      masks_lib.init_prune, model.config, config.sites, steps=6
+    many = masks_lib.Hyperparameters.from_config(
+      config, k_coef=[1e-3, 0.3], seed=5
     )
-    step = functools.partial(masks_lib.prune_step, model, 6)
-    many_step = jax.jit(jax.vmap(step, in_axes=(0, None, None, None, 0)))
+    init = functools.partial(masks_lib.init_prune, model.config, config)
+    step = functools.partial(masks_lib.prune_step, model, config)
+    given = masks_lib.Run(0, None, None)
+    many_step = jax.jit(jax.vmap(step, in_axes=(0, None, given)))
     one_step = jax.jit(step)
-    states = jax.vmap(init)(settings)
+    states = jax.vmap(init)(many)
     for _ in range(6):
-      states, logs = many_step(states, params, means, seqs, settings)
+      states, logs = many_step(states, params, masks_lib.Run(many, means, seqs))
     chex.assert_tree_shape_prefix(states, (2,))
     for run in range(2):
-      setting = jax.tree.map(lambda x, i=run: x[i], settings)
-      state = init(setting)
+      one = jax.tree.map(lambda x, i=run: x[i], many)
+      state = init(one)
       for _ in range(6):
-        state, log = one_step(state, params, means, seqs, setting)
+        state, log = one_step(state, params, masks_lib.Run(one, means, seqs))
       want = jax.tree.map(lambda x, i=run: x[i], states.tau)
       chex.assert_trees_all_close(state.tau, want, atol=1e-4)
       self.assertEqual(log["open_gates"], logs["open_gates"][run])
@@ -142,38 +145,33 @@ class StepTest(absltest.TestCase):
 
   def test_a_site_that_costs_more_closes_more(self):
     model, params, _ = helpers.tiny_model()
-    config = config_lib.PruneConfig(learning_rate=0.3, steps=8)
-    setting = helpers.settings(config, k_coef=[1e-4], seed=[0])
-    setting = jax.tree.map(lambda x: x[0], setting)
-    args = (
-      params,
-      helpers.random_means(model),
-      helpers.random_sequences(),
-      setting,
-    )
     open_gates = []
-    for cost in (0.0, 1e4):
-      step = jax.jit(
-        functools.partial(
-          masks_lib.prune_step, model, 8, site_costs={"attn.q": cost}
-        )
+    for cost in ("0", "1e4"):
+      config = config_lib.PruneConfig(
+        learning_rate=0.3, steps=8, site_costs=(f"attn.q={cost}",)
       )
-      state = masks_lib.init_prune(model.config, config.sites, setting, 8)
+      run = masks_lib.Run(
+        masks_lib.Hyperparameters.from_config(config, k_coef=1e-4, seed=0),
+        helpers.random_means(model),
+        helpers.random_sequences(),
+      )
+      step = jax.jit(functools.partial(masks_lib.prune_step, model, config))
+      state = masks_lib.init_prune(model.config, config, run.hyperparameters)
       for _ in range(8):
-        state, _ = step(state, *args)
+        state, _ = step(state, params, run)
       open_gates.append(int(jnp.sum(state.tau["attn.q"] >= 0)))
     self.assertGreater(open_gates[0], open_gates[1])
     self.assertEqual(open_gates[1], 0)
 
   def test_rate_warms_up_then_falls_to_zero(self):
-    setting = masks_lib.Hyperparameters(
+    hyperparameters = masks_lib.Hyperparameters(
       *[jnp.array(0.0)] * 9,
     )._replace(
       learning_rate=jnp.array(1.0),
       warmup_fraction=jnp.array(0.5),
       beta2=jnp.array(0.9),
     )
-    optimizer = masks_lib.mask_optimizer(setting, 4)
+    optimizer = masks_lib.mask_optimizer(hyperparameters, 4)
     tau = {"a": jnp.array([0.0])}
     state = optimizer.init(tau)
     moved = []

@@ -1,6 +1,9 @@
-"""The search over settings: proposals, studies that resume, batches of runs."""
+"""The search: proposals, studies that resume, batches of runs."""
 
+import contextlib
 import dataclasses
+import io
+import json
 import pathlib
 import tempfile
 
@@ -16,7 +19,9 @@ from sparse_jax import tasks as tasks_lib
 from sparse_jax.data import tokenizer as tokenizer_lib
 from sparse_jax.model import fingerprint as fingerprint_lib
 from sparse_jax.model import transformer
-from sparse_jax.pruning import batched, search, thresholding
+from sparse_jax.pruning import batched, masks, search, thresholding
+from sparse_jax.tasks import evaluation
+from sparse_jax.tasks import sequences as sequences_lib
 from sparse_jax.utils import errors, host
 
 _CONFIG = config_lib.PruneConfig(
@@ -44,21 +49,23 @@ def make_tokenizer():
 
 
 class RunsTest(absltest.TestCase):
-  def _train(self, rows, free=None):
-    model, params, _ = helpers.tiny_model()
+  def _train(self, rows, free=None, allowed=None, **fields):
+    self.model, self.params, _ = helpers.tiny_model()
     config = dataclasses.replace(_CONFIG, steps=6, learning_rate=0.2)
-    setting = helpers.settings(
-      config, k_coef=[1e-3, 3e-2, 1e-2], seed=[0, 1, 2]
+    values = {"k_coef": [1e-3, 3e-2, 1e-2], "seed": [0, 1, 2]} | fields
+    runs = masks.Run(
+      masks.Hyperparameters.from_config(config, **values),
+      batched.stack([helpers.random_means(self.model)] * 3),
+      batched.stack([helpers.random_sequences(12, seed=i) for i in range(3)]),
     )
-    means = helpers.random_means(model)
-    sequences = [helpers.random_sequences(12, seed=i) for i in range(3)]
-    parts = (setting, batched.stack([means] * 3), batched.stack(sequences))
-    parts = jax.tree.map(lambda x: x[np.array(rows)], parts)
+    runs = jax.tree.map(lambda x: x[np.array(rows)], runs)
     before = host.free_memory
     if free is not None:
       host.free_memory = lambda: free
     try:
-      return batched.train_masks(model, params, config, *parts, 7, "test")
+      return batched.train_masks(
+        self.model, self.params, config, runs, 7, "test", allowed
+      )
     finally:
       host.free_memory = before
 
@@ -77,44 +84,30 @@ class RunsTest(absltest.TestCase):
     )
 
   def test_nodes_that_are_not_allowed_stay_closed(self):
-    model, params, _ = helpers.tiny_model()
-    allowed = helpers.random_masks(model, 0.5)
-    setting = helpers.settings(_CONFIG, k_coef=[0.0], seed=[0])
-    states = batched.train_masks(
-      model,
-      params,
-      _CONFIG,
-      setting,
-      batched.stack([helpers.random_means(model)]),
-      batched.stack([helpers.random_sequences(12)]),
-      7,
-      "test",
-      allowed,
+    allowed = helpers.random_masks(helpers.tiny_model()[0], 0.5)
+    states = self._train(
+      [0], allowed=allowed, k_coef=[0.0] * 3, learning_rate=3e-2
     )
     for name, tau in states.tau.items():
       self.assertTrue(np.all(tau[0][~allowed[name]] < 0))
       self.assertTrue(np.all(tau[0][allowed[name]] >= 0))
 
   def test_weights_stay(self):
-    model, params, _ = helpers.tiny_model()
-    before = jax.tree.map(np.array, params)
-    batched.train_masks(
-      model,
-      params,
-      _CONFIG,
-      helpers.settings(_CONFIG, k_coef=[1e-3], seed=[0]),
-      batched.stack([helpers.random_means(model)]),
-      batched.stack([helpers.random_sequences(12)]),
-      7,
-      "test",
-    )
-    chex.assert_trees_all_equal(params, before)
+    before = jax.tree.map(np.array, helpers.tiny_model()[1])
+    self._train([0, 1, 2])
+    chex.assert_trees_all_equal(self.params, before)
+
+  def test_runs_of_one_shape_share_a_program(self):
+    self._train([0, 1, 2])
+    compiled = batched._compiled.cache_info().misses
+    self._train([2, 1, 0], learning_rate=0.1)
+    self.assertEqual(batched._compiled.cache_info().misses, compiled)
 
 
 class ObjectiveTest(absltest.TestCase):
   def test_hits_by_edges_then_misses_by_distance(self):
     mask = lambda edges, loss: thresholding.Candidate(
-      {}, 1, edges, None, loss, loss <= 0.15, np.arange(1), {}
+      {}, 1, edges, None, loss, loss <= 0.15, np.arange(1)
     )
     cases = [mask(0, 0.1), mask(9, 0.01), mask(10**9, 0.1)]
     cases += [mask(1, 0.16), mask(1, 0.7)]
@@ -143,22 +136,43 @@ class FindCircuitsTest(absltest.TestCase):
     cls.task = tasks_lib.make_task("single_double_quote", cls.tokenizer)
 
   def find(self, workdir, config=_CONFIG, **kwargs):
+    task = kwargs.pop("task", self.task)
     return search.find_circuits(
       self.model,
       kwargs.pop("params", self.params),
-      [self.task],
+      [task],
       config,
       self.means,
       0,
       workdir=workdir,
       **kwargs,
-    )[self.task.name]
+    )[task.name]
 
   def setUp(self):
     super().setUp()
     self.workdir = pathlib.Path(
       self.enterContext(tempfile.TemporaryDirectory())
     )
+
+  def own_task(self, word, **counts):
+    """Returns a user's task named "own", of so many pairs by split."""
+    lines = [
+      {
+        "prompt": f"x = ['{word}{split}{i}",
+        "answer": "'",
+        "counter_prompt": f'x = ["{word}{split}{i}',
+        "counter_answer": '"',
+        "split": split,
+      }
+      for split, count in (
+        {"train": 16, "validation": 8, "test": 8} | counts
+      ).items()
+      for i in range(count)
+    ]
+    file = self.workdir / word / "own.jsonl"
+    file.parent.mkdir()
+    file.write_text("\n".join(map(json.dumps, lines)))
+    return tasks_lib.make_task(str(file), self.tokenizer)
 
   def study(self):
     storage = search.open_storage(self.workdir / "search.journal")
@@ -183,6 +197,10 @@ class FindCircuitsTest(absltest.TestCase):
     settings = [tuple(t.params.values()) for t in trials]
     self.assertIn(settings[3], settings[:3])
     self.assertLen(circuit.details["runs"], 4)
+    self.assertEqual(
+      circuit.details["identity"],
+      search.identity(self.model, self.params, self.task, _CONFIG, 0),
+    )
     self.assertTrue(circuit.metrics["meets_target"])
     self.assertEqual(circuit.metrics["num_nodes"], circuit.num_nodes)
     self.assertLessEqual(
@@ -236,6 +254,53 @@ class FindCircuitsTest(absltest.TestCase):
       self.find(self.workdir, short, params=other)
     with self.assertRaisesRegex(errors.InputError, "prune_settings"):
       self.find(self.workdir, dataclasses.replace(short, steps=5))
+
+  def test_a_study_of_another_task_of_the_same_name_is_refused(self):
+    short = dataclasses.replace(_CONFIG, num_runs=1, num_seeds=0)
+    self.find(self.workdir, short, task=self.own_task("alpha"))
+    with self.assertRaisesRegex(
+      errors.InputError,
+      "^study own belongs to another task.*; need another --workdir or",
+    ):
+      self.find(self.workdir, short, task=self.own_task("beta"))
+
+  def test_a_study_without_an_identity_is_refused(self):
+    short = dataclasses.replace(_CONFIG, num_runs=1, num_seeds=0)
+    storage = search.open_storage(self.workdir / "search.journal")
+    study = optuna.create_study(storage=storage, study_name=self.task.name)
+    study.add_trial(optuna.trial.create_trial(value=0.0))
+    with self.assertRaisesRegex(errors.InputError, "model_fingerprint None"):
+      self.find(self.workdir, short)
+
+  def test_a_small_task_gives_what_it_has_beside_others(self):
+    short = dataclasses.replace(_CONFIG, num_runs=1, num_seeds=0)
+    small = self.own_task("gamma", train=10, test=9)
+    printed = io.StringIO()
+    with contextlib.redirect_stderr(printed):
+      circuits = search.find_circuits(
+        self.model, self.params, [self.task, small], short, self.means, 0
+      )
+    self.assertIn(
+      "task own: 10 training pairs instead of prune.num_train=16\n",
+      printed.getvalue(),
+    )
+    self.assertNotIn(f"task {self.task.name}", printed.getvalue())
+    self.assertEqual(circuits["own"].metrics["num_test_pairs"], 8)
+
+  def test_a_task_of_too_few_pairs_names_every_field_at_once(self):
+    tiny = self.own_task("delta", train=3, validation=9, test=2)
+    check = lambda: evaluation.check_learned(
+      evaluation.make_difference_function(self.model, self.params),
+      tiny,
+      _CONFIG,
+      0,
+    )
+    with self.assertRaisesRegex(
+      sequences_lib.TooFewPairs,
+      "'own' has so few.*: 3 train, 8 validation, 2 test; need at least 8 of"
+      " each.*num_train=16, prune.num_validation=8, prune.num_test=8",
+    ):
+      check()
 
   def test_a_broken_journal_is_one_line(self):
     (self.workdir / "search.journal").write_text("{not json\n{}\n")

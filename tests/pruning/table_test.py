@@ -14,9 +14,9 @@ from sparse_jax import circuit as circuit_lib
 from sparse_jax.pruning import table as table_lib
 
 
-def make_circuit(task, edges, *, meets=True, learned=True, needed=None):
+def make_circuit(task, edges, *, meets=True, learned=True, essential=None):
   model, _, _ = helpers.tiny_model()
-  figures = {
+  metrics = {
     "num_nodes": 4,
     "num_edges": edges,
     "test_loss": 0.1,
@@ -27,8 +27,8 @@ def make_circuit(task, edges, *, meets=True, learned=True, needed=None):
     "meets_target": meets,
     "learned": learned,
   }
-  if needed is not None:
-    figures["num_essential_edges"] = needed
+  if essential is not None:
+    metrics["num_essential_edges"] = essential
   return circuit_lib.Circuit(
     task=task,
     model_fingerprint="sha256:0",
@@ -40,7 +40,7 @@ def make_circuit(task, edges, *, meets=True, learned=True, needed=None):
     node_mask=helpers.random_masks(model, 0.1),
     means=helpers.random_means(model),
     edges=[],
-    metrics=figures,
+    metrics=metrics,
     details={
       "runs": [{}] * 3,
       "edges_over_seeds": [edges, edges + 5],
@@ -56,7 +56,7 @@ class TableTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
     self.circuits = [
-      make_circuit("a", 10, needed=5),
+      make_circuit("a", 10, essential=5),
       make_circuit("b", 1000),
       make_circuit("missed", 3, meets=False),
       make_circuit("unlearned", 3, learned=False),
@@ -78,7 +78,7 @@ class TableTest(absltest.TestCase):
     self.assertIn("below the gate", lines[6])
     self.assertIn("100.0", lines[-1])
 
-  def test_files_hold_the_same_figures(self):
+  def test_files_hold_the_same_metrics(self):
     root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
     table_lib.write(root, self.rows, {"c": "not learned"})
     with open(root / "circuits.csv", newline="") as f:

@@ -18,16 +18,6 @@ from sparse_jax.tasks import logit_difference as logit_difference_lib
 _FIT = jax.jit(calibrate.fit, static_argnames="shifts")
 
 
-def make_judge(model, params, means):
-  return thresholding.Judge(
-    model,
-    params,
-    means,
-    False,
-    helpers.random_sequences(16, seed=2),
-  )
-
-
 class CalibrationTest(absltest.TestCase):
   @hypothesis.given(
     st.lists(st.floats(-8, 8, width=32), min_size=2, max_size=12)
@@ -116,27 +106,36 @@ class SmallestCountTest(absltest.TestCase):
       self.assertLess(loss(np.array([found]))[0], 0.53)
 
 
-class JudgeTest(absltest.TestCase):
-  def test_masks_are_judged_as_one_at_a_time(self):
-    model, params, _ = helpers.tiny_model()
-    means = helpers.random_means(model)
-    judge = make_judge(model, params, means)
+class ScoresTest(absltest.TestCase):
+  def test_masks_are_scored_as_one_at_a_time(self):
+    evaluator = helpers.tiny_evaluator()
+    model, params = evaluator.model, evaluator.params
     masks = [helpers.random_masks(model, 0.7, seed) for seed in range(3)]
     stacked = jax.tree.map(lambda *m: np.stack(m), *masks)
-    losses, found = judge(stacked)
-    self.assertLen(losses, 3)
+    scores = calibrate.score_masks(evaluator, stacked, False)
+    self.assertLen(scores.losses, 3)
     diff = jax.jit(
       lambda seqs, mask: logit_difference_lib.logit_difference(
-        model, params, seqs, hooks.gate(mask, means)
+        model, params, seqs, hooks.gate(mask, evaluator.means)
       )
     )
     for i, mask in enumerate(masks):
-      seqs = judge.sequences
+      seqs = evaluator.sequences
       sign = logit_difference_lib.answer_sign(seqs.correct, seqs.incorrect)
       want = _FIT(diff(seqs, mask), sign, shifts=False)
-      np.testing.assert_allclose(found[i].scale, want.scale, rtol=1e-2)
-      loss = logit_difference_lib.task_loss(diff(seqs, mask), found[i].scale)
-      np.testing.assert_allclose(losses[i], loss, rtol=1e-4)
+      scale = scores.calibration(i).scale
+      np.testing.assert_allclose(scale, want.scale, rtol=1e-2)
+      loss = logit_difference_lib.task_loss(diff(seqs, mask), scale)
+      np.testing.assert_allclose(scores.losses[i], loss, rtol=1e-4)
+
+  def test_a_circuit_without_nodes_has_none_to_leave_out(self):
+    evaluator = helpers.tiny_evaluator()
+    nodes, scores = thresholding.leave_one_out(
+      evaluator, helpers.random_masks(evaluator.model, 0.0)
+    )
+    self.assertEmpty(nodes)
+    self.assertEqual(scores.diffs.shape, (0, 16))
+    self.assertEmpty(scores.losses)
 
   def test_nodes_outside_the_order_are_never_kept(self):
     masks = masks_lib.masks_of_order(
@@ -147,11 +146,9 @@ class JudgeTest(absltest.TestCase):
     )
 
   def test_leave_one_out_is_the_loss_without_the_node(self):
-    model, params, _ = helpers.tiny_model()
-    means = helpers.random_means(model)
-    judge = make_judge(model, params, means)
-    mask = helpers.random_masks(model, 0.04, 5)
-    nodes, without_each = thresholding.leave_one_out(judge, mask)
+    evaluator = helpers.tiny_evaluator()
+    mask = helpers.random_masks(evaluator.model, 0.04, 5)
+    nodes, without_each = thresholding.leave_one_out(evaluator, mask)
     losses = without_each.losses
     self.assertLen(nodes, sum(m.sum() for m in mask.values()))
     flat = np.concatenate([np.ravel(m) for m in mask.values()])
@@ -159,15 +156,16 @@ class JudgeTest(absltest.TestCase):
       without = flat.copy()
       without[node] = False
       shapes = {name: m.shape for name, m in mask.items()}
-      want, _ = judge(masks_lib.unflatten(shapes, without[None]))
+      gates = masks_lib.unflatten(shapes, without[None])
+      want = calibrate.score_masks(evaluator, gates, False).losses
       np.testing.assert_allclose(loss, want[0], rtol=1e-4)
     np.testing.assert_allclose(
       np.logaddexp(0, -without_each.diffs).mean(1), losses, rtol=1e-4
     )
-    order = thresholding.importance_order(judge, mask)
-    worth = dict(zip(nodes, losses, strict=True))
+    order = thresholding.importance_order(evaluator, mask)
+    importance = dict(zip(nodes, losses, strict=True))
     np.testing.assert_array_equal(
-      [worth[n] for n in order], sorted(losses, reverse=True)
+      [importance[n] for n in order], sorted(losses, reverse=True)
     )
 
 
@@ -180,7 +178,6 @@ def candidate(edges, loss, meets, nodes=5):
     loss,
     meets,
     np.arange(nodes),
-    {},
   )
 
 
@@ -189,37 +186,35 @@ class CandidateTest(absltest.TestCase):
     small_miss = candidate(3, 0.4, False)
     near_miss = candidate(90, 0.2, False)
     big, small = candidate(80, 0.01, True), candidate(40, 0.14, True)
-    best = functools.partial(thresholding.best_candidate)
+    best = functools.partial(min, key=thresholding.rank)
     self.assertIs(best([small_miss, big, small]), small)
     self.assertIs(best([small_miss, near_miss]), near_miss)
 
   def test_clean_up_keeps_the_target_and_reports_each_step(self):
-    model, params, _ = helpers.tiny_model()
-    params = helpers.sparsify(params, 0.3)
-    judge = make_judge(model, params, helpers.random_means(model))
+    evaluator = helpers.tiny_evaluator(share=0.3)
     order = np.random.default_rng(0).permutation(
-      sum(int(np.prod(s)) for s in judge.shapes.values())
+      sum(int(np.prod(s)) for s in evaluator.shapes.values())
     )[:60]
-    losses, _ = judge(masks_lib.masks_of_order(judge.shapes, order, [60]))
+    gates = masks_lib.masks_of_order(evaluator.shapes, order, [60])
+    losses = calibrate.score_masks(evaluator, gates, False).losses
     target = float(losses[0]) + 1e-3
-    start = thresholding.keep_first(judge, order, target, 60)
+    start = thresholding.keep_first(evaluator, order, target, 60)
     self.assertTrue(start.meets_target)
     cleaned, steps = thresholding.clean_up(
-      judge, start, target, 4, helpers.random_sequences(16, seed=1)
+      evaluator, start, target, helpers.random_sequences(16, seed=1)
     )
-    self.assertLessEqual(cleaned.loss, target)
+    self.assertLessEqual(cleaned.validation_loss, target)
     self.assertLessEqual(cleaned.num_edges, start.num_edges)
     self.assertEqual(steps[0]["num_edges"], start.num_edges)
     self.assertEqual(steps[-1]["num_nodes"], cleaned.num_nodes)
-    kept = thresholding.flat_nodes(cleaned.node_mask)
+    kept = np.flatnonzero(masks_lib.flatten(cleaned.node_mask))
     self.assertLen(kept, cleaned.num_nodes)
     self.assertContainsSubset(kept, order)
 
   def test_curve_falls_where_more_nodes_help_and_sizes_meet_their_targets(self):
-    model, params, _ = helpers.tiny_model()
-    judge = make_judge(model, params, helpers.random_means(model))
+    evaluator = helpers.tiny_evaluator()
     order = np.arange(100)
-    curve, reached = thresholding.size_curve(judge, order, [1e-6, 50.0])
+    curve, reached = thresholding.size_curve(evaluator, order, [1e-6, 50.0])
     self.assertEqual(curve[-1]["num_nodes"], 100)
     sizes = [p["num_edges"] for p in curve]
     self.assertEqual(sizes, sorted(sizes))

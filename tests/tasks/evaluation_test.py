@@ -27,7 +27,7 @@ def _model():
   return model, model.init(jax.random.key(0))
 
 
-class GapsTest(absltest.TestCase):
+class DifferencesTest(absltest.TestCase):
   def test_diffs_are_those_of_the_whole_forward_pass(self):
     model, params = _model()
     rng = np.random.default_rng(0)

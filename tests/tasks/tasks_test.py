@@ -307,6 +307,16 @@ class TasksTest(parameterized.TestCase):
         ast.parse(textwrap.dedent("\n".join(text.split("\n")[:2])))
       _check_pairs(self, self.tokenizer, hard.pairs(split, 50), 50)
 
+  def test_a_task_that_cannot_be_stated_is_skipped(self):
+    tokenizer = tokenizer_lib.Tokenizer.train([], 257)
+    names = ["single_double_quote", "indent_for"]
+    made, skipped = tasks.make_tasks(names, tokenizer)
+    self.assertEqual([task.name for task in made], names[:1])
+    self.assertEqual(list(skipped), names[1:])
+    self.assertIn("cannot be stated", skipped["indent_for"])
+    with self.assertRaisesRegex(errors.InputError, "'indent_for' cannot be"):
+      tasks.make_tasks(names[1:], tokenizer)
+
   def test_bytes_alone_fall_back_or_say_what_fails(self):
     tokenizer = tokenizer_lib.Tokenizer.train([], 257)
     self.assertEqual(
@@ -361,7 +371,7 @@ class GateTest(parameterized.TestCase):
     (0.1, math.nan, 0.15, False, "accuracy nan"),
   )
   def test_verdict(self, loss, accuracy, target, passes, reasons):
-    verdict = learned.judge(loss, accuracy, target)
+    verdict = learned.LearnedCheck(loss, accuracy, target)
     self.assertEqual(verdict.learned, passes)
     self.assertRegex("; ".join(verdict.reasons), reasons)
     self.assertEqual(verdict.reasons == (), passes)
@@ -695,7 +705,14 @@ class UserTest(parameterized.TestCase):
 
   @parameterized.parameters(
     ("{", r"bad.jsonl:2 is not JSON"),
+    ("[" * 100_000, r"bad.jsonl:2 is not JSON"),
     ("[]", r"bad.jsonl:2=\[\].*an object"),
+    (
+      json.dumps([[list(range(99))] * 9] * 9),
+      "^.{0,50}bad.jsonl:2=.{150,190}$",
+    ),
+    ({"prompt": ["x"] * 999}, "^.{0,50}bad.jsonl:2: prompt=.{100,200}$"),
+    ({"answer": "\ud800"}, r"bad.jsonl:2: answer='\\ud800' holds a lone"),
     ({"answer": 3}, "bad.jsonl:2: answer=3.*a string"),
     ({"prompt": ""}, "bad.jsonl:2: prompt=''"),
     ({"answr": "x"}, "unknown field in .*answr.*did you mean 'answer'"),
@@ -708,6 +725,49 @@ class UserTest(parameterized.TestCase):
     path = self._write("bad.jsonl", f"{json.dumps(good)}\n{line}\n")
     with self.assertRaisesRegex(errors.InputError, message):
       tasks.make_task(path, self.tokenizer)
+
+  def test_jsonl_with_a_byte_order_mark(self):
+    text = "\ufeff" + "\n".join(map(json.dumps, _rows()))
+    task = tasks.make_task(self._write("mine.jsonl", text), self.tokenizer)
+    self.assertLen(task.pairs("train", 5), 5)
+
+  def test_jsonl_that_loses_pairs_says_so(self):
+    rows = [
+      row | {"split": tasks.SPLITS[i % 3]} for i, row in enumerate(_rows())
+    ]
+    for i in (0, 3, 4):
+      rows[i]["answer"] = f"')'{i}"
+    path = self._write("mine.jsonl", "\n".join(map(json.dumps, rows)))
+    with self.assertLogs("absl", "WARNING") as logs:
+      tasks.make_task(path, self.tokenizer)
+    messages = [r.getMessage() for r in logs.records]
+    self.assertEqual(
+      messages,
+      [
+        "task 'mine': 3 of 40 pairs dropped: answers \"')'0\", \"')'3\","
+        " \"')'4\" are not single tokens",
+        "task 'mine': 12 train, 12 validation, 13 test pairs; below 20 a split"
+        " measures little",
+      ],
+    )
+
+  def test_jsonl_that_loses_nothing_says_nothing(self):
+    rows = [
+      {k: v.replace("word", f"word{s}") for k, v in row.items()} | {"split": s}
+      for row in _rows()
+      for s in tasks.SPLITS
+    ]
+    path = self._write("mine.jsonl", "\n".join(map(json.dumps, rows)))
+    with self.assertNoLogs("absl", "WARNING"):
+      tasks.make_task(path, self.tokenizer)
+    rows[1:1] = rows[:1]
+    path = self._write("mine.jsonl", "\n".join(map(json.dumps, rows)))
+    with self.assertLogs("absl", "WARNING") as logs:
+      tasks.make_task(path, self.tokenizer)
+    self.assertLen(logs.records, 1)
+    self.assertRegex(
+      logs.output[0], "1 of 121 pairs dropped: their prompts occur before"
+    )
 
   def test_jsonl_without_a_split_or_with_a_shared_prompt(self):
     good = next(_rows())
@@ -766,6 +826,19 @@ class UserTest(parameterized.TestCase):
   def test_bad_python(self, text, message):
     with self.assertRaisesRegex(errors.InputError, message):
       tasks.make_task(self._write("bad.py", text), self.tokenizer)
+
+  def test_the_examples_of_the_docs(self):
+    page = pathlib.Path(__file__).parents[2] / "docs" / "tasks.md"
+    blocks = dict(
+      re.findall(r"```(json|python)\n(.*?)\n```", page.read_text(), re.S)
+    )
+    lines = "\n".join(
+      blocks["json"].replace("x = ", f"x{i} = ") for i in range(40)
+    )
+    for name, text in (("own.jsonl", lines), ("own.py", blocks["python"])):
+      task = tasks.make_task(self._write(name, text), self.tokenizer)
+      self.assertEqual(task.answers, ("'", '"'))
+      _check_pairs(self, self.tokenizer, task.pairs("test", 5), 5)
 
   def test_difficulty_is_refused(self):
     text = "\n".join(map(json.dumps, _rows()))

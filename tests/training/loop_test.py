@@ -88,8 +88,7 @@ def start(config):
 
 
 def _leaves(tree):
-  is_leaf = lambda x: x is None or isinstance(x, transforms.Kept)
-  return jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+  return jax.tree_util.tree_leaves_with_path(tree, is_leaf=transforms.is_kept)
 
 
 class TrainStepTest(absltest.TestCase):
@@ -121,6 +120,7 @@ class TrainStepTest(absltest.TestCase):
       return loop.train_step(model, optimizer, state, windows)
 
     windows = jax.random.randint(jax.random.key(1), (4, 9), 0, 40)
+    table = rules.table(config.model, config.sparsity)
     density = schedules.block_density(config.sparsity, config.train.steps)
     self.assertEqual(density[0], 1)
     self.assertEqual(density[-1], 0.3)
@@ -132,7 +132,7 @@ class TrainStepTest(absltest.TestCase):
       self.assertEqual(state.step, i + 1)
       kernels = block_kernels(state.params)
       for path, (numel, *_) in config_lib.block_units(config.model).items():
-        axis = rules.match(rules.rules(config.sparsity), path).unit_axis
+        axis = rules.match(table, path).unit_axis
         for matrix in kernels[path]:
           self.assertEqual(np.count_nonzero(matrix), int(density[i] * numel))
           self.assertGreaterEqual(np.count_nonzero(matrix, axis).min(), 3)
@@ -143,8 +143,8 @@ class TrainStepTest(absltest.TestCase):
     whole = sum(matrix.size for matrix in kernels.values())
     kept = sum(shares[path] * matrix.size for path, matrix in kernels.items())
     self.assertAlmostEqual(loop.block_density(state.params), kept / whole)
-    table = loop.density_table(config, state.params)
-    self.assertRegex(table, r"attn/c_attn/kernel +2x16x48 +460 +0\.2995\n")
+    text = loop.density_table(config, state.params)
+    self.assertRegex(text, r"attn/c_attn/kernel +2x16x48 +460 +0\.2995\n")
 
   def test_exactly_k_survive_among_sums_that_cancel(self):
     # The first to go are those an update takes nearest to zero: all their
@@ -163,9 +163,7 @@ class TrainStepTest(absltest.TestCase):
       }
     )
     model, optimizer, state = start(config)
-    kept = transforms.kept_tree(
-      config.sparsity, config.train.steps, state.params
-    )
+    kept = transforms.kept_tree(config, state.params)
     kept = {sites.path_name(path): k for path, k in _leaves(kept) if k}
     step = jax.jit(
       functools.partial(loop.train_step, model, optimizer),
@@ -489,9 +487,10 @@ class ProcessTest(absltest.TestCase):
   def check_rows(self, rows):
     """Checks what the rows of RUN hold."""
     self.assertEqual([row["step"] for row in rows], list(range(1, 41)))
-    names = {"step", "tokens", "train_loss", "learning_rate", "density"}
+    names = {"step", "tokens", "train_loss", "grad_rms", "learning_rate"}
     for row in rows:
-      self.assertContainsSubset(names | {"tokens_per_second"}, row)
+      self.assertContainsSubset(names | {"density", "tokens_per_second"}, row)
+      self.assertGreater(row["grad_rms"], 0)
       self.assertEqual("eval_loss" in row, row["step"] % 10 == 0)
       self.assertEqual(row["tokens"], row["step"] * 64)
     self.assertEqual(rows[0]["density"], 1)

@@ -26,6 +26,9 @@ VARIANTS = (
 )
 
 
+SPARSITY = config_lib.SparsityConfig()
+
+
 def shapes(config):
   model = transformer.Model(config, config_lib.SparsityConfig(min_alive=0))
   return jax.eval_shape(model.init, jax.random.key(0))
@@ -47,8 +50,8 @@ class RulesTest(parameterized.TestCase):
   @parameterized.named_parameters(*VARIANTS)
   def test_every_parameter_of_every_variant_has_a_rule(self, fields):
     tree = shapes(tiny(**fields))
-    table = rules.rules(config_lib.SparsityConfig())
-    named = rules.map_rules(lambda rule, _: rule, table, tree)
+    table = rules.table(tiny(**fields), SPARSITY)
+    named = rules.rule_tree(tiny(**fields), SPARSITY, tree)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
       rule = rules.match(table, sites.path_name(path))
       # Matrices of the decoder are sparse; vectors and tables are not.
@@ -66,7 +69,7 @@ class RulesTest(parameterized.TestCase):
       sites.path_name(path): leaf.shape
       for path, leaf in jax.tree_util.tree_leaves_with_path(shapes(config))
     }
-    table = rules.rules(config_lib.SparsityConfig())
+    table = rules.table(config, SPARSITY)
     for path, (numel, units, length) in config_lib.block_units(config).items():
       _, *matrix = tree[path]
       axis = rules.match(table, path).unit_axis
@@ -82,7 +85,7 @@ class RulesTest(parameterized.TestCase):
     "",
   )
   def test_a_new_parameter_without_a_rule_is_an_error(self, path):
-    table = rules.rules(config_lib.SparsityConfig())
+    table = rules.table(tiny(), SPARSITY)
     with self.assertRaisesRegex(errors.InputError, "no sparsity rule") as e:
       rules.match(table, path)
     self.assertIn(repr(path), str(e.exception))
@@ -90,9 +93,7 @@ class RulesTest(parameterized.TestCase):
   def test_a_tree_with_an_unknown_leaf_is_an_error(self):
     tree = {"wte": {"embedding": np.zeros((3, 2))}, "gate": np.zeros(2)}
     with self.assertRaisesRegex(errors.InputError, "'gate'"):
-      rules.map_rules(
-        lambda rule, _: rule, rules.rules(config_lib.SparsityConfig()), tree
-      )
+      rules.rule_tree(tiny(), SPARSITY, tree)
 
   def test_the_first_match_wins(self):
     first, second = rules.Rule("a|b", decays=True), rules.Rule("a")
@@ -101,18 +102,29 @@ class RulesTest(parameterized.TestCase):
 
   def test_biases_are_an_option(self):
     for biases, density in (("dense", None), ("sparse", "block")):
-      table = rules.rules(config_lib.SparsityConfig(biases=biases))
+      sparsity = config_lib.SparsityConfig(biases=biases)
+      table = rules.table(tiny(), sparsity)
       bias = rules.match(table, "layers/mlp/c_fc/bias")
       self.assertEqual(bias.density, density)
       self.assertFalse(bias.decays)
 
-  def test_constants_are_labelled(self):
-    for bigram, want in (("learned", "trained"), ("fixed", "fixed")):
-      config = tiny(bigram=bigram)
-      labels = rules.labels(config, shapes(config))
-      self.assertEqual(labels[sites.BIGRAM], want)
-      self.assertEqual(labels[sites.LOGIT_BIAS], "fixed")
-      self.assertEqual(labels["wte"]["embedding"], "trained")
+  @parameterized.named_parameters(
+    ("learned", {"positions": "learned"}, {sites.LOGIT_BIAS}),
+    ("fixed", {"bigram": "fixed"}, {sites.LOGIT_BIAS, sites.BIGRAM}),
+    (
+      "sinusoidal",
+      {"positions": "sinusoidal"},
+      {sites.LOGIT_BIAS, sites.POSITION},
+    ),
+  )
+  def test_constants_are_not_trained(self, fields, want):
+    tree = rules.rule_tree(tiny(**fields), SPARSITY, shapes(tiny(**fields)))
+    constants = {
+      sites.path_name(path)
+      for path, rule in jax.tree_util.tree_leaves_with_path(tree)
+      if not rule.trained
+    }
+    self.assertEqual(constants, want)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from sparse_jax.training import rules, schedules, transforms
 
 
 def kept(k, is_stacked=False, unit_axis=None, min_alive=0):
-  """Returns a rule that keeps `k` entries at every step, or k[step]."""
+  """Returns the `Kept` of k entries at every step, or of k[step]."""
   table = np.atleast_1d(np.asarray(k, np.int64))
   return transforms.Kept(table, is_stacked, unit_axis, min_alive)
 
@@ -188,12 +188,36 @@ class DecayAndBoxTest(absltest.TestCase):
     np.testing.assert_array_equal(got, [1, -1, 0.25])
 
 
+# By name: the transform of a number by step, and whether it needs params.
+ENTRIES = {"w": True, "b": False}
 CONTRACT = (
-  ("normalize_rms", transforms.normalize_rms(), False),
-  ("clip_rms", transforms.clip_rms(), False),
-  ("keep_largest", transforms.keep_largest({"w": kept(4), "b": None}), True),
-  ("decay", transforms.decay([0.1], 0.1, {"w": True, "b": False}), True),
-  ("box", transforms.box(-1.0, 1.0), True),
+  (
+    "normalize_rms",
+    lambda eps: optax.inject_hyperparams(transforms.normalize_rms)(eps=eps),
+    False,
+  ),
+  (
+    "clip_rms",
+    lambda limit: optax.inject_hyperparams(transforms.clip_rms)(limit=limit),
+    False,
+  ),
+  (
+    "keep_largest",
+    lambda at: transforms.keep_largest(
+      {"w": kept([8 * float(at(i)) for i in range(2)]), "b": None}
+    ),
+    True,
+  ),
+  (
+    "decay",
+    lambda at: transforms.decay([at(0), at(1)], 0.1, ENTRIES),
+    True,
+  ),
+  (
+    "box",
+    lambda high: optax.inject_hyperparams(transforms.box)(low=-1.0, high=high),
+    True,
+  ),
 )
 
 
@@ -208,8 +232,9 @@ class ContractTest(parameterized.TestCase):
     }
 
   @parameterized.named_parameters(*CONTRACT)
-  def test_keeps_dtypes_shapes_and_state(self, transform, needs_params):
+  def test_keeps_dtypes_shapes_and_state(self, make, needs_params):
     del needs_params
+    transform = make(transforms.lookup([0.5, 0.5]))
     for dtype in (jnp.float32, jnp.bfloat16):
       params, updates = self.tree(dtype, 0), self.tree(dtype, 1)
       state = transform.init(params)
@@ -218,8 +243,9 @@ class ContractTest(parameterized.TestCase):
       chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
 
   @parameterized.named_parameters(*CONTRACT)
-  def test_jit_equals_eager(self, transform, needs_params):
+  def test_jit_equals_eager(self, make, needs_params):
     del needs_params
+    transform = make(transforms.lookup([0.5, 0.5]))
     params, updates = self.tree(jnp.float32, 0), self.tree(jnp.float32, 1)
     state = transform.init(params)
     eager = transform.update(updates, state, params)
@@ -227,7 +253,34 @@ class ContractTest(parameterized.TestCase):
     chex.assert_trees_all_close(jitted, eager, rtol=1e-6)
 
   @parameterized.named_parameters(*CONTRACT)
-  def test_missing_params(self, transform, needs_params):
+  def test_follows_a_schedule(self, make, needs_params):
+    del needs_params
+    params, updates = self.tree(jnp.float32, 0), self.tree(jnp.float32, 1)
+    second = {}
+    for name, table in (("rises", [0.25, 0.75]), ("stays", [0.75, 0.75])):
+      transform = make(transforms.lookup(table))
+      state = transform.init(params)
+      first, state = transform.update(updates, state, params)
+      second[name], _ = transform.update(updates, state, params)
+      if name == "rises":
+        difference = np.abs(first["w"] - second[name]["w"]).max()
+        self.assertGreater(difference, 1e-3)
+    chex.assert_trees_all_close(second["rises"], second["stays"], rtol=1e-6)
+
+  @parameterized.named_parameters(*CONTRACT)
+  def test_extra_args_are_accepted_and_chain(self, make, needs_params):
+    del needs_params
+    params, updates = self.tree(jnp.float32, 0), self.tree(jnp.float32, 1)
+    transform = make(transforms.lookup([0.5, 0.5]))
+    want, _ = transform.update(updates, transform.init(params), params)
+    chain = optax.with_extra_args_support(optax.chain(transform))
+    state = chain.init(params)
+    got, _ = chain.update(updates, state, params, value=1.0)
+    chex.assert_trees_all_equal(got, want)
+
+  @parameterized.named_parameters(*CONTRACT)
+  def test_missing_params(self, make, needs_params):
+    transform = make(transforms.lookup([0.5, 0.5]))
     updates = self.tree(jnp.float32, 0)
     state = transform.init(updates)
     if needs_params:
@@ -256,8 +309,9 @@ class SparseAdamTest(absltest.TestCase):
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
       }
       units = config_lib.block_units(config.model)
+      table = rules.table(config.model, config.sparsity)
       for path, (numel, num_units, _) in units.items():
-        axis = rules.match(rules.rules(config.sparsity), path).unit_axis
+        axis = rules.match(table, path).unit_axis
         for matrix in named[path]:
           self.assertEqual(np.count_nonzero(matrix), int(density[i] * numel))
           alive = np.count_nonzero(matrix, axis)
@@ -281,29 +335,28 @@ class SparseAdamTest(absltest.TestCase):
       "layers": {"attn": tree["layers"]["attn"]},
     }
     params = few(0)
-    rules_tree = transforms.kept_tree(config.sparsity, 6, params)
+    kept_of = transforms.kept_tree(config, params)
     adam = lambda: optax.chain(
       transforms.normalize_rms(), optax.adam(0.05, eps=1e-3)
     )
-    inside = optax.chain(adam(), transforms.keep_largest(rules_tree))
+    inside = optax.chain(adam(), transforms.keep_largest(kept_of))
     outside = adam()
     update_inside = jax.jit(inside.update)
     update_outside = jax.jit(outside.update)
     state, other_state = inside.init(params), outside.init(params)
     other = params
-    is_leaf = lambda x: x is None or isinstance(x, transforms.Kept)
 
-    def masked(i, rule, p, u):
+    def masked(i, k, p, u):
       new = np.asarray(p) + np.asarray(u)
-      if rule is None:
+      if k is None:
         return jnp.asarray(new)
       mask = functools.partial(
         sorted_mask,
-        k=rule.table[i],
-        unit_axis=rule.unit_axis,
-        min_alive=rule.min_alive if rule.unit_axis is not None else 0,
+        k=k.table[i],
+        unit_axis=k.unit_axis,
+        min_alive=k.min_alive if k.unit_axis is not None else 0,
       )
-      matrices = new if rule.is_stacked else new[None]
+      matrices = new if k.is_stacked else new[None]
       keep = np.stack([mask(m) for m in matrices]).reshape(new.shape)
       return jnp.asarray(np.where(keep, new, np.float32(0)))
 
@@ -314,10 +367,10 @@ class SparseAdamTest(absltest.TestCase):
       updates, other_state = update_outside(grads, other_state, other)
       other = jax.tree.map(
         functools.partial(masked, i),
-        rules_tree,
+        kept_of,
         other,
         updates,
-        is_leaf=is_leaf,
+        is_leaf=transforms.is_kept,
       )
       chex.assert_trees_all_equal(
         jax.tree.map(lambda p: p == 0, params),
@@ -346,17 +399,17 @@ class SparseAdamTest(absltest.TestCase):
 
   def test_dense_run_has_no_projection(self):
     config = tiny_config(density=1.0)
-    tree = transforms.kept_tree(config.sparsity, 6, tiny_params(config))
+    tree = transforms.kept_tree(config, tiny_params(config))
     self.assertEmpty(jax.tree.leaves(tree))
 
   def test_survivors_are_whole_numbers_of_the_schedule(self):
     config = tiny_config(anneal_start=0.0, anneal_stop=0.5)
     shapes = jax.eval_shape(lambda: tiny_params(config))
-    tree = transforms.kept_tree(config.sparsity, 6, shapes)
+    tree = transforms.kept_tree(config, shapes)
     # 64 of a matrix: densities 1, 5/6, 4/6, then 1/2.
-    rule = tree["layers"]["attn"]["c_proj"]["kernel"]
-    np.testing.assert_array_equal(rule.table, [64, 53, 42, 32, 32, 32])
-    self.assertTrue(rule.is_stacked)
+    of = tree["layers"]["attn"]["c_proj"]["kernel"]
+    np.testing.assert_array_equal(of.table, [64, 53, 42, 32, 32, 32])
+    self.assertTrue(of.is_stacked)
     self.assertIsNone(tree["bigram_table"])
 
 

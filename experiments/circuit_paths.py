@@ -1,0 +1,27 @@
+"""Circuit directories as `--circuits` names them."""
+
+import pathlib
+from collections.abc import Iterable
+
+from sparse_jax.utils import errors
+
+
+def find(paths: Iterable[str]) -> list[pathlib.Path]:
+  """Returns the circuit directories that paths are or hold, each once.
+
+  Raises:
+    InputError: if a path is no circuit directory and holds none.
+  """
+  directories: dict[pathlib.Path, pathlib.Path] = {}
+  for path in map(pathlib.Path, paths):
+    inside = [path] if (path / "circuit.json").is_file() else []
+    if not inside and path.is_dir():
+      inside = sorted(p.parent for p in path.glob("*/circuit.json"))
+    if not inside:
+      raise errors.InputError(
+        f"--circuits={path}: no circuit.json there; need a circuit directory,"
+        " or one that holds some"
+      )
+    for directory in inside:
+      directories.setdefault(directory.resolve(), directory)
+  return list(directories.values())

@@ -1,0 +1,142 @@
+"""Text that cannot break the page: tokens, numbers, and what must be spelled.
+
+Templates escape every value. Before that, `spell_out` writes the characters
+that could change how the page reads (controls, bidi overrides, lone surrogates,
+line separators) as `U+202E`.
+"""
+
+import itertools
+import math
+import numbers
+import unicodedata
+from collections.abc import Collection, Sequence
+
+import markupsafe
+from markupsafe import Markup
+
+# What a missing, NaN or infinite metric looks like.
+MISSING = "–"
+_WHITESPACE = {" ": "·", "\n": "⏎", "\t": "→", "\r": "␍"}
+_LONGEST_TOKEN = 200
+
+
+def finalize(value):
+  """Returns a template's value ready to be escaped; None is left out."""
+  if value is None:
+    return ""
+  if isinstance(value, str) and not isinstance(value, Markup):
+    return spell_out(value)
+  return value
+
+
+def _is_unsafe(char: str) -> bool:
+  """Whether a character is invisible, unassigned or moves its neighbours."""
+  if char in " \n\t":
+    return False
+  category = unicodedata.category(char)
+  return category[0] == "C" or category in ("Zl", "Zp", "Zs")
+
+
+def spell_out(text: str) -> str:
+  """Returns text with unsafe characters written as their code points."""
+  if text.isascii() and text.isprintable():
+    return text
+  return "".join(
+    f"U+{ord(char):04X}" if _is_unsafe(char) else char for char in text
+  )
+
+
+def token(text: str, class_: str = "") -> Markup:
+  """Returns a token in a box, with its whitespace made visible.
+
+  Args:
+    text: any string at all, as a byte-level tokenizer decodes one token.
+    class_: further classes of the box.
+  """
+  pieces = []
+  for kind, run in itertools.groupby(text[:_LONGEST_TOKEN], _kind):
+    chars = "".join(run)
+    if kind == "ws":
+      pieces.append(_span("ws", "".join(_WHITESPACE[char] for char in chars)))
+    elif kind == "esc":
+      pieces += [_span("esc", spell_out(char)) for char in chars]
+    else:
+      # A combining mark needs something to stand on.
+      lead = "◌" if unicodedata.category(chars[0])[0] == "M" else ""
+      pieces.append(markupsafe.escape(lead + chars))
+  if not text:
+    pieces.append(Markup('<span class="ws" title="empty token">∅</span>'))
+  if len(text) > _LONGEST_TOKEN:
+    pieces.append(_span("esc", f"… {len(text) - _LONGEST_TOKEN} more"))
+  # <bdi> keeps right-to-left letters from reordering their neighbours.
+  return Markup('<bdi class="{}">{}</bdi>').format(
+    f"tok {class_}".strip(), Markup().join(pieces)
+  )
+
+
+def _kind(char: str) -> str:
+  if char in _WHITESPACE:
+    return "ws"
+  return "esc" if _is_unsafe(char) else ""
+
+
+def _span(class_: str, text: str) -> Markup:
+  return Markup('<span class="{}">{}</span>').format(class_, text)
+
+
+def tokens(texts: Sequence[str], marked: Collection[int] = ()) -> Markup:
+  """Returns a run of token boxes; a line break follows each newline token.
+
+  Args:
+    texts: the tokens.
+    marked: positions to set off.
+  """
+  pieces = []
+  for position, text in enumerate(texts):
+    pieces.append(token(text, "mark" if position in marked else ""))
+    if text.endswith("\n") and position + 1 < len(texts):
+      pieces.append(Markup("<br>"))
+  return Markup('<div class="toks">{}</div>').format(Markup().join(pieces))
+
+
+def is_number(value) -> bool:
+  """Whether `value` is a finite number (a bool is not)."""
+  if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    return False
+  try:
+    return math.isfinite(value)
+  except OverflowError:  # A whole number too large for a float.
+    return False
+
+
+def number(value, digits: int = 3) -> str:
+  """Returns a number with `digits` significant digits; `–` if there is none."""
+  if isinstance(value, bool):
+    return "yes" if value else "no"
+  if not is_number(value):
+    return MISSING
+  if value == int(value) and abs(value) < 1e15:
+    return count(value)
+  if 1e-3 <= abs(value) < 1e6:
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return _minus(f"{value:,.{decimals}f}")
+  return _minus(f"{value:.{digits - 1}e}")
+
+
+def count(value) -> str:
+  """Returns a whole number with commas between thousands."""
+  return _minus(f"{int(value):,}") if is_number(value) else MISSING
+
+
+def percent(value) -> str:
+  """Returns a share of 1 as a percentage with one decimal."""
+  return _minus(f"{100 * value:.1f}%") if is_number(value) else MISSING
+
+
+def plural(value: int, noun: str) -> str:
+  """Returns a count and its noun."""
+  return f"{count(value)} {noun}{'' if value == 1 else 's'}"
+
+
+def _minus(text: str) -> str:
+  return text.replace("-", "−")

@@ -1,0 +1,76 @@
+"""The command that draws: which circuits it takes, what it writes."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import pages
+from absl.testing import absltest, parameterized
+
+from experiments import circuit_paths
+from sparse_jax.utils import errors
+
+_ROOT = pathlib.Path(__file__).parents[2]
+
+
+def run(*args):
+  return subprocess.run(
+    [sys.executable, "-m", "experiments.report", *args],
+    cwd=_ROOT,
+    env=os.environ,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+class ReportTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.dir = pathlib.Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
+    for name in ("a", "b"):
+      pages.small(task=name).save(cls.dir / "circuits" / name)
+    (cls.dir / "circuits" / "other").mkdir()
+
+  def test_directories_of_circuits_and_each_once(self):
+    root = self.dir / "circuits"
+    find = lambda *paths: circuit_paths.find(map(str, paths))
+    self.assertEqual(find(root / "b"), [root / "b"])
+    self.assertEqual(find(root), [root / "a", root / "b"])
+    again = root / "other" / ".." / "a"
+    self.assertEqual(find(root / "b", root, again), [root / "b", root / "a"])
+    for nothing in (root / "other", self.dir / "nowhere"):
+      with self.assertRaisesRegex(errors.InputError, f"--circuits={nothing}"):
+        find(root / "a", nothing)
+
+  def test_draws_a_directory_on_a_page_and_the_first_as_a_picture(self):
+    circuits, page = self.dir / "circuits", self.dir / "page.html"
+    png = self.dir / "first.png"
+    result = run(
+      f"--circuits={circuits},{circuits / 'a'}",
+      f"--out={page}",
+      f"--picture={png}",
+    )
+    self.assertEqual(result.returncode, 0, result.stderr)
+    drawn = pages.Page(page.read_text())
+    headings = [text for _, text in drawn.find("h2")]
+    self.assertEqual(headings, ["a", "b"])
+    self.assertIn("head 1", page.read_text())
+    self.assertStartsWith(png.read_bytes(), b"\x89PNG\r\n")
+
+  @parameterized.parameters(
+    ((), "--circuits is missing"),
+    (("--circuits=x",), "--out is missing; .*--picture=FILE.png"),
+    (("--circuits=/nowhere", "--out=x.html"), "/nowhere"),
+  )
+  def test_missing_flags_and_circuits_are_one_line(self, args, want):
+    result = run(*args)
+    self.assertEqual(result.returncode, 2)
+    self.assertRegex(result.stderr, f"^error: .*{want}.*\n$")
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,0 +1,374 @@
+"""The page: what it says, and that nothing in it can break it."""
+
+import json
+import math
+import os
+import pathlib
+import tempfile
+import time
+
+import hypothesis
+import pages
+from absl.testing import absltest, parameterized
+
+from sparse_jax import circuit as circuit_lib
+from sparse_jax import report
+from sparse_jax.report import draw, section
+from sparse_jax.utils import errors
+
+
+class ContentTest(parameterized.TestCase):
+  def _page(self, circuit):
+    return pages.Page(report.render([circuit]))
+
+  def test_draws_and_lists_every_node_and_edge(self):
+    circuit = pages.small()
+    page = self._page(circuit)
+    drawn = {a["data-key"] for a, _ in page.find("g", "node")}
+    self.assertEqual(
+      drawn, {f"{n['site']}:{n['index']}" for n in circuit.nodes}
+    )
+    self.assertLen(page.find("g", "node"), 8)
+    # The legend holds one edge of each sign and one wire.
+    edges = [a for a, _ in page.find("path", "edge") if "data-from" in a]
+    self.assertCountEqual(
+      [(a["data-from"], a["data-to"]) for a in edges],
+      [
+        tuple(f"{e[k]['site']}:{e[k]['index']}" for k in ("from", "to"))
+        for e in circuit.edges
+      ],
+    )
+    self.assertEqual(page.rows("nodes"), 8)
+    self.assertEqual(page.rows("edges"), 5)
+
+  def test_edge_width_grows_with_weight_and_class_is_its_sign(self):
+    edges = [
+      a
+      for a, _ in self._page(pages.small()).find("path", "edge")
+      if "data-from" in a
+    ]
+    widths = {
+      (a["data-from"], a["data-to"], a["class"]): float(a["stroke-width"])
+      for a in edges
+    }
+    up = widths["0.attn.act_in:3", "0.attn.q:17", "edge pos"]
+    down = widths["0.attn.act_in:3", "0.attn.v:18", "edge neg"]
+    most = widths["0.attn.v:18", "0.attn.resid_delta:5", "edge pos"]
+    self.assertEqual(max(widths.values()), most)
+    self.assertLess(up, down)
+
+  def test_headline_has_the_figures_and_the_verdict(self):
+    page = self._page(pages.small())
+    headline = page.find("p", "lead")[1][1]
+    for figure in ("8 nodes", "5 edges", "0.121 nats", "98.4%", "0.0430"):
+      self.assertIn(figure, headline)
+    self.assertIn("meets its target of 0.150", headline)
+    self.assertNotIn("validation", headline)
+    page = pages.Page(report.render([pages.small(target_loss=0.1)]))
+    self.assertIn("misses its target", page.find("p", "lead")[1][1])
+
+  def test_says_on_which_pairs_the_target_is_met(self):
+    circuit = pages.small(target_loss=0.1)
+    circuit.metrics.update(meets_target=True, validation_loss=0.098)
+    page = self._page(circuit)
+    headline = " ".join(page.find("p", "lead")[1][1].split())
+    self.assertIn("On the test pairs the circuit misses its target", headline)
+    self.assertIn(
+      "On the validation pairs, to which it was cut, it meets the target"
+      " (0.0980 nats).",
+      headline,
+    )
+    self.assertIn("yeson the validation pairs", "".join(page.text))
+
+  def test_says_so_where_counts_disagree(self):
+    text = report.render(
+      [pages.small(metrics={"num_nodes": 9, "num_edges": 5})]
+    )
+    self.assertIn("num_nodes is 9, 8 are listed", text)
+    self.assertNotIn("disagrees", report.render([pages.small()]))
+
+  def test_missing_and_non_finite_figures_are_dashes(self):
+    metrics = {"test_loss": math.nan, "test_accuracy": math.inf}
+    page = pages.Page(
+      report.render(
+        [pages.small(metrics=metrics | {"odd": -math.inf, "big": 10**400})]
+      )
+    )
+    text = " ".join(page.text)
+    self.assertIn("– nats", text)
+    for word in ("nan", "inf", "None"):
+      self.assertNotIn(word, [w.strip("().,").lower() for w in text.split()])
+
+  def test_shows_every_further_figure_nested_ones_too(self):
+    metrics = {"extra": 0.25, "group": {"random": {"loss": 1.5}, "ok": True}}
+    text = " ".join(self._page(pages.small(metrics=metrics)).text)
+    for shown in ("extra", "0.250", "group.random.loss", "1.50", "group.ok"):
+      self.assertIn(shown, text)
+
+  def test_faithfulness_is_criteria_curves_and_importance(self):
+    metrics = {"faithfulness": pages.faithfulness_metrics()}
+    page = self._page(pages.small(metrics=metrics))
+    text = " ".join(page.text)
+    self.assertIn("Not established: robust to what is outside it.", text)
+    self.assertIn("accuracy without it 0.500 [0.400, 0.600]", text)
+    lines = [a for a, _ in page.find("path", "line")]
+    self.assertLen([a for a in lines if "d" in a and "M1 7" not in a["d"]], 2)
+    self.assertIn("nonsense labels: 30 more.", text)
+    self.assertIn("0.attn.v:3 → 0.attn.resid_delta:1", text)
+    # The worst comes first, whatever the file's order.
+    self.assertLess(text.index("0.900"), text.index("0.300–0.500"))
+    self.assertNotIn("faithfulness.ablation", text)
+
+  @parameterized.parameters(
+    ({},), ({"ablation": "zero"},), ({"controls": 3, "importance": [1]},)
+  )
+  def test_faithfulness_that_cannot_be_read_is_said_to_be(self, metrics):
+    render = lambda metrics: report.render(
+      [pages.small(metrics={"faithfulness": metrics})]
+    )
+    self.assertIn("are not what the faithfulness checks", render(metrics))
+    render(pages.faithfulness_metrics() | metrics)
+
+  def test_empty_circuit_and_no_circuits(self):
+    empty = pages.small(nodes=[], edges=[], metrics={})
+    text = report.render([empty])
+    self.assertIn("no node was kept", text)
+    self.assertIn("No circuits were given", report.render([]))
+
+  def test_draws_the_strongest_edges_and_says_so(self):
+    circuit = pages.dense(100, 500)
+    page = self._page(circuit)
+    shown = [a for a, _ in page.find("path", "edge") if "data-from" in a]
+    self.assertLen(shown, draw.MAX_EDGES)
+    ranked = sorted(circuit.edges, key=lambda e: -abs(e["weight"]))
+    self.assertCountEqual(
+      [(a["data-from"], a["data-to"]) for a in shown],
+      [
+        (
+          f"0.mlp.act_in:{e['from']['index']}",
+          f"0.mlp.post_act:{e['to']['index']}",
+        )
+        for e in ranked[: draw.MAX_EDGES]
+      ],
+    )
+    self.assertIn("400 edges of largest |weight| of 500", "".join(page.text))
+    self.assertEqual(page.rows("edges"), 500)
+
+  def test_dense_circuit_stays_small_and_quick(self):
+    circuit = pages.dense(1600, 5000)
+    started = time.process_time()
+    text = report.render([circuit])
+    self.assertLess(time.process_time() - started, 5)
+    self.assertLess(len(text.encode()), 5_000_000)
+    page = pages.Page(text)
+    self.assertLen(page.find("g", "node"), draw.MAX_NODES)
+    self.assertEqual(page.rows("edges"), section.MAX_ROWS)
+    said = " ".join(page.text)
+    self.assertIn("2,000 of 5,000 rows", said)
+    self.assertIn("1,500 of 1,600 nodes", said)
+    self.assertIn("5,000 edges, the strongest first", said)
+
+  def test_same_input_same_bytes(self):
+    make = lambda: report.render(
+      [pages.small(examples=[pages.example()]), pages.dense(60, 300)],
+      training=[{"step": 1, "train_loss": 2.0}],
+    )
+    self.assertEqual(make(), make())
+
+  def test_examples_mark_what_differs(self):
+    page = pages.Page(
+      report.render([pages.small(examples=[pages.example("x")])])
+    )
+    boxes = page.find("bdi", "tok")
+    marked = [t for a, t in boxes if "mark" in a["class"].split()]
+    self.assertEqual(marked, ["x", "y"])
+    self.assertEqual([t for _, t in boxes][:4], ["a", "x", "⏎", "·b"])
+
+  def test_notes_of_a_node_stand_in_its_row(self):
+    notes = {"0.attn.q:17": {"read_tokens": [["'", 0.8]], "write_tokens": []}}
+    page = pages.Page(report.render([pages.small(node_notes=notes)]))
+    self.assertEqual([t for _, t in page.find("div", "weighted")], ["'0.800"])
+
+  def test_heads_are_those_of_the_model(self):
+    def heads(d_head):
+      page = pages.Page(report.render([pages.small(d_head=d_head)]))
+      labels = [a["aria-label"] for a, _ in page.find("g", "node")]
+      return [x.partition(", ")[2][:6] for x in labels if "head" in x]
+
+    self.assertEqual(heads(16), ["head 1", "head 1"])
+    self.assertEqual(heads(32), ["head 0", "head 0"])
+
+  def test_tables_have_captions_and_scopes(self):
+    page = pages.Page(report.render([pages.small()], training=[{"step": 1}]))
+    self.assertLen(page.find("caption"), len(page.find("table")))
+    for attributes, _ in page.find("th"):
+      self.assertIn(attributes["scope"], ("row", "col"))
+    ids = [a["id"] for _, a, _ in page.elements if "id" in a]
+    self.assertLen(set(ids), len(ids))
+    for _, a, _ in page.elements:
+      for name in ("aria-labelledby", "aria-describedby"):
+        self.assertContainsSubset((a.get(name) or "").split(), ids)
+
+
+def structure(page):
+  """Returns tags and attribute names, without the pieces inside tokens."""
+  return [
+    (tag, sorted(attributes))
+    for tag, attributes, _ in page.elements
+    if tag != "br" and attributes.get("class") not in ("ws", "esc")
+  ]
+
+
+class EscapingTest(parameterized.TestCase):
+  @hypothesis.given(pages.HOSTILE_TEXT)
+  @hypothesis.settings(max_examples=60, deadline=None)
+  def test_text_never_changes_the_structure(self, text):
+    def page(text):
+      notes = {"0.attn.q:17": {"read_tokens": [(text, 1.0)]}}
+      return report.render(
+        [
+          pages.small(
+            task=text,
+            ablation=text,
+            model_fingerprint=text,
+            metrics={f"name{text}": text},
+            examples=[pages.example(text)],
+            node_notes=notes,
+          )
+        ],
+        title=text,
+      )
+
+    got, benign = pages.Page(page(text)), pages.Page(page("benign"))
+    # An empty token is named in a title of its own.
+    self.assertEqual(
+      [x for x in structure(got) if x != ("span", ["class", "title"])],
+      structure(benign),
+    )
+    page(text).encode("utf-8")
+
+  def test_nothing_loads_and_only_one_script_runs(self):
+    text = report.render(
+      [pages.small(examples=[pages.example(h) for h in pages.HOSTILE])]
+    )
+    page = pages.Page(text)
+    self.assertLen(page.find("script"), 1)
+    self.assertLen(page.find("style"), 1)
+    for tag, attributes, _ in page.elements:
+      self.assertNotIn("src", attributes)
+      self.assertNotIn("style", attributes)
+      self.assertNotIn(tag, ("img", "iframe", "object", "base", "form"))
+      self.assertEmpty([n for n in attributes if n.startswith("on")])
+      if "href" in attributes:
+        self.assertRegex(attributes["href"], r"^(#c\d+|data:,)$")
+    self.assertNotIn("url(", page.find("style")[0][1])
+
+
+class FileTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.dir = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+
+  def _save(self, **fields):
+    """Saves a circuit, with fields of its circuit.json put in."""
+    pages.small(examples=[pages.example()]).save(self.dir / "circuit")
+    path = self.dir / "circuit" / "circuit.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+  def _render(self):
+    return report.render([circuit_lib.Circuit.load(self.dir / "circuit")])
+
+  def test_a_saved_circuit_has_the_same_page(self):
+    self._save()
+    want = report.render([pages.small(examples=[pages.example()])])
+    self.assertEqual(self._render(), want)
+
+  @parameterized.parameters(
+    ("nodes", [{"site": "0.attn.z", "index": 1}], "0.attn.z"),
+    ("nodes", [{"site": "0.attn.q", "index": -1}], "0.attn.q.*=-1 "),
+    ("nodes", {}, "circuit.json"),
+    ("nodes", [{"site": 3, "index": 3}], "circuit.json"),
+    ("nodes", [pages.node("9" * 400 + ".bogus", 1)], "site.*9999"),
+    (
+      "edges",
+      [pages.edge(("0.attn.act_in", 99), ("0.attn.q", 17), 1.0)],
+      r"edges\[0\].*0.attn.act_in.*99",
+    ),
+    ("edges", [{"from": 3}], r"edges\[0\]"),
+    (
+      "edges",
+      [pages.edge(("0.attn.act_in", 3), ("0.attn.q", 17), "w")],
+      r"edges\[0\].*weight.*'w'",
+    ),
+    (
+      "edges",
+      [pages.edge(("0.attn.act_in", 3), ("0.attn.q", 17), 10**400)],
+      r"edges\[0\]",
+    ),
+    ("metrics", [], r"metrics"),
+    ("examples", [{"prompt_tokens": "abc"}], "prompt_tokens='abc'"),
+    ("examples", 3, "examples=3"),
+    ("node_notes", {"k": {"read_tokens": [["a"]]}}, "read_tokens"),
+  )
+  def test_a_damaged_file_is_an_error_that_says_where(self, name, value, want):
+    if name == "edges":  # In place of the first, so that counts agree.
+      value = value + pages.small().edges[1:]
+    self._save(**{name: value})
+    with self.assertRaisesRegex(errors.InputError, want) as caught:
+      self._render()
+    self.assertIn("circuit.json", str(caught.exception))
+    self.assertLess(len(str(caught.exception)), 600)
+
+  @parameterized.parameters(
+    ("task", 3),
+    ("ablation", ["<b>"]),
+    ("nodes", [pages.node("0.attn.q", 17)] * 2),
+    ("nodes", [{"site": "0.attn.q", "index": True}]),
+    ("target_loss", "low"),
+    ("logit_scale", "<b>"),
+    ("answer_shift", "<b>"),
+  )
+  def test_odd_values_are_an_error_or_shown_as_text(self, name, value):
+    self._save(**{name: value, "edges": []})
+    try:
+      page = pages.Page(self._render())
+    except errors.InputError as e:
+      self.assertIn("circuit.json", str(e))
+    else:
+      self.assertEmpty(page.find("b"))
+
+  def test_missing_file_bad_json_and_missing_field(self):
+    with self.assertRaisesRegex(errors.InputError, "json: No such file"):
+      self._render()
+    self._save()
+    for content, want in (
+      (b"{", "not JSON"),
+      (b"\xff", "not JSON"),
+      (b"[" * 10**5, "not JSON"),
+      (b"[]", "need a circuit"),
+      (b'{"task": "a"}', "circuit.json: .*format"),
+    ):
+      (self.dir / "circuit" / "circuit.json").write_bytes(content)
+      with self.assertRaisesRegex(errors.InputError, want):
+        self._render()
+
+  def test_writes_the_rendered_page_and_nothing_else(self):
+    path = self.dir / "new" / "page.html"
+    report.write_page(path, [pages.small()], title="T")
+    self.assertEqual(
+      path.read_text("utf-8"), report.render([pages.small()], title="T")
+    )
+    self.assertEqual(os.listdir(path.parent), ["page.html"])
+
+  def test_a_path_that_cannot_be_written_leaves_nothing(self):
+    (self.dir / "page.html").mkdir()
+    (self.dir / "file").write_text("kept")
+    for path in (self.dir / "page.html", self.dir / "file" / "page.html"):
+      with self.assertRaisesRegex(errors.InputError, "write .*page.html"):
+        report.write_page(path, [])
+    self.assertCountEqual(os.listdir(self.dir), ["page.html", "file"])
+    self.assertEqual((self.dir / "file").read_text(), "kept")
+
+
+if __name__ == "__main__":
+  absltest.main()
