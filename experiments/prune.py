@@ -12,8 +12,8 @@ import pathlib
 from absl import flags
 
 from experiments import cli
-from sparse_jax import checkpoint, report, tasks
-from sparse_jax.faithfulness import criteria, pipeline
+from sparse_jax import checkpoint, faithfulness, report, tasks
+from sparse_jax.faithfulness import pipeline
 from sparse_jax.pruning import table as table_lib
 from sparse_jax.utils import files
 
@@ -78,7 +78,9 @@ def main(overrides: list[str]) -> int | None:
   print(f"\n{table_lib.text(rows)}")
   if _FAITHFULNESS.value:
     for name, circuit in circuits.items():
-      print(f"\n{name}\n{criteria.summary(circuit.metrics['faithfulness'])}")
+      print(
+        f"\n{name}\n{faithfulness.summary(circuit.metrics['faithfulness'])}"
+      )
   print(f"\nreport: {workdir / 'report.html'}")
   return None
 

@@ -12,10 +12,10 @@ from typing import Any
 from absl import flags
 
 from experiments import cli
-from sparse_jax import checkpoint, report, tasks
+from sparse_jax import checkpoint, faithfulness, report, tasks
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
-from sparse_jax.faithfulness import criteria, pipeline
+from sparse_jax.faithfulness import pipeline
 from sparse_jax.training import loop, metric_log
 from sparse_jax.utils import files, host
 
@@ -111,7 +111,7 @@ def summary_text(summary: dict[str, Any]) -> str:
     if not m["meets_target"]:
       lines.append("  misses the target loss on validation pairs")
     lines += ["", f"is {name}'s circuit what the model computes?"]
-    lines += [criteria.summary(m["faithfulness"]), ""]
+    lines += [faithfulness.summary(m["faithfulness"]), ""]
     if not m["learned"]:
       lines.append("  below the gate: the full model has not learned this task")
   return "\n".join(lines)

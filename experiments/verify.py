@@ -1,9 +1,9 @@
-"""Measures a saved circuit's evidence again: a regression test for a model.
+"""Measures a saved circuit's faithfulness again: a regression test for a model.
 
   python -m experiments.verify --circuit=runs/quickstart/circuits/NAME
 
 Exit status 0 if all that is stored reproduces within its interval, 1 if not,
-2 if it cannot be measured. A circuit without stored evidence gets it.
+2 if it cannot be measured. A circuit without stored measures gets them.
 """
 
 import dataclasses
@@ -15,7 +15,6 @@ from experiments import cli
 from sparse_jax import checkpoint, faithfulness, tasks
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
-from sparse_jax.faithfulness import criteria
 from sparse_jax.tasks import sequences as sequences_lib
 from sparse_jax.utils import errors
 
@@ -52,7 +51,7 @@ def model_directory(circuit: pathlib.Path) -> pathlib.Path:
 
 
 def as_stored(config: config_lib.Config, stored) -> config_lib.Config:
-  """Returns the config with the settings that evidence was measured with.
+  """Returns the config with the settings that faithfulness was measured with.
 
   Raises:
     InputError: if they are not to be read.
@@ -87,36 +86,41 @@ def main(overrides: list[str]) -> int:
   stored = circuit.metrics.get("faithfulness")
   if stored is not None:
     config = as_stored(config, stored)
+  if not _TASK.value and circuit.task not in tasks.TASK_NAMES:
+    raise errors.InputError(
+      f"circuit of {circuit.task}: the task is a user's own; need --task=FILE,"
+      " its .py or .jsonl file"
+    )
   task = tasks.make_task(_TASK.value or circuit.task, tokenizer)
   natural = None
   if _NATURAL.value and run is not None:
     natural = sequences_lib.natural_prompts(task, config)
-  found = faithfulness.measure(
+  again = faithfulness.measure_faithfulness(
     model,
     params,
     circuit,
     task,
-    faithfulness.Trust(
+    faithfulness.FaithfulnessOptions(
       config.prune, means, config.seed, natural, with_controls=_CONTROLS.value
     ),
   )
   print(f"{circuit.task}: {circuit.num_nodes} nodes, {circuit.num_edges} edges")
-  print(criteria.summary(found))
-  wrong = faithfulness.headline(circuit.metrics, found)
-  if stored is None and not wrong:
-    metrics = {**circuit.metrics, "faithfulness": found}
+  print(faithfulness.summary(again))
+  lines = faithfulness.reproduce_metrics(circuit.metrics, again)
+  if stored is None and not lines:
+    metrics = {**circuit.metrics, "faithfulness": again}
     dataclasses.replace(circuit, metrics=metrics).save(directory)
-    print("no evidence was stored with it; now it is")
+    print("no faithfulness was stored with it; now it is")
     return 0
   if stored is not None:
-    wrong += faithfulness.reproduce(stored, found)
-    for name in faithfulness.left_out(stored, found):
+    lines += faithfulness.reproduce(stored, again)
+    for name in faithfulness.left_out(stored, again):
       print(f"not measured again: {name}")
-  for line in wrong:
+  for line in lines:
     print(f"does not reproduce: {line}")
-  if not wrong:
+  if not lines:
     print("all that is stored reproduces")
-  return 1 if wrong else 0
+  return 1 if lines else 0
 
 
 if __name__ == "__main__":

@@ -228,7 +228,7 @@ class Circuit:
       raise errors.InputError(
         f"{path}: {type(e).__name__} {e}; need a circuit.json as save writes"
       ) from e
-    _check_model(circuit, str(path), model, params)
+    check_model(circuit, str(path), model, params)
     return circuit
 
   def _summary(self) -> dict[str, Any]:
@@ -270,7 +270,13 @@ def _check_format(path: pathlib.Path, found: Any) -> None:
     raise errors.bad_value(f"{path}: format", found, repr(_FORMAT))
 
 
-def _check_model(circuit, name, model, params) -> None:
+def check_model(
+  circuit: Circuit,
+  name: str,
+  model: transformer.Model | None,
+  params: transformer.Params | None,
+) -> None:
+  """Checks that a circuit is of this model; None is not checked."""
   model = circuit.model if model is None else model
   if circuit.model_config != model.config:
     raise errors.InputError(

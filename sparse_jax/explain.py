@@ -7,6 +7,7 @@ without it.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from sparse_jax import circuit as circuit_lib
 from sparse_jax import sites
 from sparse_jax.model import hooks, transformer
 from sparse_jax.tasks import logit_difference as logit_difference_lib
+from sparse_jax.tasks import mask_evaluator
 from sparse_jax.tasks import sequences as sequences_lib
 from sparse_jax.utils import errors
 
@@ -26,7 +28,7 @@ _NUM_TOP = 5
 
 @dataclasses.dataclass(frozen=True)
 class Influence:
-  """What one circuit says of a prompt; diffs are logit differences in nats.
+  """What one circuit says of a prompt; logit differences are in nats.
 
   Attributes:
     task: the circuit's task.
@@ -52,9 +54,14 @@ class Influence:
     return self.full_difference - self.without_difference
 
   @property
+  def chooses(self) -> bool:
+    """Whether the circuit makes the model's choice between its answers."""
+    return self.circuit_difference > 0 and self.effect > 0
+
+  @property
   def decides(self) -> bool:
-    """Whether the circuit makes the model's choice here."""
-    return self.has_top and self.circuit_difference > 0 and self.effect > 0
+    """Whether that choice is the model's next token."""
+    return self.has_top and self.chooses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +74,7 @@ class Part:
     token: the prompt's token there.
     value: its value there, in the circuit.
     ablated: its ablation value.
-    worth: the circuit's diff minus that without the node, in nats.
+    importance: the circuit's logit difference minus that without the node.
   """
 
   node: str
@@ -75,7 +82,16 @@ class Part:
   token: str
   value: float
   ablated: float
-  worth: float
+  importance: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+  """A circuit on a prompt: what it says, and what shows how."""
+
+  influence: Influence
+  circuit: circuit_lib.Circuit
+  evaluator: mask_evaluator.MaskEvaluator
 
 
 def answer_pairs(circuit: circuit_lib.Circuit) -> list[tuple[str, str]]:
@@ -86,18 +102,27 @@ def answer_pairs(circuit: circuit_lib.Circuit) -> list[tuple[str, str]]:
   """
   examples = circuit.details.get("examples") or ()
   try:
-    found = dict.fromkeys((e["answer"], e["counter_answer"]) for e in examples)
+    pairs = dict.fromkeys((e["answer"], e["counter_answer"]) for e in examples)
   except (KeyError, TypeError) as e:
     raise errors.InputError(
       f"circuit of {circuit.task}: its examples have no {e}; need a circuit"
       " that the search saved"
     ) from e
-  if not found:
+  if not pairs:
     raise errors.InputError(
       f"circuit of {circuit.task} has no examples; need a circuit that the"
       " search saved"
     )
-  return list(found)
+  return list(pairs)
+
+
+def shown(tokenizer, token: int) -> str:
+  r"""Returns one token in quotes; part of a character shows as '\xe2'."""
+  text = tokenizer.token_bytes(token)
+  try:
+    return repr(text.decode())
+  except UnicodeDecodeError:
+    return repr(text).removeprefix("b")
 
 
 def top_tokens(
@@ -110,28 +135,29 @@ def top_tokens(
   return np.argsort(-probabilities, kind="stable")[:_NUM_TOP], probabilities
 
 
-def influence(
+def explain(
   model: transformer.Model,
   params: transformer.Params,
   circuit: circuit_lib.Circuit,
   tokenizer,
   tokens: Sequence[int],
-) -> tuple[Influence, sequences_lib.Sequences]:
-  """Returns what a circuit says of a prompt, and the prompt as a sequence.
+  probabilities: np.ndarray,
+) -> Explanation:
+  """Returns what a circuit says of a prompt.
 
   Of several pairs of answers the one that the model finds likeliest counts.
 
   Args:
     model: the model it was cut from.
-    params: its parameters.
+    params: the model's.
     circuit: the circuit.
     tokenizer: the model's.
     tokens: of the prompt, at least one.
+    probabilities: of the next token, `[V]`, as `top_tokens` returns.
 
   Raises:
     InputError: if the circuit's answers are unknown or are no single tokens.
   """
-  top, probabilities = top_tokens(model, params, tokens)
   pairs = []
   for texts in answer_pairs(circuit):
     ids = [tokenizer.single_token(text) for text in texts]
@@ -149,148 +175,106 @@ def influence(
     correct=jnp.array([correct]),
     incorrect=jnp.array([incorrect]),
   )
-  kept = {n: jnp.asarray(m) for n, m in circuit.node_mask.items()}
-  diff = _difference_function(model, circuit)
-  full, alone, without = (
-    diff(params, sequence, gates)
-    for gates in (
-      jax.tree.map(jnp.ones_like, kept),
-      kept,
-      jax.tree.map(jnp.logical_not, kept),
-    )
+  evaluator = mask_evaluator.MaskEvaluator(
+    model, params, circuit.means, sequence, circuit.freeze_norms
   )
-  sign = logit_difference_lib.answer_sign(sequence.correct, sequence.incorrect)
-  fitted = logit_difference_lib.Calibration(
+  kept = circuit.node_mask
+  full, alone, without = (
+    evaluator.logit_difference(mask)[0]
+    for mask in (evaluator.constant(1), kept, {n: ~m for n, m in kept.items()})
+  )
+  sign_S = logit_difference_lib.answer_sign(
+    sequence.correct, sequence.incorrect
+  )
+  calibration = logit_difference_lib.Calibration(
     circuit.logit_scale, circuit.details.get("answer_shift", 0.0)
   )
-  return (
-    Influence(
-      task=circuit.task,
-      answers=tuple(tokenizer.token_text(int(i)) for i in (correct, incorrect)),
-      mass=float(probabilities[[correct, incorrect]].sum()),
-      full_difference=float(full),
-      circuit_difference=float(
-        logit_difference_lib.calibrate(alone, sign[0], fitted)
-      ),
-      without_difference=float(without),
-      has_top=int(top[0]) in (correct, incorrect),
+  influence = Influence(
+    task=circuit.task,
+    answers=(tokenizer.token_text(correct), tokenizer.token_text(incorrect)),
+    mass=float(probabilities[[correct, incorrect]].sum()),
+    full_difference=float(full),
+    circuit_difference=float(
+      logit_difference_lib.calibrate(alone, sign_S[0], calibration)
     ),
-    sequence,
+    without_difference=float(without),
+    has_top=int(np.argmax(probabilities)) in (correct, incorrect),
   )
+  return Explanation(influence, circuit, evaluator)
 
 
-def _difference_function(model, circuit):
-  means = {n: jnp.asarray(m) for n, m in circuit.means.items()}
-
-  @jax.jit
-  def diff(params, sequence, gates):
-    hook = hooks.circuit_hook(
-      model,
-      params,
-      sequence.tokens,
-      sequence.positions,
-      gates,
-      means,
-      circuit.freeze_norms,
-    )
-    return logit_difference_lib.logit_difference(model, params, sequence, hook)[
-      0
-    ]
-
-  return diff
-
-
-def _record(model, params, circuit, tokens) -> dict[str, jax.Array]:
-  """Returns the values at all sites, `[1, L, width]`, in the circuit."""
-
-  @jax.jit
-  def run(params, tokens):
-    acts: dict[str, jax.Array] = {}
-    hook = hooks.compose(circuit.hook(params, tokens), hooks.record(acts))
-    model.residual(params, tokens, hook)
-    return acts
-
-  return run(params, tokens)
-
-
-def deciding(found: Sequence[Influence]) -> Influence | None:
+def deciding(influences: Sequence[Influence]) -> Influence | None:
   """Returns the circuit that decides, the largest effect first; or None."""
   return max(
-    (i for i in found if i.decides), key=lambda i: i.effect, default=None
+    (i for i in influences if i.decides), key=lambda i: i.effect, default=None
   )
 
 
-def nearest(found: Sequence[Influence]) -> Influence | None:
-  """Returns the circuit that decides between the likeliest answers; or None.
+def nearest(influences: Sequence[Influence]) -> Influence:
+  """Returns the circuit that comes nearest to deciding, of at least one.
 
   Where no circuit has the model's next token among its answers, one may still
-  make the model's choice between its own two.
+  make the model's choice between its own two: the likeliest answers first.
   """
-  makes = (i for i in found if i.circuit_difference > 0 and i.effect > 0)
-  return max(makes, key=lambda i: i.mass, default=None)
+  return max(influences, key=lambda i: (i.chooses, i.mass))
 
 
-def parts(
-  model: transformer.Model,
-  params: transformer.Params,
-  circuit: circuit_lib.Circuit,
-  tokenizer,
-  sequence: sequences_lib.Sequences,
-) -> list[Part]:
-  """Returns what each node does on a prompt, the most needed first.
+def parts(explanation: Explanation, tokenizer) -> list[Part]:
+  """Returns what each node does on a prompt, the most important first.
 
   Exact leave-one-out within the circuit, with its fitted scale.
   """
-  tokens = np.asarray(sequence.tokens[0])
-  acts = _record(model, params, circuit, sequence.tokens)
-  diff = _difference_function(model, circuit)
-  kept = {n: np.asarray(m) for n, m in circuit.node_mask.items()}
-  whole = float(diff(params, sequence, kept))
+  circuit, evaluator = explanation.circuit, explanation.evaluator
+  tokens = np.asarray(evaluator.sequences.tokens[0])
+  acts = _record(explanation)
+  nodes = [
+    (name, row, index)
+    for name, mask in circuit.node_mask.items()
+    for row, index in np.argwhere(mask)
+  ]
+  # The first row is the whole circuit.
+  masks = {
+    name: np.repeat(mask[None], 1 + len(nodes), 0)
+    for name, mask in circuit.node_mask.items()
+  }
+  for i, (name, row, index) in enumerate(nodes, 1):
+    masks[name][i, row, index] = False
+  diff_M = evaluator.logit_differences(masks)[:, 0]
+  lost_N = circuit.logit_scale * (diff_M[0] - diff_M[1:])
   found = []
-  for name, mask in kept.items():
-    for row, index in zip(*np.nonzero(mask), strict=True):
-      site = sites.site_id(name, int(row))
-      value_L = np.asarray(acts[site][0, :, index])
-      ablated = float(circuit.means[name][row, index])
-      position = int(np.argmax(np.abs(value_L - ablated)))
-      without = {n: m.copy() for n, m in kept.items()}
-      without[name][row, index] = False
-      lost = whole - float(diff(params, sequence, without))
-      found.append(
-        Part(
-          node=f"{site}:{index}",
-          position=position,
-          token=tokenizer.token_text(int(tokens[position])),
-          value=float(value_L[position]),
-          ablated=ablated,
-          worth=circuit.logit_scale * lost,
-        )
+  for (name, row, index), lost in zip(nodes, lost_N, strict=True):
+    site = sites.site_id(name, int(row))
+    value_L = np.asarray(acts[site][0, :, index])
+    ablated = float(circuit.means[name][row, index])
+    position = int(np.argmax(np.abs(value_L - ablated)))
+    found.append(
+      Part(
+        node=f"{site}:{index}",
+        position=position,
+        token=tokenizer.token_text(int(tokens[position])),
+        value=float(value_L[position]),
+        ablated=ablated,
+        importance=float(lost),
       )
-  return sorted(found, key=lambda part: -abs(part.worth))
+    )
+  return sorted(found, key=lambda part: -abs(part.importance))
 
 
-def attention_of(
-  model: transformer.Model,
-  params: transformer.Params,
-  circuit: circuit_lib.Circuit,
-  tokens: jax.Array,
-) -> dict[str, np.ndarray]:
+def attention_of(explanation: Explanation) -> dict[str, np.ndarray]:
   """Returns where kept heads look from the last position, by "layer.head".
 
   Each `[L]`, less what the sink takes; in the circuit.
-
-  Args:
-    model: the model.
-    params: its parameters.
-    circuit: the circuit.
-    tokens: int `[1, L]`.
   """
-  config = model.config
-  acts = _record(model, params, circuit, tokens)
-  pattern = np.asarray(hooks.attention_patterns(model, params, acts))
-  value = circuit.node_mask.get("attn.v")
-  if value is None:
+  evaluator = explanation.evaluator
+  config = evaluator.model.config
+  value = explanation.circuit.node_mask.get("attn.v")
+  if value is None or not value.any():
     return {}
+  pattern = np.asarray(
+    hooks.attention_patterns(
+      evaluator.model, evaluator.params, _record(explanation)
+    )
+  )
   kept = np.asarray(value).reshape(config.n_layer, config.n_head, -1).any(-1)
   return {
     f"{layer}.{head}": pattern[layer, 0, -1, head]
@@ -298,18 +282,35 @@ def attention_of(
   }
 
 
+def _record(explanation) -> dict[str, jax.Array]:
+  """Returns the values at all sites, `[1, L, width]`, in the circuit."""
+  e, mask = explanation.evaluator, explanation.circuit.node_mask
+  mask, means = jax.tree.map(jnp.asarray, (dict(mask), dict(e.means)))
+  return _values(
+    e.model, e.freeze_norms, e.params, e.sequences.tokens, mask, means
+  )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _values(model, freeze_norms, params, tokens, mask, means):
+  hook = hooks.circuit_hook(
+    model, params, tokens, None, mask, means, freeze_norms
+  )
+  acts: dict[str, jax.Array] = {}
+  model.residual(params, tokens, hooks.compose(hook, hooks.record(acts)))
+  return acts
+
+
 def to_dict(
-  found: Sequence[Influence],
-  chosen: Influence | None,
-  of_chosen: Sequence[Part],
+  influences: Sequence[Influence], chosen: Influence, of_chosen: Sequence[Part]
 ) -> dict[str, Any]:
   """Returns plain values, fit for JSON."""
   rows: list[Mapping[str, Any]] = [
     dataclasses.asdict(i) | {"effect": i.effect, "decides": i.decides}
-    for i in found
+    for i in influences
   ]
   return {
     "circuits": rows,
-    "nodes_of": chosen.task if chosen else None,
+    "nodes_of": chosen.task,
     "nodes": [dataclasses.asdict(part) for part in of_chosen],
   }

@@ -61,7 +61,7 @@ class DecidingTest(absltest.TestCase):
     likelier = influence(task="w", has_top=False, mass=0.6)
     against = influence(mass=0.9, circuit_difference=-1.0)
     self.assertIs(explain.nearest([other, likelier, against]), likelier)
-    self.assertIsNone(explain.nearest([against]))
+    self.assertIs(explain.nearest([against]), against)
 
 
 class ExplainTest(absltest.TestCase):
@@ -75,6 +75,7 @@ class ExplainTest(absltest.TestCase):
       d_head=4,
       d_mlp=16,
       vocab_size=cls.tokenizer.vocab_size,
+      context_length=64,
     )
     cls.model = transformer.Model(
       config, config_lib.SparsityConfig(min_alive=0)
@@ -100,11 +101,23 @@ class ExplainTest(absltest.TestCase):
       num_nodes=cls.circuit.num_nodes, num_edges=cls.circuit.num_edges
     )
     cls.tokens = cls.tokenizer.encode("x = ['alpha")
+    cls.explanation = cls.explain(cls.circuit)
+
+  @classmethod
+  def explain(cls, circuit):
+    _, probabilities = explain.top_tokens(cls.model, cls.params, cls.tokens)
+    return explain.explain(
+      cls.model,
+      cls.params,
+      circuit,
+      cls.tokenizer,
+      cls.tokens,
+      probabilities,
+    )
 
   def test_diffs_are_those_of_whole_forward_passes(self):
-    found, sequence = explain.influence(
-      self.model, self.params, self.circuit, self.tokenizer, self.tokens
-    )
+    found = self.explanation.influence
+    sequence = self.explanation.evaluator.sequences
     ids = int(sequence.correct[0]), int(sequence.incorrect[0])
     self.assertCountEqual(found.answers, ("'", '"'))
     batch = jnp.asarray(self.tokens)[None]
@@ -130,15 +143,11 @@ class ExplainTest(absltest.TestCase):
     mass = np.asarray(jax.nn.softmax(full[0, -1]))[list(ids)].sum()
     self.assertAlmostEqual(found.mass, mass, places=5)
 
-  def test_a_nodes_worth_is_the_diff_lost_without_it(self):
-    _, sequence = explain.influence(
-      self.model, self.params, self.circuit, self.tokenizer, self.tokens
-    )
-    parts = explain.parts(
-      self.model, self.params, self.circuit, self.tokenizer, sequence
-    )
+  def test_a_nodes_importance_is_the_diff_lost_without_it(self):
+    sequence = self.explanation.evaluator.sequences
+    parts = explain.parts(self.explanation, self.tokenizer)
     self.assertLen(parts, self.circuit.num_nodes)
-    sizes = [abs(p.worth) for p in parts]
+    sizes = [abs(p.importance) for p in parts]
     self.assertEqual(sizes, sorted(sizes, reverse=True))
     first = parts[0]
     site, _, index = first.node.rpartition(":")
@@ -154,18 +163,34 @@ class ExplainTest(absltest.TestCase):
     whole = diff(mask)
     mask[name][int(layer), int(index)] = False
     np.testing.assert_allclose(
-      first.worth, 2.0 * (whole - diff(mask)), atol=1e-4
+      first.importance, 2.0 * (whole - diff(mask)), atol=1e-4
     )
 
   def test_attention_is_a_distribution_less_the_sink(self):
-    looks = explain.attention_of(
-      self.model, self.params, self.circuit, jnp.asarray(self.tokens)[None]
-    )
+    looks = explain.attention_of(self.explanation)
     self.assertNotEmpty(looks)
     for pattern in looks.values():
       self.assertLen(pattern, len(self.tokens))
       self.assertTrue(np.all(pattern >= 0))
       self.assertLess(pattern.sum(), 1)
+
+  def test_a_circuit_of_no_nodes_has_no_parts(self):
+    mask = {n: np.zeros_like(m) for n, m in self.circuit.node_mask.items()}
+    empty = dataclasses.replace(self.circuit, node_mask=mask, edges=[])
+    found = self.explain(empty)
+    self.assertAlmostEqual(found.influence.effect, 0, places=5)
+    self.assertFalse(found.influence.decides)
+    self.assertEqual(explain.parts(found, self.tokenizer), [])
+    self.assertEqual(explain.attention_of(found), {})
+
+  def test_a_part_of_a_character_is_escaped_once(self):
+    shown = {
+      explain.shown(self.tokenizer, t)
+      for t in self.tokenizer.encode("\u20ac'\\\n")
+    }
+    self.assertContainsSubset(
+      {r"'\xe2'", r"'\x82'", r"'\xac'", '"\'"', r"'\\'", r"'\n'"}, shown
+    )
 
   def test_a_circuit_without_examples_is_refused(self):
     bare = dataclasses.replace(self.circuit, details={})
@@ -182,28 +207,59 @@ class ExplainTest(absltest.TestCase):
     )
     self.circuit.save(root / "circuits" / "quotes")
 
-    def run(*args):
+    def run(*args, text=None):
       return subprocess.run(
         [sys.executable, "-m", "experiments.explain", *args],
         capture_output=True,
+        input=text,
         text=True,
         check=False,
       )
 
-    flags = (
-      f"--model={root / 'model'}",
-      f"--circuits={root / 'circuits'}",
-      "--prompt=x = ['alpha",
-    )
-    done = run(*flags, f"--out={root / 'out.json'}")
+    flags = f"--model={root / 'model'}", f"--circuits={root / 'circuits'}"
+    done = run(*flags, "--prompt=x = ['alpha", f"--out={root / 'out.json'}")
     self.assertEqual(done.returncode, 0, done.stderr)
+    self.assertNotIn("warning", done.stderr)
     self.assertRegex(done.stdout, r"the model goes on with '")
     self.assertRegex(done.stdout, r"quotes +.* over ")
-    (row,) = json.loads((root / "out.json").read_text())["circuits"]
-    self.assertEqual(row["task"], "quotes")
-    done = run(flags[0], "--circuits=/nowhere", flags[2])
-    self.assertEqual(done.returncode, 2)
-    self.assertRegex(done.stderr, r"^error: --circuits=/nowhere: no .*\n$")
+    # An untrained model's next token is neither answer.
+    self.assertRegex(
+      done.stdout,
+      r"no circuit here decides the model's next token\nthe nearest is quotes"
+      r".* its logit difference is -?\d+\.\d\d nats.*\n\nnode +importance",
+    )
+    self.assertRegex(done.stdout, r"\n\d\.[a-z._]+:\d+ +-?\d")
+    written = json.loads((root / "out.json").read_text())
+    self.assertEqual([r["task"] for r in written["circuits"]], ["quotes"])
+    self.assertLen(written["nodes"], self.circuit.num_nodes)
+
+    # From a file, and of a long prompt only what the model was trained on.
+    long = "def alpha():\n" * 700 + "x = ['alpha"
+    (root / "prompt").write_text(long)
+    done = run(*flags, f"--prompt_file={root / 'prompt'}")
+    self.assertEqual(done.returncode, 0, done.stderr)
+    limit = self.model.config.context_length
+    self.assertRegex(
+      done.stderr,
+      rf"warning: the prompt has \d{{4}} tokens and the model was trained on"
+      rf" {limit}; only the last {limit} are read\n",
+    )
+    last = self.tokenizer.encode(long)[-limit:]
+    texts = " ".join(explain.shown(self.tokenizer, t) for t in last)
+    self.assertStartsWith(done.stdout, f"prompt: {texts}\n")
+
+    for args, text, error in (
+      ([], None, "--prompt and --prompt_file: neither given; need exactly .*"),
+      (["--prompt=x", "--prompt_file=-"], "x", ".*: both given; need .*"),
+      (["--prompt_file=-"], "x", "--circuits=/nowhere: no .*"),
+    ):
+      done = run(flags[0], "--circuits=/nowhere", *args, text=text)
+      self.assertEqual(done.returncode, 2)
+      self.assertRegex(done.stderr, rf"^error: {error}\n$")
+    done = run(*flags, "--prompt_file=-", text="")
+    self.assertRegex(
+      done.stderr, r"^error: --prompt_file=- is empty; need .*\n$"
+    )
 
 
 if __name__ == "__main__":

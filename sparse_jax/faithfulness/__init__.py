@@ -1,23 +1,33 @@
-"""Evidence that a circuit is what the model computes, and controls."""
+"""Whether a circuit is what the model computes: measures and controls."""
 
-from sparse_jax.faithfulness.criteria import THRESHOLDS, summary, verdict
+from sparse_jax.faithfulness.criteria import (
+  THRESHOLDS,
+  Criterion,
+  check_criteria,
+  summary,
+  verdict,
+)
 from sparse_jax.faithfulness.measure import (
-  Trust,
+  FaithfulnessOptions,
+  measure_faithfulness,
+)
+from sparse_jax.faithfulness.reproduce import (
   check_circuit,
-  headline,
   left_out,
-  measure,
   reproduce,
+  reproduce_metrics,
 )
 
 __all__ = [
   "THRESHOLDS",
-  "Trust",
+  "Criterion",
+  "FaithfulnessOptions",
   "check_circuit",
-  "headline",
+  "check_criteria",
   "left_out",
-  "measure",
+  "measure_faithfulness",
   "reproduce",
+  "reproduce_metrics",
   "summary",
   "verdict",
 ]

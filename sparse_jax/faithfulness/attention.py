@@ -1,14 +1,16 @@
 """Attention: whether the kept heads look where they look in the model."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparse_jax.faithfulness import evidence
+from sparse_jax.faithfulness import context as context_lib
 from sparse_jax.model import hooks
 
 
-def attention(subject: evidence.Subject) -> dict[str, dict[str, float]]:
+def attention(context: context_lib.Context) -> dict[str, dict[str, float]]:
   """Returns how much the kept heads look elsewhere, by "layer.head".
 
   The total variation distance sum|p - q| / 2 between the head's pattern in the
@@ -16,34 +18,49 @@ def attention(subject: evidence.Subject) -> dict[str, dict[str, float]]:
   prompts: 0 is the same pattern, 1 disjoint ones (Drori 2026 finds patterns
   that circuits drop or use for something else).
   """
-  config, circuit = subject.model.config, subject.circuit
+  circuit, evaluator = context.circuit, context.evaluator
+  config = evaluator.model.config
   kept = np.zeros((config.n_layer, config.n_head), bool)
   for name in ("attn.q", "attn.k", "attn.v"):
     if name in circuit.node_mask:
       mask = circuit.node_mask[name]
       kept |= mask.reshape(config.n_layer, config.n_head, -1).any(-1)
-  names = hooks.attention_sites(config.n_layer)
-
-  @jax.jit
-  def distances(params, test):
-    found = []
-    for hook in (hooks.identity, circuit.hook(params, test.tokens)):
-      acts: dict[str, jax.Array] = {}
-      both = hooks.compose(hook, hooks.record(acts, names))
-      subject.model.residual(params, test.tokens, both)
-      found.append(hooks.attention_patterns(subject.model, params, acts))
-    p, q = found
-    # What a pattern lacks to one is the sink's.
-    return (jnp.abs(p - q).sum(-1) + jnp.abs(p.sum(-1) - q.sum(-1))) / 2
-
-  # [layers, S, T, heads]
-  distance = np.asarray(distances(subject.params, subject.test))
-  index = np.arange(distance.shape[2])
-  used = index[None] <= np.asarray(subject.test.positions)[:, None]
-  mean_LxSxH = (distance * used[None, ..., None]).sum(2) / used.sum(1)[:, None]
+  distance_NxSxTxH = np.asarray(
+    _distances(
+      evaluator.model,
+      evaluator.freeze_norms,
+      evaluator.params,
+      evaluator.sequences.tokens,
+      jax.tree.map(jnp.asarray, context.mask),
+      jax.tree.map(jnp.asarray, dict(evaluator.means)),
+    )
+  )
+  index = np.arange(distance_NxSxTxH.shape[2])
+  used_SxT = index <= np.asarray(evaluator.sequences.positions)[:, None]
+  total_NxSxH = (distance_NxSxTxH * used_SxT[None, ..., None]).sum(2)
+  mean_NxSxH = total_NxSxH / used_SxT.sum(1)[:, None]
   return {
-    f"{layer}.{head}": evidence.estimate(
-      mean_LxSxH[layer, :, head], evidence.pair_groups(len(used)), subject.seed
+    f"{layer}.{head}": context_lib.estimate(
+      mean_NxSxH[layer, :, head], context.seed
     )
     for layer, head in zip(*np.nonzero(kept), strict=True)
   }
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _distances(model, freeze_norms, params, tokens, mask, means):
+  """Returns total variation distances, `[layers, S, T, heads]`."""
+  names = hooks.attention_sites(model.config.n_layer)
+  circuit_hook = hooks.circuit_hook(
+    model, params, tokens, None, mask, means, freeze_norms
+  )
+  patterns = []
+  for hook in (hooks.identity, circuit_hook):
+    acts: dict[str, jax.Array] = {}
+    model.residual(
+      params, tokens, hooks.compose(hook, hooks.record(acts, names))
+    )
+    patterns.append(hooks.attention_patterns(model, params, acts))
+  p, q = patterns
+  # What a pattern lacks to one is the sink's.
+  return (jnp.abs(p - q).sum(-1) + jnp.abs(p.sum(-1) - q.sum(-1))) / 2

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
 from sparse_jax import tasks as tasks_lib
+from sparse_jax.faithfulness import context as context_lib
 from sparse_jax.model import hooks, transformer
 from sparse_jax.pruning import search, thresholding
 from sparse_jax.tasks import mask_evaluator
@@ -101,17 +101,7 @@ def jaccard(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> float:
   return both / either if either else 1.0
 
 
-def _random_curve(model, params, circuit, splits, seed):
-  means = {name: jnp.asarray(m) for name, m in circuit.means.items()}
-  evaluator = mask_evaluator.MaskEvaluator(
-    model, params, means, splits.validation, circuit.freeze_norms
-  )
-  total = sum(int(np.size(m)) for m in means.values())
-  order = np.random.default_rng(seed).permutation(total)
-  return thresholding.size_curve(evaluator, order)[0]
-
-
-def _figures(circuit: circuit_lib.Circuit) -> dict[str, Any]:
+def _metrics(circuit: circuit_lib.Circuit) -> dict[str, Any]:
   names = (
     "num_nodes",
     "num_edges",
@@ -120,21 +110,19 @@ def _figures(circuit: circuit_lib.Circuit) -> dict[str, Any]:
     "validation_loss",
     "meets_target",
   )
-  figures = {name: circuit.metrics[name] for name in names}
-  return {**figures, "curve": circuit.details["curve"]}
+  metrics = {name: circuit.metrics[name] for name in names}
+  return {**metrics, "curve": circuit.details["curve"]}
 
 
-def run(
-  model: transformer.Model,
-  params: transformer.Params,
-  circuit: circuit_lib.Circuit,
+def prune_controls(
+  context: context_lib.Context,
   task: tasks_lib.Task,
   config: config_lib.PruneConfig,
   pretrain_means: hooks.SiteArrays,
   splits: sequences_lib.Splits,
   seed: int,
 ) -> dict[str, Any]:
-  """Returns the controls' figures, each with its loss-against-size curve.
+  """Returns the controls' metrics, each with its loss-against-size curve.
 
   `same`: the task itself under the controls' settings, the fair comparison, and
   with another seed the circuit whose overlap is `jaccard_over_seeds`.
@@ -143,17 +131,17 @@ def run(
   model can stand in for it. `random`: nodes in random order, a curve alone.
 
   Args:
-    model: the model.
-    params: its parameters.
-    circuit: the circuit in question.
+    context: of the circuit in question.
     task: its task.
     config: the settings it was found with.
-    pretrain_means: the model's means.
+    pretrain_means: the model's, per site `[layers, width]`.
     splits: the task's pairs; the re-initialised model's means are taken on the
       training prompts, and the random order is measured on validation pairs.
     seed: of the controls.
   """
   config = reduced(config)
+  circuit, evaluator = context.circuit, context.evaluator
+  model, params = evaluator.model, evaluator.params
 
   def find(task=task, params=params, means=pretrain_means, allowed=None):
     return search.find_circuit(
@@ -164,22 +152,27 @@ def run(
   fresh = reinitialised(model, params, seed)
   fresh_means = means_lib.task_means(model, fresh, splits.train)
   complement = {n: ~np.asarray(m) for n, m in circuit.node_mask.items()}
-  found = {
-    "same": same,
-    "nonsense": find(task=nonsense(task, seed)),
-    "reinitialised": find(params=fresh, means=fresh_means),
-    "backup": find(allowed=complement),
+  controls = {
+    "same": _metrics(same),
+    "nonsense": _metrics(find(task=nonsense(task, seed))),
+    "reinitialised": _metrics(find(params=fresh, means=fresh_means)),
+    "backup": _metrics(find(allowed=complement)),
   }
-  result: dict[str, Any] = {n: _figures(c) for n, c in found.items()}
-  result["random"] = {
-    "curve": _random_curve(model, params, circuit, splits, seed)
-  }
-  result["jaccard_over_seeds"] = jaccard(same.node_mask, circuit.node_mask)
-  size = same.metrics["num_nodes"]
-  result["extra_nodes"] = {
-    name: found[name].metrics["num_nodes"] - size
-    if found[name].metrics["meets_target"]
+  extra = {
+    name: controls[name]["num_nodes"] - same.metrics["num_nodes"]
+    if controls[name]["meets_target"]
     else None
     for name in ("nonsense", "reinitialised", "backup")
   }
-  return result
+  return {
+    **controls,
+    "random": {"curve": _random_curve(evaluator.on(splits.validation), seed)},
+    "jaccard_over_seeds": jaccard(same.node_mask, circuit.node_mask),
+    "extra_nodes": extra,
+  }
+
+
+def _random_curve(evaluator: mask_evaluator.MaskEvaluator, seed: int):
+  total = sum(int(np.prod(shape)) for shape in evaluator.shapes.values())
+  order = np.random.default_rng(seed).permutation(total)
+  return thresholding.size_curve(evaluator, order)[0]

@@ -1,4 +1,4 @@
-"""The verdict: which claims about a circuit hold, at which thresholds."""
+"""The verdict: which criteria a circuit meets, at which thresholds."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -25,103 +25,96 @@ THRESHOLDS: Mapping[str, float] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Claim:
-  """One claim about a circuit.
+class Criterion:
+  """One thing that a faithful circuit has to pass.
 
   Attributes:
-    name: what is said.
-    holds: whether it is so.
-    figure: what was measured.
-    need: what would have made it hold.
+    name: what it says of the circuit.
+    holds: whether that is so.
+    measured: what was measured, as text.
+    need: what makes it hold, as text.
   """
 
   name: str
   holds: bool
-  figure: str
+  measured: str
   need: str
 
 
-def claims(trust: Mapping[str, Any]) -> list[Claim]:
-  """Returns every claim that the evidence allows to judge."""
+def check_criteria(faithfulness: Mapping[str, Any]) -> list[Criterion]:
+  """Returns every criterion that `metrics.faithfulness` allows to check."""
   t = THRESHOLDS
-  own = trust["sufficiency_and_necessity"][trust["ablation"]]
-  full = trust["sufficiency_and_necessity"]["full_model"]
+  scores = faithfulness["sufficiency_and_necessity"]
+  own, full = scores[faithfulness["ablation"]], scores["full_model"]["accuracy"]
   loss = own["circuit"]["loss"]
-  most = t["sufficient_over_target"] * trust["target_loss"]
+  most = t["sufficient_over_target"] * faithfulness["target_loss"]
   without = own["without_circuit"]["accuracy"]
   random = own["without_random_circuit"]["accuracy"]
-  found = [
-    Claim(
+  checked = [
+    Criterion(
       "sufficient",
       loss["value"] <= most,
       f"test loss {_interval(loss)}",
       f"at most {most:g}, its target",
     ),
-    Claim(
+    Criterion(
       "necessary",
       without["value"] <= t["necessary_accuracy"],
       f"accuracy without it {_interval(without)}",
       f"at most {t['necessary_accuracy']:g}",
     ),
-    Claim(
+    Criterion(
       "specific",
-      full["accuracy"]["value"] - random["value"]
-      <= t["specific_accuracy_lost"],
+      full["value"] - random["value"] <= t["specific_accuracy_lost"],
       f"accuracy without random circuits of its size {_interval(random)}, of"
-      f" the full model {full['accuracy']['value']:.3f}",
+      f" the full model {full['value']:.3f}",
       f"at most {t['specific_accuracy_lost']:g} lost",
     ),
   ]
-  for name, scored in trust["agreement"].items():
+  for name, scored in faithfulness["agreement"].items():
     least = t["agreement"] if name == "test" else t["agreement_out_of_template"]
     share = scored["agreement"]
-    found.append(
-      Claim(
+    checked.append(
+      Criterion(
         f"agrees with the model on {name} prompts",
         share["value"] >= least,
         f"same answer on {_interval(share)} of {scored['num_prompts']}",
         f"at least {least:g}",
       )
     )
-  curve = trust["interchange"]["curve"]
-  moved = max(
-    abs(p["loss"]["value"] - curve[0]["loss"]["value"]) for p in curve
-  )
-  found.append(
-    Claim(
+  losses = [p["loss"]["value"] for p in faithfulness["interchange"]["curve"]]
+  moved = max(abs(value - losses[0]) for value in losses)
+  adversarial = faithfulness["partial_ablation"]["adversarial"]["accuracy"]
+  lost = full["value"] - adversarial["value"]
+  checked += [
+    Criterion(
       "its nodes hold the model's values",
       moved <= t["interchange_loss"],
       f"putting those in moves the loss by up to {moved:.3f}",
       f"at most {t['interchange_loss']:g}",
-    )
-  )
-  lost = (
-    full["accuracy"]["value"]
-    - trust["partial_ablation"]["adversarial"]["accuracy"]["value"]
-  )
-  found.append(
-    Claim(
+    ),
+    Criterion(
       "robust to what is outside it",
       lost <= t["adversarial_accuracy_lost"],
       f"the ablation outside it that raises the loss most costs {lost:.3f}"
       " accuracy",
       f"at most {t['adversarial_accuracy_lost']:g}",
-    )
-  )
-  controls = trust.get("controls")
+    ),
+  ]
+  controls = faithfulness.get("controls")
   for name in ("nonsense", "reinitialised") if controls else ():
-    found.append(_control(controls, name))
-  return found
+    checked.append(_beats_control(controls, name))
+  return checked
 
 
-def _control(controls, name) -> Claim:
+def _beats_control(controls, name) -> Criterion:
   """The control misses the target, or takes clearly more nodes for it."""
   control, same = controls[name], controls["same"]
   times = THRESHOLDS["control_size_ratio"]
   larger = control["num_nodes"] >= times * same["num_nodes"]
   reached = "reaches" if control["meets_target"] else "misses"
   itself = "takes" if same["meets_target"] else "misses it even with"
-  return Claim(
+  return Criterion(
     f"beats the {name} control",
     # Where the task itself misses, there is nothing to compare with.
     bool(same["meets_target"] and (larger or not control["meets_target"])),
@@ -138,25 +131,23 @@ def _interval(estimate: Mapping[str, float]) -> str:
   )
 
 
-def verdict(trust: Mapping[str, Any]) -> str:
-  """Returns one line: which claims hold, which fail, at which thresholds."""
-  found = claims(trust)
-  failed = [f"{c.name} (need {c.need})" for c in found if not c.holds]
-  held = [f"{c.name} ({c.need})" for c in found if c.holds]
-  text = "holds: " + (", ".join(held) or "nothing")
-  if failed:
-    return text + "; fails: " + ", ".join(failed)
-  return text + "; nothing fails"
+def verdict(faithfulness: Mapping[str, Any]) -> str:
+  """Returns one line: which criteria hold, which fail, at which thresholds."""
+  checked = check_criteria(faithfulness)
+  held = ", ".join(f"{c.name} ({c.need})" for c in checked if c.holds)
+  failed = [f"{c.name} (need {c.need})" for c in checked if not c.holds]
+  rest = f"fails: {', '.join(failed)}" if failed else "nothing fails"
+  return f"holds: {held or 'nothing'}; {rest}"
 
 
-def summary(trust: Mapping[str, Any]) -> str:
-  """Returns the claims with their figures, and the verdict, as text."""
+def summary(faithfulness: Mapping[str, Any]) -> str:
+  """Returns the criteria with what was measured, and the verdict, as text."""
   lines = [
-    f"  {'holds' if c.holds else 'FAILS':<6} {c.name}: {c.figure};"
+    f"  {'holds' if c.holds else 'FAILS':<6} {c.name}: {c.measured};"
     f" need {c.need}"
-    for c in claims(trust)
+    for c in check_criteria(faithfulness)
   ]
-  controls = trust.get("controls")
+  controls = faithfulness.get("controls")
   if controls:
     lines.append(
       "  overlap of nodes with another search's circuit (Jaccard):"
@@ -168,4 +159,4 @@ def summary(trust: Mapping[str, Any]) -> str:
       f"  without its nodes the model {can} be pruned to the target"
       f" ({backup['num_nodes']} nodes, test loss {backup['test_loss']:.3f})"
     )
-  return "\n".join([*lines, f"verdict: {verdict(trust)}"])
+  return "\n".join([*lines, f"verdict: {verdict(faithfulness)}"])

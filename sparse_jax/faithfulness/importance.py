@@ -1,86 +1,80 @@
-"""Importance: what the circuit is worth without each node, and each edge."""
+"""Importance: the circuit's loss without each node, and without each edge."""
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from sparse_jax import sites
-from sparse_jax.faithfulness import evidence
+from sparse_jax.faithfulness import context as context_lib
 from sparse_jax.model import edges as edges_lib
 from sparse_jax.pruning import calibrate, thresholding
-from sparse_jax.pruning import masks as masks_lib
 from sparse_jax.tasks import mask_evaluator
-from sparse_jax.tasks import sequences as sequences_lib
 
 _MAX_NODES = 400
 _MAX_EDGES = 1000
-_EDGES_PER_CALL = 8
+_EDGES_PER_CALL = mask_evaluator.MASKS_PER_CALL
 
 
 def importance(
-  subject: evidence.Subject, fit_on: sequences_lib.Sequences
+  context: context_lib.Context,
 ) -> dict[str, list[dict[str, Any]] | None]:
   """Returns the loss without each node and without each edge, exactly.
 
   `loss_without`: mean task loss of the circuit less that node or edge, with its
-  interval over pairs (exact node importance: Drori 2026). A circuit of more
-  nodes or edges than anyone would read one by one has None in their place: it
-  is the nearest miss of a model that has not learned the task.
+  interval over pairs (exact node importance: Drori 2026). Each loss is
+  calibrated anew. A circuit of more nodes or edges than anyone would read one
+  by one has None in their place: it is the nearest miss of a model that has not
+  learned the task.
 
   Args:
-    subject: the circuit in its model.
-    fit_on: training pairs; each loss is measured there, calibrated anew.
+    context: of the circuit, on the pairs that calibrations are fitted on.
   """
-  circuit = subject.circuit
+  circuit = context.circuit
   if circuit.num_nodes > _MAX_NODES:
     return {"nodes": None, "edges": None}
-  means = {n: jnp.asarray(m) for n, m in circuit.means.items()}
-  shifts = bool(circuit.details.get("answer_shift"))
-  evaluator = mask_evaluator.MaskEvaluator(
-    subject.model, subject.params, means, fit_on, circuit.freeze_norms
-  )
-  names = masks_lib.in_order(circuit.node_mask)
-  described = [
-    {"site": sites.site_id(name, row), "index": int(index)}
-    for name in names
-    for row, index in np.ndindex(circuit.node_mask[name].shape)
+  loss = lambda diff_S: context_lib.score(diff_S, context.seed)["loss"]
+  entries = [
+    (name, row, index)
+    for name in context.evaluator.shapes
+    for row, index in np.argwhere(circuit.node_mask[name])
   ]
-
-  def loss(diff_S):
-    return evidence.score(diff_S, subject.seed)["loss"]
-
-  flat, without = thresholding.leave_one_out(
-    evaluator, circuit.node_mask, shifts
+  shifts = bool(circuit.details.get("answer_shift"))
+  _, scores = thresholding.leave_one_out(
+    context.evaluator, circuit.node_mask, shifts
   )
   nodes = [
-    {**described[i], "loss_without": loss(diff_S)}
-    for i, diff_S in zip(flat, without.diffs, strict=True)
+    {**edges_lib.node(*entry), "loss_without": loss(diff_S)}
+    for entry, diff_S in zip(entries, scores.diffs, strict=True)
   ]
   if circuit.num_edges > _MAX_EDGES:
     return {"nodes": nodes, "edges": None}
-  diffs_ExS = _diffs_without_edges(evaluator, circuit, shifts)
+  scores = calibrate.score_differences(
+    _without_edges(context), context.evaluator.sequences, shifts
+  )
   edges = [
     {"from": edge["from"], "to": edge["to"], "loss_without": loss(diff_S)}
-    for edge, diff_S in zip(circuit.edges, diffs_ExS, strict=True)
+    for edge, diff_S in zip(circuit.edges, scores.diffs, strict=True)
   ]
   return {"nodes": nodes, "edges": edges}
 
 
-def _diffs_without_edges(evaluator, circuit, shifts) -> np.ndarray:
+def _without_edges(context) -> np.ndarray:
+  """Returns the logit differences without each edge, `[edges, S]`."""
+  evaluator, edges = context.evaluator, context.circuit.edges
   shapes = {
     kind.matrix: edges_lib.parameter(evaluator.params, kind.matrix).shape
     for kind in sites.EDGE_KINDS
   }
-  diffs = [np.zeros((0, len(evaluator.sequences.tokens)))]
-  for start in range(0, len(circuit.edges), _EDGES_PER_CALL):
-    part = circuit.edges[start : start + _EDGES_PER_CALL]
-    gates = {
-      p: np.ones((_EDGES_PER_CALL, *s), np.float32) for p, s in shapes.items()
+  diffs = [np.zeros((0, len(evaluator.sequences.positions)), np.float32)]
+  # All edges at once would take a copy of every matrix for each.
+  for start in range(0, len(edges), _EDGES_PER_CALL):
+    part = edges[start : start + _EDGES_PER_CALL]
+    edge_masks = {
+      path: np.ones((len(part), *shape), np.float32)
+      for path, shape in shapes.items()
     }
-    for row, edge in enumerate(part):
+    for i, edge in enumerate(part):
       path, *entry = edges_lib.entry(edge, evaluator.params)
-      gates[path][(row, *entry)] = 0
-    scores = calibrate.score_masks(evaluator, circuit.node_mask, shifts, gates)
-    diffs.append(np.asarray(scores.diffs)[: len(part)])
+      edge_masks[path][(i, *entry)] = 0
+    diffs.append(evaluator.logit_differences(context.mask, edge_masks))
   return np.concatenate(diffs)

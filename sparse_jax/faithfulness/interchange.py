@@ -1,5 +1,6 @@
 """Interchange: the model's own values, put into the circuit's nodes."""
 
+import functools
 from typing import Any
 
 import jax
@@ -7,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparse_jax import sites
-from sparse_jax.faithfulness import evidence
+from sparse_jax.faithfulness import context as context_lib
 from sparse_jax.model import hooks
 from sparse_jax.tasks import logit_difference as logit_difference_lib
 
 _FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def interchange(subject: evidence.Subject) -> dict[str, Any]:
+def interchange(context: context_lib.Context) -> dict[str, Any]:
   """Returns the loss as circuit nodes take the full model's values.
 
   A random fraction of the kept nodes is set to what it is in the whole trained
@@ -24,63 +25,84 @@ def interchange(subject: evidence.Subject) -> dict[str, Any]:
   nodes, per site and layer: E(full - circuit)^2 / Var(full), over the prompts'
   tokens, not their padding.
   """
-  model, params, test = subject.model, subject.params, subject.test
-  gates = {n: jnp.asarray(g) for n, g in subject.gates.items()}
-  means = {n: jnp.asarray(m) for n, m in subject.own_means.items()}
-
-  @jax.jit
-  def run(params, test, gates, means, chosen):
-    full: dict[str, jax.Array] = {}
-    logit_difference_lib.logit_difference(
-      model, params, test, hooks.record(full)
-    )
-    seen: dict[str, jax.Array] = {}
-
-    def swap(site, layer, x):
-      if site not in chosen:
-        return x
-      c = chosen[site][0 if layer is None else layer]
-      return jnp.where(c > 0, full[sites.site_id(site, layer)], x)
-
-    own = subject.hook(params, test, gates, means)
-    hook = hooks.compose(own, swap, hooks.record(seen))
-    diff = logit_difference_lib.logit_difference(model, params, test, hook)
-    return diff, {
-      name: (full[name], seen[name])
-      for name in seen
-      if name.partition(".")[2] in gates
-    }
-
-  rng = np.random.default_rng(subject.seed)
-  draws = {name: rng.random(g.shape) for name, g in subject.gates.items()}
+  evaluator, mask, seed = context.evaluator, context.mask, context.seed
+  rng = np.random.default_rng(seed)
+  draws = {name: rng.random(m.shape) for name, m in mask.items()}
   curve = []
   for fraction in _FRACTIONS:
     chosen = {
-      name: jnp.asarray((draws[name] < fraction) * g, jnp.float32)
-      for name, g in subject.gates.items()
+      name: ((draws[name] < fraction) * m).astype(np.float32)
+      for name, m in mask.items()
     }
-    diff, acts = run(params, test, gates, means, chosen)
-    scored = evidence.score(subject.calibrated(np.asarray(diff)), subject.seed)
+    diff_S, acts = _swapped(
+      evaluator.model,
+      evaluator.freeze_norms,
+      evaluator.params,
+      evaluator.sequences,
+      jax.tree.map(jnp.asarray, mask),
+      {name: jnp.asarray(evaluator.means[name]) for name in mask},
+      chosen,
+    )
+    scored = context_lib.score(context.calibrated(np.asarray(diff_S)), seed)
     curve.append({"fraction": fraction, **scored})
     if fraction == 0.0:
-      fvu = _unexplained(
-        acts, subject.gates, np.asarray(test.positions), subject.seed
-      )
+      positions = np.asarray(evaluator.sequences.positions)
+      fvu = unexplained(acts, mask, positions, seed)
   return {"curve": curve, "fvu": fvu}
 
 
-def _unexplained(acts, gates, positions, seed) -> dict[str, Any]:
-  found = {}
-  for name, (full, seen) in acts.items():
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _swapped(model, freeze_norms, params, sequences, mask, means, chosen):
+  """Returns the logit differences, and (full, circuit) values by site."""
+  full: dict[str, jax.Array] = {}
+  logit_difference_lib.logit_difference(
+    model, params, sequences, hooks.record(full)
+  )
+
+  def swap(site, layer, x):
+    if site not in chosen:
+      return x
+    row = chosen[site][0 if layer is None else layer]
+    return jnp.where(row > 0, full[sites.site_id(site, layer)], x)
+
+  own = hooks.circuit_hook(
+    model,
+    params,
+    sequences.tokens,
+    sequences.positions,
+    mask,
+    means,
+    freeze_norms,
+  )
+  seen: dict[str, jax.Array] = {}
+  hook = hooks.compose(own, swap, hooks.record(seen))
+  diff_S = logit_difference_lib.logit_difference(model, params, sequences, hook)
+  gated = [n for n in seen if n.partition(".")[2] in mask]
+  return diff_S, {name: (full[name], seen[name]) for name in gated}
+
+
+def unexplained(acts, mask, positions, seed: int) -> dict[str, Any]:
+  """Returns the fraction of variance unexplained, by "layer.site".
+
+  Args:
+    acts: by "layer.site" (full, circuit) values, each `[S, T or 1, width]`.
+    mask: per site `[layers, width]`, 1 for the nodes that count.
+    positions: `[S]`, of each prompt's last token.
+    seed: of the bootstrap.
+  """
+  fvu = {}
+  for name, pair in acts.items():
     layer, _, site = name.partition(".")
-    nodes = np.flatnonzero(gates[site][int(layer)])
+    nodes = np.flatnonzero(mask[site][int(layer)])
     if not len(nodes):
       continue
-    full, seen = (np.asarray(x)[..., nodes] for x in (full, seen))
-    # Sites that are computed at the answer's position alone have one token.
+    full, seen = (np.asarray(x)[..., nodes] for x in pair)
+    # The last layer computes some sites at the answer's position alone.
     last = positions if full.shape[1] > 1 else np.zeros_like(positions)
     used = np.arange(full.shape[1])[None] <= last[:, None]
     center = full[used].mean(0)
-    total = lambda x, w=used: (np.square(x).sum(-1) * w).sum(1)
-    found[name] = evidence.ratio(total(full - seen), total(full - center), seed)
-  return found
+    total = lambda x, used=used: (np.square(x).sum(-1) * used).sum(1)
+    fvu[name] = context_lib.ratio(
+      total(full - seen), total(full - center), seed
+    )
+  return fvu

@@ -149,12 +149,12 @@ class Pipeline:
     natural = None
     if self.natural:
       natural = sequences_lib.natural_prompts(task, self.config)
-    return faithfulness_lib.measure(
+    return faithfulness_lib.measure_faithfulness(
       self.model,
       self.params,
       circuit,
       task,
-      faithfulness_lib.Trust(
+      faithfulness_lib.FaithfulnessOptions(
         self.config.prune,
         self.means,
         self.config.seed,

@@ -1,22 +1,19 @@
 """Robustness: what happens between the whole model and the circuit."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from sparse_jax.faithfulness import evidence
-from sparse_jax.model import hooks
-from sparse_jax.tasks import logit_difference as logit_difference_lib
+from sparse_jax.faithfulness import context as context_lib
 
 _FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _ADVERSARIAL_SHARES = (0.05, 0.2, 0.5, 1.0)
 _ADVERSARIAL_ROUNDS = 3
 
 
-def partial_ablation(subject: evidence.Subject) -> dict[str, Any]:
+def partial_ablation(context: context_lib.Context) -> dict[str, Any]:
   """Returns scores between the whole model and the circuit.
 
   `random`: a random fraction of the complement is ablated. `relaxed`: all of
@@ -24,24 +21,30 @@ def partial_ablation(subject: evidence.Subject) -> dict[str, Any]:
   `adversarial`: one choice of its nodes for all test pairs that hurts most
   (`adversary`); a faithful circuit does not care. Logits are not rescaled.
   """
-  gates = subject.gates
-  rng = np.random.default_rng(subject.seed)
-  draws = {name: rng.random(g.shape) for name, g in gates.items()}
-  steps = {"random": [], "relaxed": []}
-  for fraction in _FRACTIONS:
-    part = {
-      name: np.where(draws[name] < fraction, g, 1.0)
-      for name, g in gates.items()
-    }
-    relaxed = {name: 1 - fraction * (1 - g) for name, g in gates.items()}
-    for name, chosen in (("random", part), ("relaxed", relaxed)):
-      scored = evidence.score(subject.diff(chosen), subject.seed)
-      steps[name].append({"fraction": fraction, **scored})
-  return {**steps, "adversarial": adversary(subject)}
+  mask = context.mask
+  rng = np.random.default_rng(context.seed)
+  draws = {name: rng.random(m.shape) for name, m in mask.items()}
+
+  def random(name, m, fraction):
+    return np.where(draws[name] < fraction, m, 1.0)
+
+  def relaxed(_, m, fraction):
+    return 1 - fraction * (1 - m)
+
+  def steps(gate):
+    for fraction in _FRACTIONS:
+      gates = {name: gate(name, m, fraction) for name, m in mask.items()}
+      yield {"fraction": fraction, **_score(context, gates)}
+
+  return {
+    "random": list(steps(random)),
+    "relaxed": list(steps(relaxed)),
+    "adversarial": adversary(context),
+  }
 
 
 def adversary(
-  subject: evidence.Subject, rounds: int = _ADVERSARIAL_ROUNDS
+  context: context_lib.Context, rounds: int = _ADVERSARIAL_ROUNDS
 ) -> dict[str, Any]:
   """Returns the score of the worst ablation found outside the circuit.
 
@@ -55,83 +58,62 @@ def adversary(
   pruning too much freedom.
 
   Args:
-    subject: the circuit in its model.
+    context: of the circuit.
     rounds: gradients taken from each start.
   """
-  gates = subject.gates
-  means = {n: jnp.asarray(m) for n, m in subject.own_means.items()}
-  loss = lambda g, params, test, means: logit_difference_lib.task_loss(
-    logit_difference_lib.logit_difference(
-      subject.model, params, test, subject.hook(params, test, g, means)
-    )
-  )
-  slope = jax.jit(jax.grad(loss))
-  ones = {name: np.ones_like(g) for name, g in gates.items()}
+  mask = context.mask
+  ones = context.evaluator.constant(1)
   halfway = lambda a, b: {name: (a[name] + b[name]) / 2 for name in a}
+  loss_of = lambda scored: scored["loss"]["value"]
+  # The first of equals wins, so a later tie changes nothing.
   worst: dict[str, Any] = {}
-  for start in (ones, halfway(ones, gates)):
-    at = start
+  # Every start tries the circuit itself, and starts differ in gradients alone.
+  of_circuit = _score(context, mask)
+  for gates in (ones, halfway(ones, mask)):
     for _ in range(rounds):
-      found = slope(
-        {name: jnp.asarray(g) for name, g in at.items()},
-        subject.params,
-        subject.test,
-        means,
-      )
-      worst_here = None
-      for chosen in (gates, *_worst_first(gates, found)):
-        scored = evidence.score(subject.diff(chosen), subject.seed)
-        value = scored["loss"]["value"]
-        if worst_here is None or value > worst_here[0]:
-          worst_here = value, chosen
-        if not worst or value > worst["loss"]["value"]:
-          closed = int(sum(np.sum(c == 0) for c in chosen.values()))
-          worst = {"num_ablated": closed, **scored}
-      at = halfway(at, worst_here[1])
+      _, slope = context.evaluator.loss_and_gradient(gates)
+      tried = [(of_circuit, mask)]
+      tried += [
+        (_score(context, chosen), chosen)
+        for chosen in _worst_first(mask, slope)
+      ]
+      scored, chosen = max(tried, key=lambda each: loss_of(each[0]))
+      if not worst or loss_of(scored) > loss_of(worst):
+        closed = sum(int(np.sum(gate == 0)) for gate in chosen.values())
+        worst = {"num_ablated": closed, **scored}
+      gates = halfway(gates, chosen)
   return worst
 
 
-def _worst_first(gates, slope) -> Iterator[dict[str, np.ndarray]]:
+def _score(context, gates):
+  diff_S = context.evaluator.logit_difference(gates)
+  return context_lib.score(diff_S, context.seed)
+
+
+def _worst_first(mask, slope) -> Iterator[dict[str, np.ndarray]]:
   """Yields gates that close growing shares of what hurts outside a circuit."""
   # Closing a gate changes the loss by minus its gradient, to first order.
   harm = {
-    name: np.where((g == 0) & (np.asarray(slope[name]) < 0), -slope[name], 0.0)
-    for name, g in gates.items()
+    name: np.where((m == 0) & (slope[name] < 0), -slope[name], 0.0)
+    for name, m in mask.items()
   }
   ranked = np.sort(np.concatenate([np.ravel(h) for h in harm.values()]))[::-1]
   harmful = int(np.sum(ranked > 0))
   for share in _ADVERSARIAL_SHARES:
-    if harmful:
-      least = ranked[max(1, int(share * harmful)) - 1]
-      yield {n: np.where(h >= least, 0.0, 1.0) for n, h in harm.items()}
-    else:
-      yield {name: np.ones_like(g) for name, g in gates.items()}
+    # With nothing harmful, no gate closes.
+    least = ranked[max(1, int(share * harmful)) - 1] if harmful else np.inf
+    yield {name: np.where(h >= least, 0.0, 1.0) for name, h in harm.items()}
 
 
-def frozen_norms(subject: evidence.Subject) -> dict[str, Any] | None:
+def frozen_norms(context: context_lib.Context) -> dict[str, Any] | None:
   """Returns the circuit's score with every norm's scale held at the model's.
 
   Ablation changes norms, which then rescale what is left; a circuit that needs
   this works by another way. None for norms that are not RMS norms.
   """
-  model, params, test = subject.model, subject.params, subject.test
-  if model.config.norm != "rms" or model.config.concatenates_positions:
+  config = context.evaluator.model.config
+  if config.norm != "rms" or config.concatenates_positions:
     return None
-  gates = {n: jnp.asarray(g) for n, g in subject.gates.items()}
-  means = {n: jnp.asarray(m) for n, m in subject.own_means.items()}
-
-  @jax.jit
-  def run(params, test, gates, means):
-    hook = hooks.circuit_hook(
-      model,
-      params,
-      test.tokens,
-      test.positions,
-      gates,
-      means,
-      freeze_norms=True,
-    )
-    return logit_difference_lib.logit_difference(model, params, test, hook)
-
-  diff = np.asarray(run(params, test, gates, means))
-  return evidence.score(subject.calibrated(diff), subject.seed)
+  frozen = dataclasses.replace(context.evaluator, freeze_norms=True)
+  diff_S = context.calibrated(frozen.logit_difference(context.mask))
+  return context_lib.score(diff_S, context.seed)

@@ -16,7 +16,6 @@ from sparse_jax import checkpoint, faithfulness, report, tasks
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
 from sparse_jax.data import tokens as tokens_lib
-from sparse_jax.faithfulness import criteria
 from sparse_jax.frontier import grid
 from sparse_jax.model import fingerprint as fingerprint_lib
 from sparse_jax.pruning import search
@@ -365,20 +364,20 @@ def check_faithfulness(
         continue
       _add_faithfulness(own, directory / "model", circuit, by_name[name])
       circuit.save(path)
-    claims = criteria.claims(circuit.metrics["faithfulness"])
-    found[name] = [dataclasses.asdict(claim) for claim in claims]
+    criteria = faithfulness.check_criteria(circuit.metrics["faithfulness"])
+    found[name] = [dataclasses.asdict(criterion) for criterion in criteria]
   write_page(directory, learned_tasks(result))
   return found
 
 
 def _add_faithfulness(own, model_directory, circuit, task):
   model, params = checkpoint.load_model(model_directory)
-  options = faithfulness.Trust(
+  options = faithfulness.FaithfulnessOptions(
     own.prune,
     checkpoint.load_means(model_directory),
     own.seed,
     sequences_lib.natural_prompts(task, own),
   )
-  circuit.metrics["faithfulness"] = faithfulness.measure(
+  circuit.metrics["faithfulness"] = faithfulness.measure_faithfulness(
     model, params, circuit, task, options
   )

@@ -27,7 +27,7 @@ def faithfulness(circuit: circuit_lib.Circuit) -> dict[str, Any] | None:
   if not isinstance(metrics, Mapping):
     return None
   try:
-    criteria = criteria_lib.claims(metrics)
+    criteria = criteria_lib.check_criteria(metrics)
   except (KeyError, TypeError, AttributeError, ValueError, IndexError):
     return {"criteria": None}
   controls, importance = (
@@ -37,7 +37,7 @@ def faithfulness(circuit: circuit_lib.Circuit) -> dict[str, Any] | None:
   extra = controls.get("extra_nodes")
   extra = extra if isinstance(extra, Mapping) else {}
   return {
-    "criteria": [(c.name, c.holds, c.figure, c.need) for c in criteria],
+    "criteria": [(c.name, c.holds, c.measured, c.need) for c in criteria],
     "failed": [c.name for c in criteria if not c.holds],
     "chart": charts.size_curves(
       [

@@ -13,12 +13,11 @@ from sparse_jax.model import transformer
 from sparse_jax.tasks import learned
 from sparse_jax.tasks import logit_difference as logit_difference_lib
 from sparse_jax.tasks import sequences as sequences_lib
+from sparse_jax.utils import bootstrap
 
 _ROWS = 64
 _MIN_WIDTH = 16
 _RESAMPLES = 2000
-# Both tails together: intervals hold 90% of the resamples.
-_TAILS = 0.1
 
 DifferenceFunction = Callable[[sequences_lib.Sequences], np.ndarray]
 
@@ -152,47 +151,43 @@ def score_differences(
     seed: of the resampling.
   """
   diff_S = np.asarray(diff_S, np.float64)
-  labels = {label: i for i, label in enumerate(dict.fromkeys(groups))}
-  index = np.array([labels[label] for label in groups])
-  resample = _resampler(index, len(labels), seed)
   return Score(
     count=count,
-    num_groups=len(labels),
-    loss=resample(np.logaddexp(0, -diff_S)),
-    accuracy=resample((diff_S > 0).astype(float)),
+    num_groups=len(set(groups)),
+    loss=mean_estimate(np.logaddexp(0, -diff_S), groups, seed),
+    accuracy=mean_estimate(diff_S > 0, groups, seed),
   )
 
 
 def mean_estimate(
   values: np.ndarray, groups: Sequence[Hashable], seed: int
 ) -> Estimate:
-  """Returns a mean with its 90% bootstrap interval over groups.
+  """Returns a mean of S >= 1 values with its 90% interval over groups."""
+  return ratio_estimate(values, np.ones(len(values)), groups, seed)
+
+
+def ratio_estimate(
+  num_S: np.ndarray, den_S: np.ndarray, groups: Sequence[Hashable], seed: int
+) -> Estimate:
+  """Returns sum(num) / sum(den) with its 90% bootstrap interval over groups.
 
   Args:
-    values: `[S]`, S at least 1.
-    groups: S labels; values of one label are resampled together.
+    num_S: S at least 1.
+    den_S: not negative, of a sum above 0.
+    groups: S labels; sequences of one label are resampled together.
     seed: of the resampling.
   """
   labels = {label: i for i, label in enumerate(dict.fromkeys(groups))}
-  index = np.array([labels[label] for label in groups])
-  return _resampler(index, len(labels), seed)(np.asarray(values, float))
-
-
-def _resampler(index: np.ndarray, num_groups: int, seed: int):
-  """Returns a function of values `[S]` that gives their mean's Estimate."""
-  rng = np.random.default_rng(seed)
-  times_RxG = rng.multinomial(
-    num_groups, np.full(num_groups, 1 / num_groups), _RESAMPLES
+  index_S = np.array([labels[label] for label in groups])
+  count = len(labels)
+  num_G, den_G = (np.bincount(index_S, x, count) for x in (num_S, den_S))
+  times_RxG = np.random.default_rng(seed).multinomial(
+    count, np.full(count, 1 / count), _RESAMPLES
   )
-  sizes = np.bincount(index, minlength=num_groups)
-
-  def estimate(values: np.ndarray) -> Estimate:
-    sums = np.bincount(index, values, minlength=num_groups)
-    means = (times_RxG @ sums) / (times_RxG @ sizes)
-    low, high = np.quantile(means, [_TAILS / 2, 1 - _TAILS / 2])
-    return Estimate(float(np.mean(values)), float(low), float(high))
-
-  return estimate
+  den_R = times_RxG @ den_G
+  drawn_R = (times_RxG @ num_G)[den_R > 0] / den_R[den_R > 0]
+  value = float(np.sum(num_G) / np.sum(den_G))
+  return Estimate(value, *bootstrap.interval(drawn_R))
 
 
 def check_learned(

@@ -115,7 +115,9 @@ class VerifyTest(absltest.TestCase):
     path.write_text(json.dumps(raw))
     return copy
 
-  def test_evidence_is_stored_and_only_edited_claims_do_not_reproduce(self):
+  def test_faithfulness_is_stored_and_only_edited_numbers_do_not_reproduce(
+    self,
+  ):
     first = run_verify(self.directory)
     self.assertEqual(first.returncode, 0, first.stderr)
     self.assertIn("now it is", first.stdout)
@@ -143,9 +145,17 @@ class VerifyTest(absltest.TestCase):
     def drop_node(raw):
       del raw["nodes"][0]
 
+    def rename_task(raw):
+      raw["task"] = "mine"
+
     model = f"--model={self.root / 'model'}"
     for directory, flag, named in (
       (self.edited(drop_node), model, "num_nodes"),
+      (
+        self.edited(rename_task),
+        model,
+        "circuit of mine: the task is a user's own; need --task=FILE",
+      ),
       (self.directory, f"--model={self.root / 'bare'}", "means.npz"),
     ):
       result = run_verify(directory, flag)

@@ -1,4 +1,4 @@
-"""Evidence: identities, hand-computed cases, and planted circuits."""
+"""Faithfulness: identities, hand-computed cases, and planted circuits."""
 
 import copy
 import dataclasses
@@ -14,13 +14,15 @@ from sparse_jax import config as config_lib
 from sparse_jax import faithfulness, sites, tasks
 from sparse_jax.data import tokenizer as tokenizer_lib
 from sparse_jax.faithfulness import (
+  agreement,
   attention,
+  context,
   controls,
   criteria,
-  evidence,
   importance,
   interchange,
   robustness,
+  sufficiency,
 )
 from sparse_jax.model import edges as edges_lib
 from sparse_jax.model import fingerprint as fingerprint_lib
@@ -92,7 +94,7 @@ def planted():
 
 
 def cut(model, params, sequences, nodes):
-  """Returns the subject whose circuit keeps the given nodes."""
+  """Returns the context of a circuit that keeps the given nodes."""
   means = means_lib.task_means(model, params, sequences)
   means = {name: np.asarray(means[name]) for name in _SITES}
   mask = {name: np.zeros(mean.shape, bool) for name, mean in means.items()}
@@ -112,20 +114,23 @@ def cut(model, params, sequences, nodes):
     metrics={"num_nodes": len(nodes)},
   )
   circuit.metrics["num_edges"] = len(circuit.edges)
-  zero = {name: np.zeros_like(mean) for name, mean in means.items()}
-  ablations = {"mean_task": means, "zero": zero}
-  return evidence.Subject(model, params, circuit, ablations, sequences, 0)
+  return context.make_context(model, params, circuit, sequences, 0)
 
 
 TRUE_NODES = [("attn.act_in", 0), ("attn.v", 0), ("attn.resid_delta", 1)]
 
 
-def evidence_of(subject):
+def measure(subject):
+  means = subject.circuit.means
+  zero = {name: np.zeros_like(mean) for name, mean in means.items()}
+  test = subject.evaluator.sequences
   return {
     "ablation": subject.circuit.ablation,
     "target_loss": subject.circuit.target_loss,
-    "sufficiency_and_necessity": evidence.sufficiency_and_necessity(subject),
-    "agreement": evidence.agreement(subject, {"test": subject.test}),
+    "sufficiency_and_necessity": sufficiency.sufficiency_and_necessity(
+      subject, {subject.circuit.ablation: means, "zero": zero}
+    ),
+    "agreement": agreement.agreement(subject, {"test": test}),
     "interchange": interchange.interchange(subject),
     "partial_ablation": robustness.partial_ablation(subject),
     "frozen_norms": robustness.frozen_norms(subject),
@@ -139,16 +144,16 @@ class PlantedTest(absltest.TestCase):
     super().setUpClass()
     cls.parts = planted()
     cls.subject = cut(*cls.parts, TRUE_NODES)
-    cls.found = evidence_of(cls.subject)
+    cls.found = measure(cls.subject)
 
   def test_the_model_does_the_task(self):
     full = self.found["sufficiency_and_necessity"]["full_model"]
     self.assertEqual(full["accuracy"]["value"], 1.0)
     self.assertLess(full["loss"]["value"], 0.1)
 
-  def test_the_true_circuit_holds_in_every_claim(self):
+  def test_the_true_circuit_holds_in_every_criterion(self):
     self.assertEqual(
-      [c.name for c in criteria.claims(self.found) if not c.holds], []
+      [c.name for c in criteria.check_criteria(self.found) if not c.holds], []
     )
     self.assertIn("nothing fails", criteria.verdict(self.found))
     fvu = self.found["interchange"]["fvu"]
@@ -192,7 +197,7 @@ class PlantedTest(absltest.TestCase):
       sequences.correct, sequences.incorrect
     )
     fitted = calibrate.fit(
-      jnp.asarray(subject.diff(subject.gates)), sign, False
+      jnp.asarray(subject.evaluator.logit_difference(subject.mask)), sign, False
     )
     scaled = dataclasses.replace(
       subject.circuit, logit_scale=float(fitted.scale)
@@ -201,11 +206,11 @@ class PlantedTest(absltest.TestCase):
     other = tokens.copy()  # Where the template's coincidence does not hold.
     other[:, 3] = 11 - other[:, 3]
     other = sequences._replace(tokens=jnp.asarray(other))
-    found = evidence_of(subject)
-    found["agreement"] = evidence.agreement(
+    found = measure(subject)
+    found["agreement"] = agreement.agreement(
       subject, {"test": sequences, "corrupted": other}
     )
-    held = {c.name: c.holds for c in criteria.claims(found)}
+    held = {c.name: c.holds for c in criteria.check_criteria(found)}
     self.assertTrue(held["sufficient"])
     self.assertTrue(held["agrees with the model on test prompts"])
     self.assertFalse(held["necessary"])
@@ -214,7 +219,7 @@ class PlantedTest(absltest.TestCase):
     self.assertIn("necessary (need", failed)
 
   def test_importance_is_all_in_the_true_nodes_and_edges(self):
-    found = importance.importance(self.subject, self.subject.test)
+    found = importance.importance(self.subject)
     self.assertLen(found["nodes"], 3)
     for part in ("nodes", "edges"):
       for row in found[part]:
@@ -224,10 +229,20 @@ class PlantedTest(absltest.TestCase):
         self.assertGreaterEqual(loss["high"], loss["value"])
     self.assertLen(found["edges"], 2)
 
+  def test_the_loss_without_an_edge_is_that_of_its_ablated_source(self):
+    # The edge from value 0 to channel 1 is all that its source does.
+    measured = importance.importance(self.subject)
+    (edge,) = (e for e in measured["edges"] if e["to"]["index"] == 1)
+    self.assertEqual(edge["from"], {"site": "0.attn.v", "index": 0})
+    (node,) = (n for n in measured["nodes"] if n["site"] == "0.attn.v")
+    self.assertAlmostEqual(
+      edge["loss_without"]["value"], node["loss_without"]["value"], places=5
+    )
+
   def test_random_circuits_keep_the_sizes(self):
-    gates = self.subject.gates
+    gates = self.subject.mask
     for seed in range(3):
-      drawn = evidence.random_circuit(gates, seed)
+      drawn = sufficiency.random_mask(gates, seed)
       for name, gate in gates.items():
         np.testing.assert_array_equal(
           drawn[name].sum(1), gate.sum(1), err_msg=name
@@ -235,8 +250,13 @@ class PlantedTest(absltest.TestCase):
 
 
 class IdentityTest(absltest.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.model, cls.params, cls.tokens = helpers.tiny_model()
+
   def subject(self, share):
-    model, params, _ = helpers.tiny_model()
+    model, params = self.model, self.params
     sequences = helpers.random_sequences(12)
     means = helpers.random_means(model)
     mask = {
@@ -259,56 +279,57 @@ class IdentityTest(absltest.TestCase):
     circuit.metrics.update(
       num_nodes=circuit.num_nodes, num_edges=circuit.num_edges
     )
-    return evidence.Subject(
-      model, params, circuit, {"mean_pretrain": means}, sequences, 3
-    )
+    return context.make_context(model, params, circuit, sequences, 3)
 
   def test_a_longer_search_for_the_worst_ablation_is_never_milder(self):
     subject = self.subject(0.5)
     first, third = (robustness.adversary(subject, n) for n in (1, 3))
-    full = evidence.score(subject.full_difference(), subject.seed)["loss"][
+    full = context.score(subject.full_difference(), subject.seed)["loss"][
       "value"
     ]
     self.assertGreater(first["loss"]["value"], full)
     self.assertGreaterEqual(third["loss"]["value"], first["loss"]["value"])
-    outside = sum(int(np.sum(g == 0)) for g in subject.gates.values())
+    outside = sum(int(np.sum(g == 0)) for g in subject.mask.values())
     self.assertBetween(third["num_ablated"], 1, outside)
 
   def test_nothing_outside_is_nothing_to_ablate(self):
     subject = self.subject(1)
     found = robustness.adversary(subject)
-    full = evidence.score(subject.full_difference(), subject.seed)
+    full = context.score(subject.full_difference(), subject.seed)
     self.assertEqual(found["num_ablated"], 0)
     self.assertEqual(found["loss"], full["loss"])
 
   def test_the_whole_model_agrees_with_itself(self):
     subject = self.subject(1)
-    found = evidence.agreement(subject, {"test": subject.test})["test"]
+    found = agreement.agreement(subject, {"test": subject.evaluator.sequences})[
+      "test"
+    ]
     self.assertAlmostEqual(found["kl"]["value"], 0, places=6)
     self.assertEqual(found["agreement"]["value"], 1)
     for found in attention.attention(subject).values():
       self.assertAlmostEqual(found["value"], 0, places=5)
     frozen = robustness.frozen_norms(subject)
-    full = evidence.score(subject.full_difference(), 3)
+    full = context.score(subject.full_difference(), 3)
     self.assertLessEqual(frozen["loss"]["value"], full["loss"]["value"] + 1e-4)
 
   def test_all_values_swapped_in_are_the_models_where_all_is_kept(self):
     subject = self.subject(0.6)
     curve = interchange.interchange(subject)["curve"]
-    circuit = evidence.score(subject.diff(subject.gates), 3)["loss"]["value"]
+    circuit = context.score(
+      subject.evaluator.logit_difference(subject.mask), 3
+    )["loss"]["value"]
     self.assertAlmostEqual(curve[0]["loss"]["value"], circuit, places=5)
     partial = robustness.partial_ablation(subject)
-    full = evidence.score(subject.full_difference(), 3)["loss"]["value"]
+    full = context.score(subject.full_difference(), 3)["loss"]["value"]
     for name in ("random", "relaxed"):
       ends = partial[name][0], partial[name][-1]
       self.assertAlmostEqual(ends[0]["loss"]["value"], full, places=5)
       self.assertAlmostEqual(ends[1]["loss"]["value"], circuit, places=5)
 
   def test_frozen_norms_undo_a_scaled_stream(self):
-    model, params, tokens = helpers.tiny_model()
+    model, params, tokens = self.model, self.params, self.tokens
     full, seen = {}, {}
     model.apply(params, tokens, hooks.record(full))
-    double = lambda site, layer, x: x * 3 if site.startswith("resid_") else x
     model.apply(
       params,
       tokens,
@@ -316,19 +337,32 @@ class IdentityTest(absltest.TestCase):
     )
     for name, x in full.items():
       np.testing.assert_allclose(seen[name], x, atol=1e-4, err_msg=name)
-    del double
+
+  def test_a_circuit_of_no_nodes_has_every_measure(self):
+    subject = self.subject(0)
+    self.assertEqual(subject.circuit.num_nodes, 0)
+    self.assertEqual(importance.importance(subject), {"nodes": [], "edges": []})
+    measured = measure(subject)
+    self.assertEqual(measured["interchange"]["fvu"], {})
+    self.assertEqual(measured["attention"], {})
+    scores = measured["sufficiency_and_necessity"]
+    self.assertEqual(
+      scores["mean_pretrain"]["without_circuit"], scores["full_model"]
+    )
+    self.assertStartsWith(criteria.verdict(measured), "holds: ")
 
   def test_binary_kl_by_hand(self):
     diff = np.array([0.0, np.log(3.0)])
     other = np.array([0.0, 0.0])
     want = 0.75 * np.log(1.5) + 0.25 * np.log(0.5)
     np.testing.assert_allclose(
-      evidence._binary_kl(diff, other), [0, want], atol=1e-12
+      agreement.binary_kl(diff, other), [0, want], atol=1e-12
     )
 
   def test_an_edited_or_foreign_circuit_is_refused(self):
     subject = self.subject(0.3)
-    model, params, circuit = subject.model, subject.params, subject.circuit
+    evaluator, circuit = subject.evaluator, subject.circuit
+    model, params = evaluator.model, evaluator.params
     faithfulness.check_circuit(model, params, circuit)
     other = jax.tree.map(lambda w: w + 1, params)
     with self.assertRaisesRegex(errors.InputError, "model_fingerprint"):
@@ -391,7 +425,9 @@ class ControlsTest(absltest.TestCase):
       (60, True, False, False),
     ):
       found = {"same": figures(40, same_meets), "x": figures(size, meets)}
-      self.assertEqual(criteria._control(found, "x").holds, want, (size, meets))
+      self.assertEqual(
+        criteria._beats_control(found, "x").holds, want, (size, meets)
+      )
 
   def test_jaccard_by_hand(self):
     a = {"attn.q": np.array([[1, 1, 0]], bool)}
@@ -470,38 +506,40 @@ class ReproduceTest(absltest.TestCase):
         "full_model": scored,
       },
     }
-    self.assertEqual(faithfulness.headline({"test_loss": 0.2}, again), [])
-    (line,) = faithfulness.headline(
+    self.assertEqual(
+      faithfulness.reproduce_metrics({"test_loss": 0.2}, again), []
+    )
+    (line,) = faithfulness.reproduce_metrics(
       {"test_loss": 0.1, "test_accuracy": 0.9}, again
     )
     self.assertStartsWith(line, "metrics.test_loss: 0.1, now 0.2")
     self.assertLen(
-      faithfulness.headline({"full_model_test_loss": None}, again), 1
+      faithfulness.reproduce_metrics({"full_model_test_loss": None}, again), 1
     )
 
 
 class ScoreTest(absltest.TestCase):
   def test_draws_are_scored_one_by_one_and_not_as_an_ensemble(self):
     diff = np.array([[3.0, 3.0, -1.0, -1.0], [-1.0, -1.0, 3.0, 3.0]])
-    found = evidence.score(diff, 0)
+    found = context.score(diff, 0)
     self.assertEqual(found["accuracy"]["value"], 0.5)
     want = np.logaddexp(0, -diff).mean()
     self.assertAlmostEqual(found["loss"]["value"], want)
-    self.assertEqual(evidence.score(diff.mean(0), 0)["accuracy"]["value"], 1)
+    self.assertEqual(context.score(diff.mean(0), 0)["accuracy"]["value"], 1)
 
   def test_ratio_by_hand(self):
-    found = evidence.ratio(np.array([1.0, 0, 2, 3]), np.full(4, 2.0), 0)
+    found = context.ratio(np.array([1.0, 0, 2, 3]), np.full(4, 2.0), 0)
     self.assertAlmostEqual(found["value"], 6 / 8)
     self.assertLessEqual(found["low"], 0.75)
     self.assertGreaterEqual(found["high"], 0.75)
-    self.assertIsNone(evidence.ratio(np.ones(4), np.zeros(4), 0))
+    self.assertIsNone(context.ratio(np.ones(4), np.zeros(4), 0))
 
   def test_unexplained_variance_leaves_padding_out(self):
     rng = np.random.default_rng(0)
     full, positions = rng.normal(size=(4, 5, 3)), np.array([1, 4, 2, 0])
     seen = full + 0.1
     gates = {"attn.q": np.array([[1.0, 0.0, 1.0]])}
-    run = lambda f, s: interchange._unexplained(
+    run = lambda f, s: interchange.unexplained(
       {"0.attn.q": (f, s)}, gates, positions, 0
     )["0.attn.q"]["value"]
     used = np.arange(5)[None] <= positions[:, None]

@@ -48,7 +48,9 @@ class PipelineTest(parameterized.TestCase):
       mock.patch.object(search, "find_circuits", side_effect=self.search)
     )
     self.measured = self.enterContext(
-      mock.patch.object(faithfulness, "measure", return_value=_FAITHFULNESS)
+      mock.patch.object(
+        faithfulness, "measure_faithfulness", return_value=_FAITHFULNESS
+      )
     )
 
   def search(self, model, params, todo, config, means, seed, **where):

@@ -1,0 +1,119 @@
+"""A circuit in its model, on the prompts that every measure scores it on.
+
+An estimate is {"value", "low", "high"}: a mean over sequences with its 90%
+bootstrap interval, over pairs unless groups are given. Losses are in nats.
+"""
+
+import dataclasses
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sparse_jax import circuit as circuit_lib
+from sparse_jax.model import transformer
+from sparse_jax.tasks import evaluation, mask_evaluator
+from sparse_jax.tasks import logit_difference as logit_difference_lib
+from sparse_jax.tasks import sequences as sequences_lib
+
+Mask = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Context:
+  """What a measure is a function of.
+
+  Attributes:
+    circuit: the circuit in question.
+    evaluator: its model and ablation values, on test prompts; row i pairs with
+      row i + S/2.
+    seed: of random subsets, corruption and the bootstrap.
+  """
+
+  circuit: circuit_lib.Circuit
+  evaluator: mask_evaluator.MaskEvaluator
+  seed: int
+
+  @property
+  def mask(self) -> dict[str, np.ndarray]:
+    """The circuit's nodes, 1 for kept, per site `[layers, width]` float32."""
+    mask = self.circuit.node_mask
+    return {name: np.asarray(m, np.float32) for name, m in mask.items()}
+
+  def full_difference(self) -> np.ndarray:
+    """Returns the whole model's logit differences, `[S]`."""
+    return self.evaluator.logit_difference(self.evaluator.constant(1))
+
+  def circuit_difference(self) -> np.ndarray:
+    """Returns the circuit's logit differences as it is calibrated, `[S]`."""
+    return self.calibrated(self.evaluator.logit_difference(self.mask))
+
+  def calibrated(self, diff_S: np.ndarray) -> np.ndarray:
+    """Returns logit differences with the circuit's scale and shift."""
+    sequences = self.evaluator.sequences
+    sign_S = logit_difference_lib.answer_sign(
+      sequences.correct, sequences.incorrect
+    )
+    calibration = logit_difference_lib.Calibration(
+      self.circuit.logit_scale, self.circuit.details.get("answer_shift", 0.0)
+    )
+    return np.asarray(
+      logit_difference_lib.calibrate(diff_S, np.asarray(sign_S), calibration)
+    )
+
+  def on(self, sequences: sequences_lib.Sequences) -> "Context":
+    """Returns the same circuit on other prompts."""
+    return dataclasses.replace(self, evaluator=self.evaluator.on(sequences))
+
+
+def make_context(
+  model: transformer.Model,
+  params: transformer.Params,
+  circuit: circuit_lib.Circuit,
+  sequences: sequences_lib.Sequences,
+  seed: int,
+) -> Context:
+  """Returns the context of a circuit with the ablation values it stores."""
+  evaluator = mask_evaluator.MaskEvaluator(
+    model, params, circuit.means, sequences, circuit.freeze_norms
+  )
+  return Context(circuit, evaluator, seed)
+
+
+def estimate(
+  values_S: np.ndarray, seed: int, groups: Sequence[Hashable] | None = None
+) -> dict[str, float]:
+  """Returns a mean's estimate; values of one group are resampled together."""
+  return ratio(values_S, np.ones(len(values_S)), seed, groups)
+
+
+def ratio(
+  num_S: np.ndarray,
+  den_S: np.ndarray,
+  seed: int,
+  groups: Sequence[Hashable] | None = None,
+) -> dict[str, float] | None:
+  """Returns the estimate of sum(num) / sum(den), or None where den sums to 0.
+
+  A ratio to a variance of 0 says nothing.
+  """
+  if not np.sum(den_S) > 0:
+    return None
+  if groups is None:
+    groups = np.tile(np.arange(len(num_S) // 2), 2)
+  return evaluation.ratio_estimate(num_S, den_S, groups, seed)._asdict()
+
+
+def score(diff: np.ndarray, seed: int) -> dict[str, dict[str, float]]:
+  """Returns task loss and accuracy of logit differences over pairs.
+
+  Args:
+    diff: `[S]`, or `[draws, S]`: then the mean of the draws' losses and
+      accuracies, never the score of their mean diff, which is an ensemble's.
+    seed: of the bootstrap.
+  """
+  diff = np.atleast_2d(diff).astype(float)
+  return {
+    "loss": estimate(np.logaddexp(0, -diff).mean(0), seed),
+    "accuracy": estimate((diff > 0).mean(0), seed),
+  }
