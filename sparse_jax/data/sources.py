@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import itertools
 import json
+import operator
 import os
 import sysconfig
 from collections.abc import Iterator, Mapping
@@ -188,25 +189,19 @@ class _FileReader:
   def __iter__(self) -> Iterator[tuple[Any, bytes | None]]:
     """Yields (where, content or None if unreadable)."""
     for index, file in enumerate(self._files):
+      # One file is cut, and lines of JSONL are documents with a line number.
+      line, start = int(self._cut or file.is_jsonl), 0
       try:
         with open(file.path, "rb") as opened:
-          yield from self._pieces(index, opened)
+          pieces = _paragraphs if self._cut else lambda file: [file.read()]
+          for raw in opened if file.is_jsonl else pieces(opened):
+            # A blank line of JSONL is no document.
+            if not file.is_jsonl or raw.strip():
+              yield (index, line, start, len(raw)), raw
+            line += raw.count(b"\n")
+            start += len(raw)
       except OSError:
         yield (index, 0, 0, 0), None
-
-  def _pieces(self, index: int, file: BinaryIO):
-    is_jsonl = self._files[index].is_jsonl
-    if not is_jsonl and not self._cut:
-      raw = file.read()
-      yield (index, 0, 0, len(raw)), raw
-      return
-    line, start = 1, 0
-    for raw in file if is_jsonl else _paragraphs(file):
-      # A blank line of JSONL is no document.
-      if not is_jsonl or raw.strip():
-        yield (index, line, start, len(raw)), raw
-      line += raw.count(b"\n")
-      start += len(raw)
 
   def read(self, where) -> str:
     index, _, start, size = where
@@ -260,21 +255,15 @@ class _HuggingFaceReader:
     try:
       datasets = importlib.import_module("datasets")
     except ImportError:
-      raise errors.bad_value(
-        "data.source",
-        config.source,
-        "the package `datasets` (the `hf` extra), which is not installed",
-      ) from None
+      need = "the package `datasets` (the `hf` extra), which is not installed"
+      raise errors.bad_value("data.source", config.source, need) from None
     self._name, self._field = config.source[len("hf:") :], config.text_field
     try:
       self._rows = datasets.load_dataset(self._name, split="train")
     # The Hub's client raises many kinds; none of them is a fault of ours.
     except Exception as e:
-      raise errors.bad_value(
-        "data.source",
-        config.source,
-        f"a dataset with a train split that can be loaded ({e})",
-      ) from e
+      need = f"a dataset with a train split that can be loaded ({e})"
+      raise errors.bad_value("data.source", config.source, need) from e
     self.num_files = 0
     self.size = self._rows.dataset_size or 0
 
@@ -393,26 +382,22 @@ def scan(config: config_lib.DataConfig, progress: bool = False) -> Corpus:
   if len(kept) < 2:
     number = "one document" if kept else "no documents"
     note = f" ({left_out})" if left_out else ""
+    within = f", within data.max_megabytes={config.max_megabytes:g}"
     raise errors.InputError(
       f"data.source={config.source!r} gives {number}{note}; need at least 2,"
-      " one to train on and one to hold out"
-      + f", within data.max_megabytes={config.max_megabytes:g}"
-      * (len(entries) > 1)
+      f" one to train on and one to hold out{within * (len(entries) > 1)}"
     )
   return Corpus(counts, left_out, reader, _split(kept, config.eval_fraction))
 
 
-def _split(
-  entries: list[_Entry], eval_fraction: float
-) -> dict[str, list[_Entry]]:
+def _split(entries: list[_Entry], eval_fraction) -> dict[str, list[_Entry]]:
   held_out = [is_held_out(e.digest.hex(), eval_fraction) for e in entries]
-  if not any(held_out):
-    held_out[0] = True
-  if all(held_out):
-    held_out[-1] = False
+  # Neither split is empty.
+  held_out[0] |= not any(held_out)
+  held_out[-1] &= not all(held_out)
   return {
     "eval": list(itertools.compress(entries, held_out)),
-    "train": [e for e, out in zip(entries, held_out, strict=True) if not out],
+    "train": list(itertools.compress(entries, map(operator.not_, held_out))),
   }
 
 

@@ -14,15 +14,14 @@ class _Windows:
   def __init__(self, tokens: np.ndarray, context_length: int):
     self._tokens = np.asarray(tokens)  # Slicing a memmap itself is slow.
     self._context_length = context_length
-    self._num_windows = (len(tokens) - 1) // context_length
-    if self._num_windows < 1:
+    if len(self) < 1:
       raise errors.InputError(
         f"{len(tokens)} tokens make no window of data.context_length="
         f"{context_length}; need at least {context_length + 1}"
       )
 
   def __len__(self) -> int:
-    return self._num_windows
+    return (len(self._tokens) - 1) // self._context_length
 
   def __getitem__(self, index) -> np.ndarray:
     start = int(index) * self._context_length

@@ -75,17 +75,17 @@ class Task:
       raise errors.unknown_name("split", split, SPLITS)
     if count < 1:
       raise errors.bad_value("count", count, "at least 1")
-    key = f"{self.name}/{split}/{seed}"
+    candidates = self.generate(split, f"{self.name}/{split}/{seed}")
     limit = max(_MIN_TRIES, _TRIES_PER_PAIR * count)
-    choice = _choose(self.tokenizer, self.generate(split, key), count, limit)
+    choice = _choose(self.tokenizer, candidates, count, limit)
     if len(choice.pairs) < (1 if at_most else count):
-      candidates = "" if choice.exhausted else f" in {choice.tried} candidates"
-      raise errors.bad_value(
-        "count",
-        count,
+      accepted = (
         f"at most {len(choice.pairs)}, the distinct {split} pairs of task"
-        f" {self.name!r} that the tokenizer can state{candidates}",
+        f" {self.name!r} that the tokenizer can state"
       )
+      if not choice.exhausted:
+        accepted += f" in {choice.tried} candidates"
+      raise errors.bad_value("count", count, accepted)
     return _stack(choice.pairs, pad_to, truncate)
 
   def natural(
@@ -158,9 +158,7 @@ def count_stated(
   return len(choice.pairs), choice.offending
 
 
-def _choose(
-  tokenizer, candidates: Iterator[PairText], count: int, limit: int
-) -> _Choice:
+def _choose(tokenizer, candidates, count: int, limit: int) -> _Choice:
   """Returns up to `count` valid distinct pairs among `limit` candidates."""
   equal, unequal = [], []
   seen, offending, tried, batch = set(), {}, 0, [None]
@@ -182,9 +180,7 @@ def _choose(
   return _Choice((equal + unequal)[:count], list(offending), tried, not batch)
 
 
-def _encode(
-  tokenizer, pairs: Sequence[PairText], offending: dict[str, None]
-) -> Iterator[_Encoded]:
+def _encode(tokenizer, pairs, offending: dict) -> Iterator[_Encoded]:
   """Yields the pairs whose answers are single tokens that do not merge."""
   answers = {a: None for p in pairs for a in (p.answer, p.counter_answer)}
   ids = {text: tokenizer.single_token(text) for text in answers}
@@ -204,30 +200,21 @@ def _encode(
   encoded = tokenizer.encode_batch(texts)
   for i, pair in enumerate(pairs):
     answers = ids[pair.answer], ids[pair.counter_answer]
+    # Many comparisons of short rows: bytes cost a fifth of what arrays do.
+    rows = [row.tobytes() for row in encoded[6 * i : 6 * i + 6]]
+    ends = [np.uint32(answer).tobytes() for answer in answers]
     merged = [
-      side + j
-      for side in (6 * i, 6 * i + 3)
+      texts[6 * i + side + j]
+      for side in (0, 3)
       for j in (1, 2)
-      if not _appends(encoded[side + j], encoded[side], answers[j - 1])
+      if not rows[side] or rows[side + j] != rows[side] + ends[j - 1]
     ]
-    offending |= dict.fromkeys(texts[m] for m in merged)
+    offending |= dict.fromkeys(merged)
     if not merged:
       yield _Encoded(pair, encoded[6 * i], encoded[6 * i + 3], *answers)
 
 
-def _appends(longer: np.ndarray, prompt: np.ndarray, answer: int) -> bool:
-  """Whether `longer` is a nonempty prompt followed by the answer's token."""
-  return (
-    len(longer) == len(prompt) + 1 > 1
-    and longer[-1] == answer
-    # Many comparisons of short rows: bytes cost a fifth of what arrays do.
-    and longer[:-1].tobytes() == prompt.tobytes()
-  )
-
-
-def _stack(
-  pairs: Sequence[_Encoded], pad_to: int | None, truncate: bool
-) -> Pairs:
+def _stack(pairs: Sequence[_Encoded], pad_to, truncate: bool) -> Pairs:
   sides = [p.prompt for p in pairs], [p.counter_prompt for p in pairs]
   longest = max(map(len, sides[0] + sides[1]))
   width = longest if pad_to is None else pad_to

@@ -35,17 +35,12 @@ def fields(code: Code, answers: Sequence[str]) -> Iterator[Point]:
   for start, end in _fstrings(code):
     for match in _FIELD.finditer(code.text, start, end):
       yield _point(start, match.end() - 1, answers, 0)
+  tokens = code.tokens
   for i, stack in _closings(code):
-    opener = stack[-1]
-    before, argument = code.tokens[i - 2], code.tokens[i - 1]
-    if (
-      code.tokens[i].text == ")"
-      and argument.is_name
-      and before.text in ("(", ",")
-      and opener > 0
-      and code.tokens[opener - 1].is_name
-    ):
-      yield _point(code.tokens[opener].start, argument.end, answers, 1)
+    opener, argument = stack[-1], tokens[i - 1]
+    is_call = opener and tokens[opener - 1].is_name and tokens[i].text == ")"
+    if is_call and argument.is_name and tokens[i - 2].text in ("(", ","):
+      yield _point(tokens[opener].start, argument.end, answers, 1)
 
 
 def _fstrings(code: Code) -> Iterator[tuple[int, int]]:
@@ -96,10 +91,9 @@ def displays(code: Code, answers: Sequence[str]) -> Iterator[Point]:
   tokens = code.tokens
   for i, stack in _closings(code):
     opener = stack[-1]
-    before = tokens[opener - 1] if opener else None
-    subscript = before is not None and (
-      before.is_name or before.text in _CLOSE or before.type == tokenize.STRING
-    )
+    before = tokens[opener - 1]
+    value = before.is_name or before.type == tokenize.STRING
+    subscript = opener and (value or before.text in _CLOSE)
     side = "]}".find(tokens[i].text)
     if side >= 0 and opener < i - 1 and not subscript:
       yield _point(tokens[opener].start, tokens[i].start, answers, side)
@@ -107,15 +101,13 @@ def displays(code: Code, answers: Sequence[str]) -> Iterator[Point]:
 
 def containers(code: Code, answers: Sequence[str]) -> Iterator[Point]:
   """A variable last set to `set()` gets `.add`, one set to `""` gets `+=`."""
-  held = {}
+  held, sides = {}, {("=", "set", "(", ")"): 0, ("=", '""'): 1, ("=", "''"): 1}
   for line in code.lines:
     first, texts = line.tokens[0], line.texts
     if texts[0] in ("def", "class", "async"):
       held.clear()
-    elif texts[1:] == ("=", "set", "(", ")"):
-      held[first.text] = first.start, 0
-    elif texts[1:] in (("=", '""'), ("=", "''")):
-      held[first.text] = first.start, 1
+    elif texts[1:] in sides:
+      held[first.text] = first.start, sides[texts[1:]]
     elif texts[1:2] == ("=",):
       held.pop(first.text, None)
     elif texts[1:2] in ((".",), ("+=",)) and first.text in held:
@@ -128,11 +120,8 @@ def swaps(code: Code, answers: Sequence[str]) -> Iterator[Point]:
   del answers  # The code's own names.
   for line in code.lines:
     t = line.texts
-    if (
-      len(t) == 7
-      and t[1::2] == (",", "=", ",")
-      and (t[0], t[2]) == (t[6], t[4])
-    ):
+    marks = t[1::2] == (",", "=", ",") and len(t) == 7
+    if marks and (t[0], t[2]) == (t[6], t[4]):
       yield Point(line.start, line.tokens[5].end, f" {t[0]}", f" {t[2]}")
 
 
@@ -159,9 +148,8 @@ def conditions(code: Code, answers: Sequence[str]) -> Iterator[Point]:
 def truths(code: Code, answers: Sequence[str]) -> Iterator[Point]:
   """`while True:` and `return True`."""
   for line in code.lines:
-    texts = line.texts
-    if texts[:3] == ("while", "True", ":") or texts == ("return", "True"):
-      side = int(texts[0] == "return")
+    side = int(line.texts == ("return", "True"))
+    if side or line.texts[:3] == ("while", "True", ":"):
       yield _point(line.start, line.tokens[1].end, answers, side)
 
 
@@ -183,9 +171,8 @@ def calls(code: Code, answers: Sequence[str]) -> Iterator[Point]:
       level += (token.text in _OPEN) - (token.text in _CLOSE)
       if level == 0 and token.text == ")":
         side = int(line.tokens[0].text == "return")
-        ends = line.texts[i + 1 : i + 2] == (() if side else ("as",))
         offset = token.start if answers[0].startswith(")") else token.end
-        if ends:
+        if line.texts[i + 1 : i + 2] == (() if side else ("as",)):
           yield _point(line.start, offset, answers, side)
         break
 
@@ -240,13 +227,11 @@ def parameters(code: Code, answers: Sequence[str]) -> Iterator[Point]:
       continue
     side = int(token.text == "def")
     j = i + 1 + 2 * side
-    while (
-      j + 1 < len(tokens) and tokens[j].is_name and tokens[j + 1].text == ","
-    ):
+    following = lambda: tokens[j].is_name and tokens[j + 1].text
+    while j + 1 < len(tokens) and following() == ",":
       j += 2
-    if j + 1 < len(tokens) and tokens[j].is_name:
-      if tokens[j + 1].text == ":)"[side]:
-        yield _point(token.start, tokens[j].end, answers, side)
+    if j + 1 < len(tokens) and following() == ":)"[side]:
+      yield _point(token.start, tokens[j].end, answers, side)
 
 
 def iterations(code: Code, answers: Sequence[str]) -> Iterator[Point]:
