@@ -161,10 +161,8 @@ class Tokenizer:
     files.write_bytes(path, self._inner.to_str(pretty=True).encode())
 
   def __repr__(self) -> str:
-    return (
-      f"Tokenizer(vocab_size={self.vocab_size},"
-      f" fingerprint={self.fingerprint[:12]})"
-    )
+    short = self.fingerprint[:12]
+    return f"Tokenizer(vocab_size={self.vocab_size}, fingerprint={short})"
 
   @property
   def vocab_size(self) -> int:

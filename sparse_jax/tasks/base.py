@@ -61,15 +61,9 @@ class Task:
     """Returns `count` distinct pairs, the same for the same arguments.
 
     Both sides have the same number of tokens where enough such pairs exist. The
-    splits share nothing. Raises InputError where fewer pairs exist.
-
-    Args:
-      split: one of `SPLITS`.
-      count: number of pairs.
-      seed: decides choice and order.
-      pad_to: T; the longest prompt by default.
-      truncate: cut prompts longer than `pad_to` from the left.
-      at_most: return all there are where fewer distinct pairs exist.
+    splits share nothing. Raises InputError where fewer pairs exist and, with
+    `at_most`, where none does. `pad_to` is T, the longest prompt's tokens by
+    default; `truncate` cuts longer prompts from the left.
     """
     if split not in SPLITS:
       raise errors.unknown_name("split", split, SPLITS)

@@ -27,17 +27,14 @@ class LearnedCheck:
 
   @property
   def max_loss(self) -> float:
-    """Largest loss that passes."""
     return MAX_LOSS_OVER_TARGET * self.target_loss
 
   @property
   def min_accuracy(self) -> float:
-    """Smallest accuracy that passes."""
     return MIN_ACCURACY
 
   @property
   def learned(self) -> bool:
-    """Whether the task may be pruned."""
     return not self.reasons
 
   @property

@@ -10,6 +10,7 @@ import bisect
 import dataclasses
 import functools
 import io
+import itertools
 import keyword
 import random
 import tokenize
@@ -39,7 +40,6 @@ class Token(NamedTuple):
 
   @property
   def is_name(self) -> bool:
-    """Whether it is an identifier."""
     return self.type == tokenize.NAME and not keyword.iskeyword(self.text)
 
 
@@ -52,12 +52,10 @@ class Line(NamedTuple):
 
   @property
   def start(self) -> int:
-    """Offset of its first token."""
     return self.tokens[0].start
 
   @property
   def texts(self) -> tuple[str, ...]:
-    """The tokens as text."""
     return tuple(t.text for t in self.tokens)
 
 
@@ -85,12 +83,12 @@ Rule = Callable[[Code, Sequence[str]], Iterator[Point]]
 
 def parse(text: str) -> Code | None:
   """Returns the file's tokens and logical lines, None if it is not Python."""
-  rows = [0]
-  for row in io.StringIO(text, newline="\n"):
-    rows.append(rows[-1] + len(row))
+  file = io.StringIO(text, newline="\n")
+  rows = [0, *itertools.accumulate(map(len, file))]
+  file.seek(0)
   tokens, lines, current = [], [], []
   try:
-    for t in tokenize.generate_tokens(io.StringIO(text, newline="\n").readline):
+    for t in tokenize.generate_tokens(file.readline):
       if t.type in _SKIPPED:
         continue
       start, end = (rows[row - 1] + col for row, col in (t.start, t.end))
@@ -125,16 +123,9 @@ def harvest(
   correct answer is both what was written and what the rule says. Of two fixed
   answers, each is correct equally often.
 
-  Args:
-    tasks: in one tokenizer.
-    documents: held out, with `text` and `name`.
-    count: most prompts a task.
-    seed: of the choice.
-    context_length: T, most tokens of a prompt.
-    progress: show a bar over documents.
-
-  Returns:
-    By task name; None for a task without a rule.
+  `tasks` share one tokenizer; `documents` are held out and have `text` and
+  `name`. A prompt has at most `context_length` tokens. Prompts are by task
+  name, at most `count` each, and None for a task without a rule.
   """
   tasks = list(tasks)
   if not tasks:

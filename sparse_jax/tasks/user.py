@@ -125,13 +125,11 @@ def _warn_of_losses(name: str, tokenizer, by_split: Mapping) -> None:
     offending |= dict.fromkeys(texts)
   if dropped := len(pairs) - sum(stated.values()):
     answers = {a for pair in pairs for a in (pair.answer, pair.counter_answer)}
-    split_up = [text for text in offending if text in answers]
-    merged = [text for text in offending if text not in answers]
     reason = "their prompts occur before"
-    if split_up:
+    if split_up := [text for text in offending if text in answers]:
       reason = f"answers {_listed(split_up)} are not single tokens"
-    elif merged:
-      reason = f"answer and prompt merge in {_listed(merged)}"
+    elif offending:
+      reason = f"answer and prompt merge in {_listed(list(offending))}"
     part = f"{dropped} of {len(pairs)}"
     logging.warning("task %r: %s pairs dropped: %s", name, part, reason)
   if min(stated.values()) < _FEW_PAIRS:

@@ -68,7 +68,6 @@ def peak_memory() -> int:
 
 def environment() -> dict[str, Any]:
   """Returns the machine and the versions of what computes on it."""
-  device = jax.local_devices()[0]
   packages = ("jax", "jaxlib", "flax", "optax", "numpy")
   return {
     "machine": {
@@ -80,7 +79,7 @@ def environment() -> dict[str, Any]:
       "load_average": os.getloadavg(),
       "platform": platform.platform(),
       "backend": jax.default_backend(),
-      "device": device.device_kind,
+      "device": jax.local_devices()[0].device_kind,
     },
     "versions": {
       "python": platform.python_version(),
