@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import itertools
 import json
+import operator
 import os
 import sysconfig
 from collections.abc import Iterator, Mapping
@@ -37,17 +38,10 @@ MAX_DOCUMENT = 1 << 20
 
 
 class Document(NamedTuple):
-  """One text.
-
-  Attributes:
-    text: the whole text.
-    name: its source, for people: a relative path, with `:LINE` where a file
-      holds several documents.
-    digest: SHA-256 of the text's UTF-8 bytes, hexadecimal.
-  """
+  """A text, where it is from, and the SHA-256 of its UTF-8 bytes in hex."""
 
   text: str
-  name: str
+  name: str  # A relative path, `PATH:LINE` where a file holds several.
   digest: str
 
 
@@ -56,6 +50,10 @@ class _File(NamedTuple):
   name: str
   size: int
   mtime_ns: int
+
+  @property
+  def is_jsonl(self) -> bool:
+    return self.path.lower().endswith(".jsonl")
 
 
 class _Entry(NamedTuple):
@@ -78,9 +76,9 @@ def _walk(root: str, skip=lambda path: False) -> Iterator[tuple[str, str]]:
   """Yields (path, path relative to root) of files, none hidden."""
   for folder, subfolders, names in os.walk(root):
     subfolders[:] = [
-      name
-      for name in subfolders
-      if not name.startswith(".") and not skip(os.path.join(folder, name))
+      n
+      for n in subfolders
+      if not n.startswith(".") and not skip(os.path.join(folder, n))
     ]
     for name in names:
       if not name.startswith("."):
@@ -90,23 +88,17 @@ def _walk(root: str, skip=lambda path: False) -> Iterator[tuple[str, str]]:
 
 def _python_files(paths: Mapping[str, str]) -> Iterator[_File]:
   """Yields the .py files of the interpreter and of its installed packages."""
-  roots = {}
-  for label, key in (
-    ("stdlib", "stdlib"),
-    ("site-packages", "purelib"),
-    ("site-packages", "platlib"),
-  ):
-    roots.setdefault(os.path.realpath(paths[key]), label)
+  labels = dict.fromkeys(("platlib", "purelib"), "site-packages")
+  labels["stdlib"] = "stdlib"
+  roots = {os.path.realpath(paths[k]): label for k, label in labels.items()}
 
   def elsewhere(path):
     # Also in a virtual environment, where the standard library's own
     # site-packages belong to another environment.
     path = os.path.realpath(path)
-    name = os.path.basename(path)
-    return path in roots or (
-      name in ("site-packages", "dist-packages")
-      and os.path.dirname(path) in roots
-    )
+    parent, name = os.path.split(path)
+    packages = name in ("site-packages", "dist-packages")
+    return path in roots or (packages and parent in roots)
 
   for root, label in roots.items():
     for path, name in _walk(root, elsewhere):
@@ -137,18 +129,13 @@ def _list_files(source: str) -> list[_File]:
 
 
 def fingerprint(config: config_lib.DataConfig) -> str:
-  """Returns a SHA-256 of the source's listing; no content is read.
+  """Returns a SHA-256 of the source's paths, sizes and times; reads no content.
 
-  It covers relative paths, sizes (bytes) and modification times (ns). A Hugging
-  Face dataset counts as unchanged while its name is.
-
-  Raises:
-    InputError: if there is no such source.
+  A Hugging Face dataset counts as unchanged while its name is.
   """
-  if config.source.startswith("hf:"):
-    listing = [config.source]
-  else:
-    listing = [list(f[1:]) for f in _list_files(config.source)]
+  is_hf = config.source.startswith("hf:")
+  files = [] if is_hf else _list_files(config.source)
+  listing = [config.source] if is_hf else [f[1:] for f in files]
   return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
@@ -160,9 +147,7 @@ def _paragraphs(file: BinaryIO) -> Iterator[bytes]:
     end = 0
     if len(line) == HARD_CUT and not line.endswith(b"\n"):
       end = piece.rfind(b" ", SOFT_CUT) + 1 or _last_character(piece)
-    elif len(piece) >= HARD_CUT or (
-      len(piece) >= SOFT_CUT and not line.strip()
-    ):
+    elif len(piece) >= (HARD_CUT if line.strip() else SOFT_CUT):
       end = len(piece)
     if end:
       yield piece[:end]
@@ -178,17 +163,12 @@ def _last_character(raw: bytes) -> int:
 
 
 def _parts(text: str) -> Iterator[str]:
-  """Yields a text in parts of at most MAX_DOCUMENT characters.
-
-  A part ends with a line, else with a word, where its second half has such an
-  end.
-  """
+  """Yields parts of at most MAX_DOCUMENT, cut behind a line or word."""
   start = 0
   while len(text) - start > MAX_DOCUMENT:
-    half, end = start + MAX_DOCUMENT // 2, start + MAX_DOCUMENT
-    end = (
-      text.rfind("\n", half, end) + 1 or text.rfind(" ", half, end) + 1 or end
-    )
+    window = start + MAX_DOCUMENT // 2, start + MAX_DOCUMENT
+    ends = [text.rfind(mark, *window) + 1 for mark in "\n "]
+    end = ends[0] or ends[1] or window[1]
     yield text[start:end]
     start = end
   yield text[start:]
@@ -201,34 +181,27 @@ class _FileReader:
     self._files = _list_files(config.source)
     self._field = config.text_field
     self._cut = len(self._files) == 1
-    self.unit = "files"
-    if self._cut or any(map(self._is_jsonl, range(len(self._files)))):
-      self.unit = "documents"
+    several = self._cut or any(f.is_jsonl for f in self._files)
+    self.unit = "documents" if several else "files"
     self.num_files = len(self._files)
     self.size = sum(f.size for f in self._files)
 
   def __iter__(self) -> Iterator[tuple[Any, bytes | None]]:
     """Yields (where, content or None if unreadable)."""
     for index, file in enumerate(self._files):
+      # One file is cut, and lines of JSONL are documents with a line number.
+      line, start = int(self._cut or file.is_jsonl), 0
       try:
         with open(file.path, "rb") as opened:
-          yield from self._pieces(index, opened)
+          pieces = _paragraphs if self._cut else lambda file: [file.read()]
+          for raw in opened if file.is_jsonl else pieces(opened):
+            # A blank line of JSONL is no document.
+            if not file.is_jsonl or raw.strip():
+              yield (index, line, start, len(raw)), raw
+            line += raw.count(b"\n")
+            start += len(raw)
       except OSError:
         yield (index, 0, 0, 0), None
-
-  def _pieces(self, index: int, file: BinaryIO):
-    is_jsonl = self._is_jsonl(index)
-    if not is_jsonl and not self._cut:
-      raw = file.read()
-      yield (index, 0, 0, len(raw)), raw
-      return
-    line, start = 1, 0
-    for raw in file if is_jsonl else _paragraphs(file):
-      # A blank line of JSONL is no document.
-      if not is_jsonl or raw.strip():
-        yield (index, line, start, len(raw)), raw
-      line += raw.count(b"\n")
-      start += len(raw)
 
   def read(self, where) -> str:
     index, _, start, size = where
@@ -240,18 +213,10 @@ class _FileReader:
     index, line, _, _ = where
     return self._files[index].name + (f":{line}" if line else "")
 
-  def _is_jsonl(self, index: int) -> bool:
-    return self._files[index].path.lower().endswith(".jsonl")
-
   def text(self, where, raw: bytes) -> str:
-    """Returns the text as Python's text mode reads it.
-
-    Raises:
-      UnicodeError: if it is not UTF-8.
-      InputError: if a line of JSONL is not a record with text.
-    """
+    """Returns the text as Python's text mode reads it."""
     text = raw.decode("utf-8-sig")
-    if not self._is_jsonl(where[0]):
+    if not self._files[where[0]].is_jsonl:
       return text.replace("\r\n", "\n").replace("\r", "\n")
     try:
       record = json.loads(text)
@@ -290,22 +255,15 @@ class _HuggingFaceReader:
     try:
       datasets = importlib.import_module("datasets")
     except ImportError:
-      raise errors.bad_value(
-        "data.source",
-        config.source,
-        "the package `datasets` (the `hf` extra), which is not installed",
-      ) from None
-    self._name = config.source.removeprefix("hf:")
-    self._field = config.text_field
+      need = "the package `datasets` (the `hf` extra), which is not installed"
+      raise errors.bad_value("data.source", config.source, need) from None
+    self._name, self._field = config.source[len("hf:") :], config.text_field
     try:
       self._rows = datasets.load_dataset(self._name, split="train")
     # The Hub's client raises many kinds; none of them is a fault of ours.
     except Exception as e:
-      raise errors.bad_value(
-        "data.source",
-        config.source,
-        f"a dataset with a train split that can be loaded ({e})",
-      ) from e
+      need = f"a dataset with a train split that can be loaded ({e})"
+      raise errors.bad_value("data.source", config.source, need) from e
     self.num_files = 0
     self.size = self._rows.dataset_size or 0
 
@@ -313,8 +271,7 @@ class _HuggingFaceReader:
     for row, record in enumerate(self._rows):
       yield row, _field(record, self._field, self.name(row))
 
-  def text(self, where, text: str) -> str:
-    del where
+  def text(self, _, text: str) -> str:
     return text
 
   def read(self, where) -> str:
@@ -329,9 +286,8 @@ class Corpus:
   """The documents of a source, by hash; texts are read when asked for.
 
   Attributes:
-    counts: files; documents kept; skipped (unreadable or not UTF-8), empty and
-      duplicate ones; bytes of the text kept.
-    left_out: a line that counts what was skipped, by reason; "" if nothing was.
+    counts: of files; documents kept, skipped, empty and duplicate; bytes kept.
+    left_out: a line that counts what was skipped, by reason; may be "".
   """
 
   counts: dict[str, int]
@@ -344,13 +300,10 @@ class Corpus:
   ) -> Iterator[Document]:
     """Yields the documents of "train", "eval" or both (None), in hash order.
 
-    Raises:
-      InputError: if a file has changed since it was listed.
+    Raises InputError if a file has changed since it was listed.
     """
-    if split is None:
-      entries = sorted(self._entries["eval"] + self._entries["train"])
-    else:
-      entries = self._entries[split]
+    splits = self._entries if split is None else (split,)
+    entries = sorted(e for s in splits for e in self._entries[s])
     size = sum(entry.num_bytes for entry in entries)
     with progress_lib.byte_bar(f"{split or 'all'} text", size, progress) as bar:
       for entry in entries:
@@ -371,31 +324,22 @@ class Corpus:
 
 
 def is_held_out(digest: str, eval_fraction: float) -> bool:
-  """Returns whether a document falls into the evaluation share.
-
-  The digest's end decides: its start orders the documents, and a share of the
-  lowest would be all that `max_megabytes` leaves.
-  """
+  """Returns whether a document falls into the evaluation share."""
+  # The digest's end decides: its start orders the documents, and a share of the
+  # lowest would be all that `max_megabytes` leaves.
   return int(digest[-16:], 16) < eval_fraction * 2**64
 
 
 def scan(config: config_lib.DataConfig, progress: bool = False) -> Corpus:
   """Reads a source once and returns its documents, deduplicated and split.
 
-  Files are UTF-8, read with universal newlines. If no document falls into the
-  evaluation share, the one with the lowest hash is held out; if all do, the one
-  with the highest is trained on.
-
-  Raises:
-    InputError: if there is no such source, a JSONL line is not a record with
-      the text field, or the source holds no text or one single document.
+  Each split gets at least one. Raises InputError for a source that is missing
+  or has fewer than two, and for a JSONL line without the text field.
   """
   is_hf = config.source.startswith("hf:")
   reader = (_HuggingFaceReader if is_hf else _FileReader)(config)
-  counts = dict(
-    files=reader.num_files, documents=0, skipped=0, empty=0, duplicates=0
-  )
   entries, reasons = {}, collections.Counter()
+  dropped = {"empty": 0, "duplicates": 0}
   with progress_lib.byte_bar("reading", reader.size, progress) as bar:
     for where, content in reader:
       if content is None:
@@ -413,52 +357,47 @@ def scan(config: config_lib.DataConfig, progress: bool = False) -> Corpus:
       for part, raw in enumerate(parts):
         digest = hashlib.sha256(raw).digest()
         if not raw.strip():
-          counts["empty"] += 1
+          dropped["empty"] += 1
         elif digest in entries:
-          counts["duplicates"] += 1
+          dropped["duplicates"] += 1
         else:
           entries[digest] = _Entry(digest, len(raw), where, part)
-  kept = _limit(sorted(entries.values()), config.max_megabytes)
-  counts["documents"] = len(kept)
-  counts["bytes"] = sum(entry.num_bytes for entry in kept)
-  counts["skipped"] = reasons.total()
+  ordered = sorted(entries.values())
+  ends = list(itertools.accumulate(entry.num_bytes for entry in ordered))
+  limit = config.max_megabytes * 1e6 or float("inf")
+  kept = ordered[: bisect.bisect_right(ends, limit)]
+  counts = {
+    "files": reader.num_files,
+    "documents": len(kept),
+    "skipped": reasons.total(),
+    **dropped,
+    "bytes": sum(entry.num_bytes for entry in kept),
+  }
   left_out = ""
   if reasons:
-    number = counts["skipped"]
-    unit = reader.unit.removesuffix("s") if number == 1 else reader.unit
-    left_out = f"{number} {unit} left out: " + ", ".join(
-      f"{n} {reason}" for reason, n in reasons.most_common()
-    )
+    number = reasons.total()
+    unit = reader.unit[:-1] if number == 1 else reader.unit
+    listed = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
+    left_out = f"{number} {unit} left out: {listed}"
   if len(kept) < 2:
     number = "one document" if kept else "no documents"
     note = f" ({left_out})" if left_out else ""
+    within = f", within data.max_megabytes={config.max_megabytes:g}"
     raise errors.InputError(
       f"data.source={config.source!r} gives {number}{note}; need at least 2,"
-      " one to train on and one to hold out"
-      + f", within data.max_megabytes={config.max_megabytes:g}"
-      * (len(entries) > 1)
+      f" one to train on and one to hold out{within * (len(entries) > 1)}"
     )
   return Corpus(counts, left_out, reader, _split(kept, config.eval_fraction))
 
 
-def _limit(entries: list[_Entry], max_megabytes: float) -> list[_Entry]:
-  """Returns the longest prefix of at most `max_megabytes` (all if 0)."""
-  ends = list(itertools.accumulate(entry.num_bytes for entry in entries))
-  limit = max_megabytes * 1e6 or float("inf")
-  return entries[: bisect.bisect_right(ends, limit)]
-
-
-def _split(
-  entries: list[_Entry], eval_fraction: float
-) -> dict[str, list[_Entry]]:
+def _split(entries: list[_Entry], eval_fraction) -> dict[str, list[_Entry]]:
   held_out = [is_held_out(e.digest.hex(), eval_fraction) for e in entries]
-  if not any(held_out):
-    held_out[0] = True
-  if all(held_out):
-    held_out[-1] = False
+  # Neither split is empty.
+  held_out[0] |= not any(held_out)
+  held_out[-1] &= not all(held_out)
   return {
     "eval": list(itertools.compress(entries, held_out)),
-    "train": [e for e, out in zip(entries, held_out, strict=True) if not out],
+    "train": list(itertools.compress(entries, map(operator.not_, held_out))),
   }
 
 
@@ -467,11 +406,7 @@ def documents(
   split: str | None = None,
   progress: bool = False,
 ) -> Iterator[Document]:
-  """Yields a source's documents of "train", "eval" or both (None), by hash.
-
-  Raises:
-    InputError: as `scan` and `Corpus.documents`.
-  """
+  """Yields a source's documents as `scan` and `Corpus.documents` do."""
   if split not in (None, "train", "eval"):
     raise errors.bad_value("split", split, 'None, "train" or "eval"')
   return scan(config, progress).documents(split, progress)

@@ -18,15 +18,9 @@ _MAX_ID = 2**20
 # GPT-4's pattern (cl100k_base) less its English contractions, which cut a
 # quoted 'step' after the s. Words take one character before them, digits go in
 # threes, punctuation takes the newlines after it.
-SPLIT_PATTERN = "|".join(
-  [
-    r"[^\r\n\p{L}\p{N}]?\p{L}+",
-    r"\p{N}{1,3}",
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*",
-    r"\s*[\r\n]+",
-    r"\s+(?!\S)",
-    r"\s+",
-  ]
+SPLIT_PATTERN = (
+  r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+  r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 # Of the released tinypython_2k: slashes stay with newlines after punctuation.
@@ -34,16 +28,12 @@ _RELEASED_SPLIT_PATTERN = SPLIT_PATTERN.replace(r"[\r\n]*|", r"[\r\n/]*|")
 
 
 def _byte_of_letter() -> dict[str, int]:
-  """Returns the byte that each letter of a byte-level vocabulary stands for.
-
-  Printable Latin-1 bytes stand for themselves; the others are numbered from
-  U+0100 (Radford et al. 2019, GPT-2's byte-level BPE).
-  """
-  printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-  rest = [b for b in range(256) if b not in printable]
-  return {chr(b): b for b in printable} | {
-    chr(256 + i): b for i, b in enumerate(rest)
-  }
+  # Printable Latin-1 bytes stand for themselves; the others are numbered from
+  # U+0100 (Radford et al. 2019, GPT-2's byte-level BPE).
+  printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+  rest = sorted({*range(256)} - {*printable})
+  letters = map(chr, [*printable, *range(256, 256 + len(rest))])
+  return dict(zip(letters, [*printable, *rest], strict=True))
 
 
 def _byte_level(
@@ -51,16 +41,10 @@ def _byte_level(
 ) -> tokenizers.Tokenizer:
   """Returns a tokenizer that cuts text by a pattern, then maps its bytes."""
   inner = tokenizers.Tokenizer(model)
-  inner.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
-    [
-      tokenizers.pre_tokenizers.Split(
-        tokenizers.Regex(split_pattern), behavior="isolated"
-      ),
-      tokenizers.pre_tokenizers.ByteLevel(
-        add_prefix_space=False, use_regex=False
-      ),
-    ]
-  )
+  steps = tokenizers.pre_tokenizers
+  cut = steps.Split(tokenizers.Regex(split_pattern), "isolated")
+  to_letters = steps.ByteLevel(add_prefix_space=False, use_regex=False)
+  inner.pre_tokenizer = steps.Sequence([cut, to_letters])
   inner.decoder = tokenizers.decoders.ByteLevel()
   return inner
 
@@ -69,14 +53,9 @@ def _released_merges(
   path: pathlib.Path, vocab: Mapping[str, int]
 ) -> list[tuple[str, str]]:
   """Returns every pair whose union is a token, in the order of `vocab.bpe`."""
-  try:
-    lines = path.read_text(encoding="utf-8").splitlines()
-  except (OSError, UnicodeDecodeError) as e:
-    raise errors.InputError(
-      f"{path} cannot be read ({e}); need the merges of a released tokenizer"
-    ) from e
+  lines = files.read_text(path, "the merges of a released tokenizer")
   merges = []
-  for number, line in enumerate(lines, 1):
+  for number, line in enumerate(lines.splitlines(), 1):
     if not line or (number == 1 and line.startswith("#version")):
       continue
     token = line.replace(" ", "", 1)
@@ -98,11 +77,6 @@ class Tokenizer:
   """
 
   def __init__(self, inner: tokenizers.Tokenizer):
-    """Wraps a Hugging Face tokenizer.
-
-    Raises:
-      InputError: if it has no end-of-text token.
-    """
     self._inner = inner
     self._inner.encode_special_tokens = True
     self._inner.no_padding()
@@ -111,19 +85,14 @@ class Tokenizer:
     self.end_of_text: int = inner.token_to_id(END_OF_TEXT)
     if self.end_of_text is None:
       raise errors.InputError(f"a tokenizer has no token {END_OF_TEXT}")
-    self._bytes = self._token_table()
-
-  def _token_table(self) -> list[bytes]:
-    byte_of = _byte_of_letter()
-    added = self._inner.get_added_tokens_decoder()
-    table = []
-    for i in range(self._inner.get_vocab_size()):
-      text = self._inner.id_to_token(i) or ""
-      if i in added or not all(letter in byte_of for letter in text):
-        table.append(text.encode())
-      else:
-        table.append(bytes(byte_of[letter] for letter in text))
-    return table
+    byte_of, added = _byte_of_letter(), inner.get_added_tokens_decoder()
+    self._bytes = []
+    for i in range(inner.get_vocab_size()):
+      text = inner.id_to_token(i) or ""
+      plain = i in added or not set(text) <= set(byte_of)
+      self._bytes.append(
+        text.encode() if plain else bytes(map(byte_of.get, text))
+      )
 
   @classmethod
   def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
@@ -133,31 +102,19 @@ class Tokenizer:
     They depend on the texts, not on their order.
     """
     inner = _byte_level(tokenizers.models.BPE(), SPLIT_PATTERN)
-    inner.train_from_iterator(
-      texts,
-      tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab_size - 1,
-        initial_alphabet=sorted(_byte_of_letter()),
-        show_progress=False,
-      ),
+    trainer = tokenizers.trainers.BpeTrainer(
+      vocab_size=vocab_size - 1,
+      initial_alphabet=sorted(_byte_of_letter()),
+      show_progress=False,
     )
+    inner.train_from_iterator(texts, trainer)
     inner.add_special_tokens([END_OF_TEXT])
     return cls(inner)
 
   @classmethod
   def load(cls, path: str | os.PathLike) -> "Tokenizer":
-    """Reads a `tokenizer.json`.
-
-    Raises:
-      InputError: if it is missing, is not a Hugging Face `tokenizers` file or
-        has no end-of-text token.
-    """
-    try:
-      text = pathlib.Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-      raise errors.InputError(
-        f"{path} cannot be read ({e}); need a tokenizer.json"
-      ) from e
+    """Reads a `tokenizer.json`; raises InputError if there is none."""
+    text = files.read_text(path, "a tokenizer.json")
     try:
       return cls(tokenizers.Tokenizer.from_str(text))
     # The library raises bare Exception for any fault of the file.
@@ -175,9 +132,6 @@ class Tokenizer:
     neighbours whose union is a token may merge, in the order of `vocab.bpe`.
     End of text is 2047 unless `encoder.json` has it; ids that no token uses
     stand for `<|unused ID|>` and never occur.
-
-    Raises:
-      InputError: if a file is missing or damaged, or they do not agree.
     """
     path, merges_path = (pathlib.Path(directory) / f for f in RELEASED_FILES)
     vocab = files.read_json(path, "the token ids of a released tokenizer")
@@ -194,9 +148,8 @@ class Tokenizer:
         f" {max(token_of)}, {len(missing)} single bytes missing; need every"
         f" byte and distinct ids up to {_MAX_ID}"
       )
-    for i in range(max(token_of)):
-      if i not in token_of:
-        vocab[f"<|unused {i}|>"] = i
+    unused = set(range(max(token_of))) - set(token_of)
+    vocab |= {f"<|unused {i}|>": i for i in unused}
     merges = _released_merges(merges_path, vocab)
     model = tokenizers.models.BPE(vocab, merges, ignore_merges=True)
     inner = _byte_level(model, _RELEASED_SPLIT_PATTERN)
@@ -204,18 +157,12 @@ class Tokenizer:
     return cls(inner)
 
   def save(self, path: str | os.PathLike) -> None:
-    """Writes a `tokenizer.json` in one step.
-
-    Raises:
-      InputError: if it cannot be written.
-    """
+    """Writes a `tokenizer.json` in one step."""
     files.write_bytes(path, self._inner.to_str(pretty=True).encode())
 
   def __repr__(self) -> str:
-    return (
-      f"Tokenizer(vocab_size={self.vocab_size},"
-      f" fingerprint={self.fingerprint[:12]})"
-    )
+    short = self.fingerprint[:12]
+    return f"Tokenizer(vocab_size={self.vocab_size}, fingerprint={short})"
 
   @property
   def vocab_size(self) -> int:
@@ -241,11 +188,7 @@ class Tokenizer:
     return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
 
   def token_bytes(self, token: int) -> bytes:
-    """Returns the bytes that one token stands for.
-
-    Raises:
-      IndexError: if there is no such token.
-    """
+    """Returns the bytes that one token stands for."""
     if not 0 <= token < self.vocab_size:
       raise IndexError(f"token {token} is not below {self.vocab_size}")
     return self._bytes[token]

@@ -31,13 +31,7 @@ FORMAT_VERSION = 1
 TOKENS, TOKENIZER, MANIFEST = "tokens.bin", "tokenizer.json", "manifest.json"
 
 # Fields of DataConfig on which the token file depends.
-FIELDS = (
-  "source",
-  "text_field",
-  "max_megabytes",
-  "vocab_size",
-  "eval_fraction",
-)
+FIELDS = "source text_field max_megabytes vocab_size eval_fraction".split()
 
 TOKENIZER_SAMPLE = 20_000_000  # Characters that the BPE is learnt from.
 BATCH_CHARACTERS = 4_000_000  # Characters that are encoded at once.
@@ -45,14 +39,7 @@ BATCH_CHARACTERS = 4_000_000  # Characters that are encoded at once.
 
 @dataclasses.dataclass(frozen=True)
 class TokenData:
-  """A prepared corpus.
-
-  Attributes:
-    train: [num_train_tokens], memory-mapped, read-only.
-    eval: [num_eval_tokens], of documents that training never sees.
-    tokenizer: whose tokens they are.
-    manifest: contents of manifest.json.
-  """
+  """A prepared corpus: read-only tokens `[num_tokens]` of both splits."""
 
   train: np.memmap
   eval: np.memmap
@@ -76,20 +63,10 @@ def prepare(
 
   Earlier files are used if their hashes are as the manifest says, they were
   made for the same fields and the source's listing has not changed; otherwise
-  they are made again and a warning says why.
+  they are made again and a warning says why. They have to fill a batch.
 
-  Args:
-    config: the source and how to cut it.
-    directory: where the files are kept.
-    batch_size: windows a step; the training tokens have to fill one step.
-    frozen: a run has trained on these tokens: never remake them, and let the
-      source be changed or gone.
-    progress: whether to show progress bars.
-
-  Raises:
-    InputError: if the source is missing or too small, the directory cannot be
-      written or is being written by another process, or frozen files are not
-      those that the manifest describes.
+  `frozen` is for tokens that a run has trained on: they are never remade, and
+  their source may have changed or gone.
   """
   directory = pathlib.Path(directory)
   if frozen:
@@ -106,25 +83,20 @@ def prepare(
   return data
 
 
-def _find_or_build(
-  directory: pathlib.Path,
-  config: config_lib.DataConfig,
-  batch_size: int,
-  progress: bool,
-) -> TokenData:
-  listing = sources.fingerprint(config)
+def _find_or_build(directory, config, batch_size, progress) -> TokenData:
+  wanted = directory, config, sources.fingerprint(config), progress
   # Without the lock: prepared data may be shared, and read-only.
   with contextlib.suppress(_UnusableError):
-    return _load(directory, config, listing, progress)
+    return _load(*wanted)
   try:
     with files.exclusive(directory):
       try:
-        return _load(directory, config, listing, progress)
+        return _load(*wanted)
       except _UnusableError as e:
         if (directory / MANIFEST).exists():
           logging.warning("%s: %s; preparing it again", directory, e)
-      _build(directory, config, listing, batch_size, progress)
-      return _load(directory, config, listing, progress)
+      _build(*wanted, batch_size)
+      return _load(*wanted)
   except files.InUseError as e:
     raise errors.InputError(
       f"data.directory={str(directory)!r} is in use by another process;"
@@ -142,19 +114,15 @@ def _find_or_build(
     ) from e
 
 
-def _check_size(
-  num_tokens: dict[str, int], config: config_lib.DataConfig, batch_size: int
-) -> None:
+def _check_size(num_tokens, config, batch_size: int) -> None:
   length = config.context_length
-  needs = {
-    "train": (batch_size * length + 1, f"train.batch_size={batch_size} and "),
-    "eval": (length + 1, ""),
-  }
-  for split, (need, also) in needs.items():
-    if num_tokens[split] < need:
+  batch = f"train.batch_size={batch_size} and "
+  needs = ("train", batch_size * length, batch), ("eval", length, "")
+  for split, need, also in needs:
+    if num_tokens[split] <= need:
       raise errors.InputError(
         f"data.source={config.source!r} gives {num_tokens[split]} {split}"
-        f" tokens; need at least {need} for {also}"
+        f" tokens; need at least {need + 1} for {also}"
         f"data.context_length={length}"
       )
 
@@ -178,39 +146,25 @@ def _sha256(path: pathlib.Path, show: bool) -> str:
   return digest.hexdigest()
 
 
-def _load(
-  directory: pathlib.Path,
-  config: config_lib.DataConfig,
-  listing: str | None,
-  progress: bool,
-) -> TokenData:
-  """Returns the prepared data; `listing` None leaves the source alone.
-
-  Raises:
-    _UnusableError: if it is not there, damaged or made from something else.
-  """
+def _load(directory, config, listing: str | None, progress) -> TokenData:
+  """Returns prepared data; a `listing` of None leaves the source alone."""
   try:
     text = (directory / MANIFEST).read_text(encoding="utf-8")
     manifest = json.loads(text)
-    if manifest["format_version"] != FORMAT_VERSION:
-      raise _UnusableError(
-        f"format_version={manifest['format_version']!r}, not {FORMAT_VERSION}"
-      )
+    if (version := manifest["format_version"]) != FORMAT_VERSION:
+      raise _UnusableError(f"format_version={version!r}, not {FORMAT_VERSION}")
     for name, value in _fields(config).items():
-      if manifest["config"][name] != value:
-        raise _UnusableError(
-          f"made with data.{name}={manifest['config'][name]!r}, not {value!r}"
-        )
+      if (old := manifest["config"][name]) != value:
+        raise _UnusableError(f"made with data.{name}={old!r}, not {value!r}")
     if listing is not None and manifest["listing"] != listing:
       raise _UnusableError("the files of its source have changed")
     for name in (TOKENIZER, TOKENS):
       if _sha256(directory / name, progress) != manifest["sha256"][name]:
         raise _UnusableError(f"{name} is not what {MANIFEST} describes")
+    num_eval = manifest["tokens"]["eval"]
+    shape = num_eval + manifest["tokens"]["train"]
     dtype = np.dtype(manifest["dtype"])
-    num_eval, num_train = (manifest["tokens"][s] for s in ("eval", "train"))
-    tokens = np.memmap(
-      directory / TOKENS, dtype, "r", shape=(num_eval + num_train,)
-    )
+    tokens = np.memmap(directory / TOKENS, dtype, "r", shape=shape)
     tokenizer = tokenizer_lib.Tokenizer.load(directory / TOKENIZER)
     # A writer takes the manifest away before it touches anything else.
     if (directory / MANIFEST).read_text(encoding="utf-8") != text:
@@ -219,12 +173,7 @@ def _load(
     raise _UnusableError(str(e)) from e
   except (ValueError, KeyError, TypeError) as e:
     raise _UnusableError(f"{MANIFEST} is damaged ({e!r})") from e
-  return TokenData(
-    train=tokens[num_eval:],
-    eval=tokens[:num_eval],
-    tokenizer=tokenizer,
-    manifest=manifest,
-  )
+  return TokenData(tokens[num_eval:], tokens[:num_eval], tokenizer, manifest)
 
 
 def _sample(documents: Iterable[sources.Document], limit: int):
@@ -248,13 +197,7 @@ def _batches(documents: Iterable[sources.Document]) -> Iterator[list[str]]:
   yield batch
 
 
-def _build(
-  directory: pathlib.Path,
-  config: config_lib.DataConfig,
-  listing: str,
-  batch_size: int,
-  progress: bool,
-) -> None:
+def _build(directory, config, listing: str, progress, batch_size) -> None:
   """Makes the three files; what stood there stays until all are ready."""
   corpus = sources.scan(config, progress)
   if corpus.left_out:
@@ -268,19 +211,16 @@ def _build(
   tokenizer = tokenizer_lib.Tokenizer.train(sample, config.vocab_size)
   if tokenizer.vocab_size < config.vocab_size:
     logging.warning(
-      "data.source=%r gives %d different tokens, not data.vocab_size=%d",
-      config.source,
-      tokenizer.vocab_size,
-      config.vocab_size,
+      f"data.source={config.source!r} gives {tokenizer.vocab_size} different"
+      f" tokens, not data.vocab_size={config.vocab_size}"
     )
   dtype = token_dtype(tokenizer.vocab_size)
   end = np.array([tokenizer.end_of_text], dtype)
-  digest, num_tokens = hashlib.sha256(), {}
+  digest, num_tokens = hashlib.sha256(), {"eval": 0, "train": 0}
   temporary = directory / (TOKENS + ".tmp")
   try:
     with open(temporary, "wb") as file:
-      for split in ("eval", "train"):
-        num_tokens[split] = 0
+      for split in num_tokens:
         for texts in _batches(corpus.documents(split, progress)):
           for ids in tokenizer.encode_batch(texts):
             block = np.concatenate([ids.astype(dtype), end])
@@ -302,10 +242,7 @@ def _build(
     "vocab_size": tokenizer.vocab_size,
     "tokens": num_tokens,
     "offset": {"eval": 0, "train": num_tokens["eval"]},
-    "sha256": {
-      TOKENS: digest.hexdigest(),
-      TOKENIZER: tokenizer.fingerprint,
-    },
+    "sha256": {TOKENS: digest.hexdigest(), TOKENIZER: tokenizer.fingerprint},
   }
   text = json.dumps(manifest, indent=2) + "\n"
   files.write_bytes(directory / MANIFEST, text.encode())

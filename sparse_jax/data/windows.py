@@ -9,23 +9,19 @@ READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 
 
 class _Windows:
-  """Consecutive windows; each starts on the last token of the one before.
-
-  Every token but the first is thus a target exactly once.
-  """
+  """Consecutive windows: every token but the first is a target exactly once."""
 
   def __init__(self, tokens: np.ndarray, context_length: int):
     self._tokens = np.asarray(tokens)  # Slicing a memmap itself is slow.
     self._context_length = context_length
-    self._num_windows = (len(tokens) - 1) // context_length
-    if self._num_windows < 1:
+    if len(self) < 1:
       raise errors.InputError(
         f"{len(tokens)} tokens make no window of data.context_length="
         f"{context_length}; need at least {context_length + 1}"
       )
 
   def __len__(self) -> int:
-    return self._num_windows
+    return (len(self._tokens) - 1) // self._context_length
 
   def __getitem__(self, index) -> np.ndarray:
     start = int(index) * self._context_length
@@ -44,31 +40,13 @@ def train_batches(
 ) -> grain.MapDataset:
   """Returns an endless dataset of shuffled batches, indexed by step.
 
-  Windows are shuffled anew every epoch. A step's batches of all processes make
-  up the batch that one process would get.
-
-  Args:
-    tokens: [num_tokens] unsigned integers.
-    context_length: predicted tokens a window.
-    batch_size: windows a step, over all processes.
-    seed: decides the order; 0 or more.
-    process_index: whose share to return.
-    process_count: number of equal shares.
-
-  Returns:
-    A dataset with `ds[step]` [batch_size / process_count, context_length + 1]
-    int32.
-
-  Raises:
-    InputError: if the batch does not divide among the processes or there are
-      too few tokens for a window.
+  Windows are shuffled anew every epoch. `ds[step]` is a process's share, int32
+  [batch_size / process_count, context_length + 1]; the shares of all processes
+  make up the batch that one would get.
   """
   if batch_size % process_count:
-    raise errors.bad_value(
-      "train.batch_size",
-      batch_size,
-      f"a multiple of the {process_count} processes",
-    )
+    accepted = f"a multiple of the {process_count} processes"
+    raise errors.bad_value("train.batch_size", batch_size, accepted)
   # Grain shuffles epoch e with seed + e; spread out, two seeds share no epoch.
   spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
   windows = grain.MapDataset.source(_Windows(tokens, context_length))
@@ -94,19 +72,13 @@ def eval_batches(
   batch_size: int,
   num_batches: int,
 ) -> np.ndarray:
-  """Returns fixed windows spread evenly over the tokens.
+  """Returns fixed windows spread evenly over the tokens, repeated if too few.
 
-  Returns:
-    [num_batches, batch_size, context_length + 1] int32; if there are too few
-    windows, they are repeated.
-
-  Raises:
-    InputError: if there are too few tokens for a window.
+  They are int32 [num_batches, batch_size, context_length + 1].
   """
   windows = _Windows(tokens, context_length)
   wanted, num = num_batches * batch_size, len(windows)
   index = np.arange(wanted)
   index = index % num if wanted > num else index * num // wanted
-  return np.stack([windows[i] for i in index]).reshape(
-    num_batches, batch_size, context_length + 1
-  )
+  rows = np.stack([windows[i] for i in index])
+  return rows.reshape(num_batches, batch_size, -1)

@@ -32,12 +32,10 @@ class Task:
   """A two-way next-token choice, in one tokenizer's tokens.
 
   Attributes:
-    name: for a user's file, its stem.
     rule: one sentence that says which answer is correct.
     answers: the two answer texts, side A's first; more, as examples, where they
       vary from pair to pair.
-    find_points: the rule on real code, or None.
-    natural_reason: why there is no rule on real code; "" if there is one.
+    natural_reason: why there is no rule on real code (`find_points`).
     max_difficulty: most distracting lines that `make_task` puts before prompts.
   """
 
@@ -62,35 +60,26 @@ class Task:
   ) -> Pairs:
     """Returns `count` distinct pairs, the same for the same arguments.
 
-    Both sides have the same number of tokens where enough such pairs exist.
-
-    Args:
-      split: "train", "validation" or "test"; the splits share nothing.
-      count: number of pairs.
-      seed: decides choice and order.
-      pad_to: T; the longest prompt by default.
-      truncate: cut prompts longer than `pad_to` from the left.
-      at_most: return all there are where fewer distinct pairs exist.
-
-    Raises:
-      InputError: on an unknown split, when fewer distinct pairs exist (none,
-        with `at_most`), or when a prompt is longer than `pad_to`.
+    Both sides have the same number of tokens where enough such pairs exist. The
+    splits share nothing. Raises InputError where fewer pairs exist and, with
+    `at_most`, where none does. `pad_to` is T, the longest prompt's tokens by
+    default; `truncate` cuts longer prompts from the left.
     """
     if split not in SPLITS:
       raise errors.unknown_name("split", split, SPLITS)
     if count < 1:
       raise errors.bad_value("count", count, "at least 1")
-    key = f"{self.name}/{split}/{seed}"
+    candidates = self.generate(split, f"{self.name}/{split}/{seed}")
     limit = max(_MIN_TRIES, _TRIES_PER_PAIR * count)
-    choice = _choose(self.tokenizer, self.generate(split, key), count, limit)
+    choice = _choose(self.tokenizer, candidates, count, limit)
     if len(choice.pairs) < (1 if at_most else count):
-      candidates = "" if choice.exhausted else f" in {choice.tried} candidates"
-      raise errors.bad_value(
-        "count",
-        count,
+      accepted = (
         f"at most {len(choice.pairs)}, the distinct {split} pairs of task"
-        f" {self.name!r} that the tokenizer can state{candidates}",
+        f" {self.name!r} that the tokenizer can state"
       )
+      if not choice.exhausted:
+        accepted += f" in {choice.tried} candidates"
+      raise errors.bad_value("count", count, accepted)
     return _stack(choice.pairs, pad_to, truncate)
 
   def natural(
@@ -101,18 +90,9 @@ class Task:
     context_length: int = 128,
     progress: bool = False,
   ) -> Prompts | None:
-    """Returns up to `count` prompts from real files, or None without a rule.
-
-    The arguments are those of `natural.harvest`.
-    """
-    return natural.harvest(
-      [self], documents, count, seed, context_length, progress
-    )[self.name]
-
-
-def _shown(text: str) -> str:
-  """Returns a literal that survives the squeezing of spaces in messages."""
-  return repr(text) if text.strip(" ") else f"' ' * {len(text)}"
+    """Returns up to `count` prompts as `natural.harvest` does."""
+    args = documents, count, seed, context_length, progress
+    return natural.harvest([self], *args)[self.name]
 
 
 class _Choice(NamedTuple):
@@ -138,20 +118,18 @@ class _Encoded:
 def check_expressible(
   name: str, tokenizer, generate: Generator
 ) -> tuple[str, ...]:
-  """Checks that every split has pairs the tokenizer can state.
+  """Returns answers of pairs that the tokenizer states, in order of appearance.
 
-  Returns:
-    The answer texts met, in order of appearance.
-
-  Raises:
-    TaskNotExpressible: naming the strings that are not single tokens or merge.
+  Raises TaskNotExpressible if there are none in a split.
   """
   answers = {}
   for split in SPLITS:
-    key = f"{name}/{split}/check"
-    choice = _choose(tokenizer, generate(split, key), 4, _CHECK_TRIES)
+    candidates = generate(split, f"{name}/{split}/check")
+    choice = _choose(tokenizer, candidates, 4, _CHECK_TRIES)
     if not choice.pairs:
-      listed = ", ".join(map(_shown, choice.offending[:4])) or "no pairs at all"
+      # Messages squeeze spaces.
+      shown = lambda t: repr(t) if t.strip(" ") else f"' ' * {len(t)}"
+      listed = ", ".join(map(shown, choice.offending[:4])) or "no pairs at all"
       raise TaskNotExpressible(
         f"task {name!r} cannot be stated in this tokenizer"
         f" ({split} split): {listed}; need answers that are single tokens and"
@@ -165,29 +143,24 @@ def check_expressible(
 def count_stated(
   tokenizer, pairs: Sequence[PairText]
 ) -> tuple[int, Sequence[str]]:
-  """Returns how many pairs can be stated, and the strings that prevent others.
+  """Returns how many pairs can be stated, and what prevents the others.
 
-  These are answers that are not single tokens, and prompts with an answer that
-  merges.
+  These are answers of several tokens, and prompts with an answer that merges.
   """
-  choice = _choose(tokenizer, iter(pairs), len(pairs) + 1, len(pairs) + 1)
+  most = len(pairs) + 1
+  choice = _choose(tokenizer, iter(pairs), most, most)
   return len(choice.pairs), choice.offending
 
 
-def _choose(
-  tokenizer, candidates: Iterator[PairText], count: int, limit: int
-) -> _Choice:
+def _choose(tokenizer, candidates, count: int, limit: int) -> _Choice:
   """Returns up to `count` valid distinct pairs among `limit` candidates."""
   equal, unequal = [], []
-  seen, offending, tried, exhausted = set(), {}, 0, False
-  while len(equal) < count and tried < limit:
+  seen, offending, tried, batch = set(), {}, 0, [None]
+  while batch and len(equal) < count and tried < limit:
     rare = len(equal) * _EQUAL_LENGTH_TRIES < tried
     if len(equal) + len(unequal) >= count and rare:
       break
     batch = list(itertools.islice(candidates, count - len(equal) + 16))
-    if not batch:
-      exhausted = True
-      break
     tried += len(batch)
     fresh = []
     for pair in batch:
@@ -198,69 +171,52 @@ def _choose(
     for pair in _encode(tokenizer, fresh, offending):
       same = len(pair.prompt) == len(pair.counter_prompt)
       (equal if same else unequal).append(pair)
-  pairs = (equal + unequal)[:count]
-  return _Choice(pairs, list(offending), tried, exhausted)
+  return _Choice((equal + unequal)[:count], list(offending), tried, not batch)
 
 
-def _encode(
-  tokenizer, pairs: Sequence[PairText], offending: dict[str, None]
-) -> Iterator[_Encoded]:
+def _encode(tokenizer, pairs, offending: dict) -> Iterator[_Encoded]:
   """Yields the pairs whose answers are single tokens that do not merge."""
-  ids = {}
-  for pair in pairs:
-    for text in (pair.answer, pair.counter_answer):
-      if text not in ids:
-        ids[text] = tokenizer.single_token(text)
-        if ids[text] is None:
-          offending[text] = None
+  answers = {a: None for p in pairs for a in (p.answer, p.counter_answer)}
+  ids = {text: tokenizer.single_token(text) for text in answers}
+  offending |= {text: None for text in answers if ids[text] is None}
   pairs = [
     p
     for p in pairs
     if None not in (ids[p.answer], ids[p.counter_answer])
     and p.answer != p.counter_answer
   ]
-  texts = []
-  for pair in pairs:
-    for side in (pair.prompt, pair.counter_prompt):
-      texts += [side, side + pair.answer, side + pair.counter_answer]
+  texts = [
+    side + end
+    for pair in pairs
+    for side in (pair.prompt, pair.counter_prompt)
+    for end in ("", pair.answer, pair.counter_answer)
+  ]
   encoded = tokenizer.encode_batch(texts)
   for i, pair in enumerate(pairs):
     answers = ids[pair.answer], ids[pair.counter_answer]
+    # Many comparisons of short rows: bytes cost a fifth of what arrays do.
+    rows = [row.tobytes() for row in encoded[6 * i : 6 * i + 6]]
+    ends = [np.uint32(answer).tobytes() for answer in answers]
     merged = [
-      side + j
-      for side in (6 * i, 6 * i + 3)
+      texts[6 * i + side + j]
+      for side in (0, 3)
       for j in (1, 2)
-      if not _appends(encoded[side + j], encoded[side], answers[j - 1])
+      if not rows[side] or rows[side + j] != rows[side] + ends[j - 1]
     ]
-    offending |= dict.fromkeys(texts[m] for m in merged)
+    offending |= dict.fromkeys(merged)
     if not merged:
       yield _Encoded(pair, encoded[6 * i], encoded[6 * i + 3], *answers)
 
 
-def _appends(longer: np.ndarray, prompt: np.ndarray, answer: int) -> bool:
-  """Whether `longer` is a nonempty prompt followed by the answer's token."""
-  return (
-    len(longer) == len(prompt) + 1 > 1
-    and longer[-1] == answer
-    # Many comparisons of short rows: bytes cost a fifth of what arrays do.
-    and longer[:-1].tobytes() == prompt.tobytes()
-  )
-
-
-def _stack(
-  pairs: Sequence[_Encoded], pad_to: int | None, truncate: bool
-) -> Pairs:
+def _stack(pairs: Sequence[_Encoded], pad_to, truncate: bool) -> Pairs:
   sides = [p.prompt for p in pairs], [p.counter_prompt for p in pairs]
-  longest = max(len(row) for side in sides for row in side)
+  longest = max(map(len, sides[0] + sides[1]))
   width = longest if pad_to is None else pad_to
-  if width < longest:
-    if not truncate:
-      raise errors.bad_value(
-        "pad_to", pad_to, f"at least {longest}, the longest prompt's tokens"
-      )
-    sides = tuple([row[-width:] for row in side] for side in sides)
+  if width < longest and not truncate:
+    accepted = f"at least {longest}, the longest prompt's tokens"
+    raise errors.bad_value("pad_to", pad_to, accepted)
   (prompts, lengths), (counters, counter_lengths) = (
-    pad_rows(side, width) for side in sides
+    pad_rows([row[-width:] for row in side], width) for side in sides
   )
   return Pairs(
     prompts=prompts,

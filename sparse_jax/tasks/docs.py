@@ -66,19 +66,19 @@ others are dropped, and a warning counts those of a JSONL file.
 
 def code_span(text: str) -> str:
   """Returns text as inline code that no backtick or bar in it breaks."""
-  fence = "`" * (1 + _longest_run(text))
+  fence = _fence(text, 1)
   pad = " " if text[:1] in "` " or text[-1:] in "` " else ""
   return f"{fence}{pad}{text}{pad}{fence}"
 
 
 def code_block(text: str) -> str:
   """Returns text as a fenced block that no backticks in it close."""
-  fence = "`" * max(3, 1 + _longest_run(text))
+  fence = _fence(text, 3)
   return f"{fence}text\n{text}\n{fence}"
 
 
-def _longest_run(text: str) -> int:
-  return max(map(len, re.findall("`+", text)), default=0)
+def _fence(text: str, least: int) -> str:
+  return "`" * max([least, *(1 + len(run) for run in re.findall("`+", text))])
 
 
 def cell(markdown: str) -> str:
@@ -86,63 +86,32 @@ def cell(markdown: str) -> str:
   return markdown.replace("|", r"\|").replace("\n", " ")
 
 
-def marked(texts: Sequence[str]) -> str:
-  """Returns tokens with marks between them, on one line."""
-  return "│".join(texts).replace("\n", "⏎")
-
-
-def visible(answer: str) -> str:
-  """Returns an answer with its spaces and newlines shown."""
+def _visible(answer: str) -> str:
   return answer.replace("\n", "⏎").replace(" ", "␣")
 
 
 def example(task: base.Task) -> str:
   """Returns the task's first test pair, a line a side."""
   pairs = task.pairs("test", 1)
-  text = lambda ids: [task.tokenizer.token_text(int(i)) for i in ids]
-  prompts = [
-    marked(text(row[:length]))
-    for row, length in (
-      (pairs.prompts[0], pairs.lengths[0]),
-      (pairs.counter_prompts[0], pairs.counter_lengths[0]),
-    )
-  ]
-  answers = text([pairs.answers[0], pairs.counter_answers[0]])
-  width = max(map(len, prompts))
-  return "\n".join(
-    f"{prompt.ljust(width)} → {visible(answer)}"
-    for prompt, answer in zip(prompts, answers, strict=True)
-  )
+  text = lambda token: task.tokenizer.token_text(int(token))
+  sides = []
+  for tokens, last, answer, _ in zip(*pairs.sequences(), strict=True):
+    prompt = "│".join(map(text, tokens[: last + 1])).replace("\n", "⏎")
+    sides.append((prompt, _visible(text(answer))))
+  width = max(len(prompt) for prompt, _ in sides)
+  return "\n".join(f"{prompt:{width}} → {answer}" for prompt, answer in sides)
 
 
-def sizes(task: base.Task, most: int) -> list[str]:
-  """Returns, by split, how many distinct pairs there are, up to `most`."""
-  counts = [len(task.pairs(split, most, at_most=True)) for split in SPLITS]
-  return [f"at least {n}" if n == most else str(n) for n in counts]
-
-
-def section(task: base.Task, counts: Sequence[str]) -> str:
-  """Returns the task's part of the page."""
-  listed = ", ".join(
-    f"{split} {n}" for split, n in zip(SPLITS, counts, strict=True)
-  )
+def _section(task: base.Task, counts: Sequence[str]) -> str:
+  pairs = zip(SPLITS, counts, strict=True)
+  listed = ", ".join(f"{split} {n}" for split, n in pairs)
   natural = "yes" if task.find_points else f"no: {task.natural_reason}"
-  lines = [
-    f"## {task.name}",
-    "",
-    task.rule,
-    "",
-    code_block(example(task)),
-    "",
-    f"- Pairs: {listed}.",
-    f"- Natural prompts: {natural}.",
-  ]
-  if task.max_difficulty:
-    lines.append(
-      f"- Difficulty: up to {task.max_difficulty} distracting lines before"
-      " every prompt."
-    )
-  return "\n".join(lines) + "\n"
+  lines = [f"- Pairs: {listed}.", f"- Natural prompts: {natural}."]
+  if most := task.max_difficulty:
+    difficulty = f"up to {most} distracting lines before every prompt"
+    lines.append(f"- Difficulty: {difficulty}.")
+  block, facts = code_block(example(task)), "\n".join(lines)
+  return f"## {task.name}\n\n{task.rule}\n\n{block}\n\n{facts}\n"
 
 
 def page(
@@ -162,18 +131,14 @@ def page(
       rows.append([f"[{name}](#{name})", "not in this tokenizer", "-", "-"])
       sections.append(f"## {name}\n\n{code_span(str(e))}\n")
       continue
-    counts = sizes(task, most)
-    spans = ", ".join(code_span(visible(a)) for a in task.answers[:2])
-    more = ", …" if len(task.answers) > 2 else ""
-    rows.append(
-      [
-        f"[{name}](#{name})",
-        spans + more,
-        " / ".join(c.replace("at least ", "≥ ") for c in counts),
-        "yes" if task.find_points else "no",
-      ]
-    )
-    sections.append(section(task, counts))
+    sizes = [len(task.pairs(s, most, at_most=True)) for s in SPLITS]
+    counts = [f"at least {n}" if n == most else str(n) for n in sizes]
+    answers = [code_span(_visible(a)) for a in task.answers[:2]]
+    answers += ["…"] * (len(task.answers) > 2)
+    short = " / ".join(counts).replace("at least ", "≥ ")
+    natural = "yes" if task.find_points else "no"
+    rows.append([f"[{name}](#{name})", ", ".join(answers), short, natural])
+    sections.append(_section(task, counts))
   head = _HEAD.format(
     most=most,
     accuracy=100 * learned.MIN_ACCURACY,

@@ -11,20 +11,18 @@ from sparse_jax import config as config_lib
 from sparse_jax import tasks as tasks_lib
 from sparse_jax.model import transformer
 from sparse_jax.tasks import learned
-from sparse_jax.tasks import logit_difference as logit_difference_lib
-from sparse_jax.tasks import sequences as sequences_lib
+from sparse_jax.tasks.logit_difference import logit_difference
+from sparse_jax.tasks.sequences import Sequences, split_pairs
 from sparse_jax.utils import bootstrap
 
 _ROWS = 64
 _MIN_WIDTH = 16
 _RESAMPLES = 2000
 
-DifferenceFunction = Callable[[sequences_lib.Sequences], np.ndarray]
+DifferenceFunction = Callable[[Sequences], np.ndarray]
 
 
-_logit_difference = jax.jit(
-  logit_difference_lib.logit_difference, static_argnames="model"
-)
+_logit_difference = jax.jit(logit_difference, static_argnames="model")
 
 
 class Estimate(NamedTuple):
@@ -37,30 +35,19 @@ class Estimate(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-  """A model's metrics on one set of prompts.
+  """A model's metrics on one set of prompts."""
 
-  Attributes:
-    count: pairs, or one-sided prompts.
-    num_groups: what the bootstrap resamples: pairs, or files.
-    loss: task loss, in nats.
-    accuracy: share of prompts whose correct answer has the larger logit.
-  """
-
-  count: int
-  num_groups: int
-  loss: Estimate
-  accuracy: Estimate
+  count: int  # Of pairs, or one-sided prompts.
+  num_groups: int  # What the bootstrap resamples: pairs, or files.
+  loss: Estimate  # The task loss, in nats.
+  accuracy: Estimate  # Share of sides whose correct answer has more logit.
 
   def to_dict(self) -> dict[str, Any]:
     """Returns plain values, fit for JSON."""
-    metrics: dict[str, Any] = {
-      "count": self.count,
-      "num_groups": self.num_groups,
-    }
+    metrics = {"count": self.count, "num_groups": self.num_groups}
     for name in ("loss", "accuracy"):
-      estimate = getattr(self, name)
-      metrics[name] = estimate.value
-      metrics[f"{name}_interval"] = [estimate.low, estimate.high]
+      value, *interval = getattr(self, name)
+      metrics |= {name: value, f"{name}_interval": interval}
     return metrics
 
 
@@ -69,14 +56,13 @@ def make_difference_function(
 ) -> DifferenceFunction:
   """Returns a function of sequences that gives their logit differences `[S]`.
 
-  It works in batches of a few fixed shapes, so that tasks of any number and
-  length of prompts share a handful of compiled programs.
+  Batches have a few fixed shapes, so that all tasks share compiled programs.
   """
   positions = model.config.positions != "none"
   limit = model.config.context_length if positions else None
 
-  def diffs(sequences: sequences_lib.Sequences) -> np.ndarray:
-    sequences = sequences_lib.Sequences(*map(np.asarray, sequences))
+  def diffs(sequences: Sequences) -> np.ndarray:
+    sequences = Sequences(*map(np.asarray, sequences))
     result = np.empty(len(sequences.positions), np.float32)
     for width, rows in _batches(sequences.positions, limit):
       # A short batch repeats its rows; a causal model does not see what is cut
@@ -85,9 +71,7 @@ def make_difference_function(
       tokens = np.zeros((_ROWS, width), np.int32)
       part = sequences.tokens[padded, :width]
       tokens[:, : part.shape[1]] = part
-      batch = sequences_lib.Sequences(
-        tokens, *(x[padded] for x in sequences[1:])
-      )
+      batch = Sequences(tokens, *(x[padded] for x in sequences[1:]))
       result[rows] = _logit_difference(model, params, batch)[: len(rows)]
     return result
 
@@ -98,8 +82,7 @@ def _batches(
   positions: np.ndarray, limit: int | None
 ) -> Iterator[tuple[int, np.ndarray]]:
   """Yields (width, rows) with rows of about that length, at most `_ROWS`."""
-  lengths = positions + 1
-  widths = np.array([_width(int(n), limit) for n in lengths], int)
+  widths = np.array([_width(int(n) + 1, limit) for n in positions], int)
   for width in np.unique(widths):
     rows = np.flatnonzero(widths == width)
     for start in range(0, len(rows), _ROWS):
@@ -114,14 +97,8 @@ def _width(length: int, limit: int | None) -> int:
 def score_pairs(
   difference_function: DifferenceFunction, pairs: tasks_lib.Pairs, seed: int = 0
 ) -> Score:
-  """Returns the metrics on pairs; the bootstrap resamples pairs.
-
-  Args:
-    difference_function: as `make_difference_function` returns.
-    pairs: at least one.
-    seed: of the bootstrap.
-  """
-  diff_S = difference_function(sequences_lib.Sequences(*pairs.sequences()))
+  """Returns the metrics on at least one pair; the bootstrap resamples pairs."""
+  diff_S = difference_function(Sequences(*pairs.sequences()))
   groups = np.tile(np.arange(len(pairs)), 2)
   return score_differences(diff_S, groups, len(pairs), seed)
 
@@ -131,24 +108,19 @@ def score_prompts(
   prompts: tasks_lib.Prompts,
   seed: int = 0,
 ) -> Score:
-  """Returns the metrics on natural prompts, at least one.
-
-  The bootstrap resamples files: prompts of one file are alike.
-  """
-  diff_S = difference_function(sequences_lib.Sequences(*prompts.sequences()))
+  """Returns the metrics on natural prompts, at least one."""
+  diff_S = difference_function(Sequences(*prompts.sequences()))
+  # By file: prompts of one file are alike.
   return score_differences(diff_S, prompts.names, len(prompts), seed)
 
 
 def score_differences(
   diff_S: np.ndarray, groups: Sequence[Hashable], count: int, seed: int
 ) -> Score:
-  """Returns loss and accuracy of logit differences, with bootstrap intervals.
+  """Returns loss and accuracy of logit differences `[S]`, S at least 1.
 
-  Args:
-    diff_S: correct minus incorrect logit, `[S]`, S at least 1.
-    groups: S labels; sequences of one label are resampled together.
-    count: what the score reports as its number of pairs or prompts.
-    seed: of the resampling.
+  Sequences of one of the S labels `groups` are resampled together; `count` is
+  what the score reports as its number of pairs or prompts.
   """
   diff_S = np.asarray(diff_S, np.float64)
   return Score(
@@ -199,12 +171,9 @@ def check_learned(
   """Returns whether the full model does the task well enough to prune it.
 
   Measured on validation pairs: test pairs are for the saved metrics alone.
-
-  Raises:
-    InputError: if the task cannot give its pairs, of whatever split; one of
-      too few is `sequences.TooFewPairs`.
+  Raises `sequences.TooFewPairs` if any split has too few.
   """
-  pairs = sequences_lib.split_pairs(task, config, seed)["validation"]
+  pairs = split_pairs(task, config, seed)["validation"]
   score = score_pairs(difference_function, pairs)
   return learned.LearnedCheck(
     score.loss.value, score.accuracy.value, config.target_per_side

@@ -1,9 +1,7 @@
 """Whether a model does a task well enough for its circuit to mean anything.
 
-Pruning to a target loss looks for a part of the model that reaches it. Where
-the whole model is far above the target, a mask that reaches it was fitted to
-the labels and says nothing of how the model computes: nonsense labels can be
-fitted, too.
+Where the whole model is far above the target loss, a mask that reaches it was
+fitted to the labels and says nothing of how the model computes.
 """
 
 import dataclasses
@@ -20,10 +18,7 @@ MAX_LOSS_OVER_TARGET = 2.0
 class LearnedCheck:
   """A full model's score on a task, held against what pruning requires.
 
-  Attributes:
-    loss: the full model's task loss, in nats, mean over both sides.
-    accuracy: the share of sides whose correct answer has the larger logit.
-    target_loss: what circuits are pruned to (`PruneConfig.target_per_side`).
+  Losses are in nats, means over both sides; circuits are pruned to the target.
   """
 
   loss: float
@@ -32,17 +27,14 @@ class LearnedCheck:
 
   @property
   def max_loss(self) -> float:
-    """Largest loss that passes."""
     return MAX_LOSS_OVER_TARGET * self.target_loss
 
   @property
   def min_accuracy(self) -> float:
-    """Smallest accuracy that passes."""
     return MIN_ACCURACY
 
   @property
   def learned(self) -> bool:
-    """Whether the task may be pruned."""
     return not self.reasons
 
   @property
@@ -51,9 +43,8 @@ class LearnedCheck:
     reasons = []
     # Negated, so that NaN does not pass.
     if not self.accuracy >= self.min_accuracy:
-      reasons.append(
-        f"accuracy {self.accuracy:.3f}, below {self.min_accuracy:g}"
-      )
+      low = f"accuracy {self.accuracy:.3f}, below {self.min_accuracy:g}"
+      reasons.append(low)
     if not self.loss <= self.max_loss:
       reasons.append(f"loss {self.loss:.3f}, above {self.max_loss:g}")
     return tuple(reasons)

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from sparse_jax.model import transformer
-from sparse_jax.tasks import sequences as sequences_lib
+from sparse_jax.tasks.sequences import Sequences
 
 
 def logit_difference(
   model: transformer.Model,
   params: transformer.Params,
-  sequences: sequences_lib.Sequences,
+  sequences: Sequences,
   hook: transformer.Hook | None = None,
 ) -> jax.Array:
   """Returns the correct answer's logit minus the incorrect one's, `[S]`.
@@ -32,10 +32,9 @@ def logit_difference(
 
 
 def task_loss(diff_S: jax.Array, scale: jax.Array | float = 1.0) -> jax.Array:
-  """Returns the task loss: mean cross-entropy of the two answers, in nats.
+  """Returns the mean cross-entropy of the two answers over sides, in nats.
 
-  The mean over both sides of the pairs of -log softmax over the two answer
-  tokens at the answer position; half of the sum that the released files hold.
+  The released files hold its sum over both sides.
   """
   return jnp.mean(jax.nn.softplus(-scale * diff_S))
 
@@ -51,15 +50,10 @@ def answer_sign(correct_S: jax.Array, incorrect_S: jax.Array) -> jax.Array:
 
 
 class Calibration(NamedTuple):
-  """What is fitted to the logits.
+  """What is fitted to the logits."""
 
-  Attributes:
-    scale: factor on all logits.
-    shift: nats added to the answer of lower token id, against the other.
-  """
-
-  scale: jax.Array | float = 1.0
-  shift: jax.Array | float = 0.0
+  scale: jax.Array | float = 1.0  # Of all logits.
+  shift: jax.Array | float = 0.0  # Nats, for the answer of lower token id.
 
 
 def calibrate(

@@ -17,8 +17,8 @@ import numpy as np
 from sparse_jax import sites
 from sparse_jax.model import edges as edges_lib
 from sparse_jax.model import hooks, transformer
-from sparse_jax.tasks import logit_difference as logit_difference_lib
-from sparse_jax.tasks import sequences as sequences_lib
+from sparse_jax.tasks.logit_difference import logit_difference, task_loss
+from sparse_jax.tasks.sequences import Sequences
 
 # One program serves any number of masks, so many a call.
 MASKS_PER_CALL = 8
@@ -35,22 +35,15 @@ class MaskEvaluator:
 
   A pytree: jitted functions take it as an argument, and evaluators of one shape
   share their programs.
-
-  Attributes:
-    model: static, like `freeze_norms`.
-    params: the model's.
-    means: ablation values of the gated sites, per site `[layers, width]`.
-    sequences: the prompts, `[S, …]`.
-    freeze_norms: whether norms keep the whole model's scales (`circuit_hook`).
   """
 
   model: transformer.Model
   params: transformer.Params
-  means: hooks.SiteArrays
-  sequences: sequences_lib.Sequences
-  freeze_norms: bool = False
+  means: hooks.SiteArrays  # Of the gated sites `[layers, width]`.
+  sequences: Sequences
+  freeze_norms: bool = False  # Whether norms keep the whole model's scales.
 
-  def on(self, sequences: sequences_lib.Sequences) -> "MaskEvaluator":
+  def on(self, sequences: Sequences) -> "MaskEvaluator":
     """Returns the same evaluator on other prompts."""
     return dataclasses.replace(self, sequences=sequences)
 
@@ -66,10 +59,8 @@ class MaskEvaluator:
 
   def constant(self, value: float) -> dict[str, np.ndarray]:
     """Returns the mask of one value everywhere: 1 is the whole model."""
-    return {
-      name: np.full(shape, value, np.float32)
-      for name, shape in self.shapes.items()
-    }
+    full = lambda shape: np.full(shape, value, np.float32)
+    return {name: full(shape) for name, shape in self.shapes.items()}
 
   def logit_difference(self, mask: Mapping[str, Any]) -> np.ndarray:
     """Returns one mask's logit differences `[S]`, not calibrated."""
@@ -86,8 +77,8 @@ class MaskEvaluator:
     Args:
       masks: per site `[masks, layers, width]`; with `edge_masks` alternatively
         `[layers, width]`, one for all.
-      edge_masks: by matrix path `[masks, layer, in, out]`: 0 closes an edge,
-        which then carries its source's ablation value.
+      edge_masks: by matrix path `[masks, layer, in, out]`; see
+        `edges.mask_edges`.
     """
     edge_masks = edge_masks or {}
     total = len(next(iter((edge_masks or masks).values())))
@@ -100,9 +91,8 @@ class MaskEvaluator:
       # A short call repeats its rows.
       rows = np.arange(start, min(total, start + MASKS_PER_CALL))
       rows = np.resize(rows, MASKS_PER_CALL)
-      picked = jax.tree.map(
-        lambda x, rows=rows: np.asarray(x)[rows], (masks, dict(edge_masks))
-      )
+      pick = lambda x: np.asarray(x)[rows]
+      picked = jax.tree.map(pick, (masks, dict(edge_masks)))
       parts.append(self._run(*picked))
     return np.concatenate(parts)[:total]
 
@@ -118,22 +108,15 @@ class MaskEvaluator:
     loss, grads = _loss_and_gradient(self, mask)
     return float(loss), jax.tree.map(np.asarray, grads)
 
-  def _run(self, masks, edge_masks) -> np.ndarray:
-    masks, edge_masks = jax.tree.map(
-      lambda m: jnp.asarray(m, jnp.float32), (dict(masks), dict(edge_masks))
+  def _run(self, masks: dict, edge_masks: dict) -> np.ndarray:
+    gates = jax.tree.map(
+      lambda m: jnp.asarray(m, jnp.float32), (masks, edge_masks)
     )
-    return np.asarray(_logit_differences(self, masks, edge_masks))
+    return np.asarray(_logit_differences(self, *gates))
 
   def _difference(self, mask, edge_mask=None) -> jax.Array:
-    return masked_logit_difference(
-      self.model,
-      self.freeze_norms,
-      self.params,
-      self.means,
-      mask,
-      self.sequences,
-      edge_mask,
-    )
+    model = self.model, self.freeze_norms, self.params, self.means
+    return masked_logit_difference(*model, mask, self.sequences, edge_mask)
 
 
 def masked_logit_difference(
@@ -142,44 +125,28 @@ def masked_logit_difference(
   params: transformer.Params,
   means: hooks.SiteArrays,
   mask: hooks.SiteArrays,
-  sequences: sequences_lib.Sequences,
+  sequences: Sequences,
   edge_mask: edges_lib.EdgeArrays | None = None,
 ) -> jax.Array:
   """Returns one mask's logit differences `[S]`: pure, to be jitted or vmapped.
 
-  Args:
-    model: static under jit.
-    freeze_norms: whether norms keep the whole model's scales; static.
-    params: the model's.
-    means: ablation values, per site `[layers, width]`.
-    mask: gates, per site `[layers, width]`.
-    sequences: the prompts.
-    edge_mask: by matrix path `[layer, in, out]`; see `edges.mask_edges`.
+  `means` and `mask` are per site `[layers, width]`, `edge_mask` by matrix path
+  `[layer, in, out]` (`edges.mask_edges`); `model`, `freeze_norms` are static.
   """
-  hook = hooks.circuit_hook(
-    model,
-    params,
-    sequences.tokens,
-    sequences.positions,
-    mask,
-    means,
-    freeze_norms,
-  )
+  prompts = sequences.tokens, sequences.positions
+  hook = hooks.circuit_hook(model, params, *prompts, mask, means, freeze_norms)
   if edge_mask:
     params = edges_lib.mask_edges(params, edge_mask, means)
-  return logit_difference_lib.logit_difference(model, params, sequences, hook)
+  return logit_difference(model, params, sequences, hook)
 
 
 @jax.jit
 def _logit_differences(evaluator, masks, edge_masks):
-  return jax.lax.map(
-    lambda one: evaluator._difference(*one), (masks, edge_masks)
-  )
+  difference = lambda one: evaluator._difference(*one)
+  return jax.lax.map(difference, (masks, edge_masks))
 
 
 @jax.jit
 def _loss_and_gradient(evaluator, mask):
-  loss = lambda mask: logit_difference_lib.task_loss(
-    evaluator._difference(mask)
-  )
+  loss = lambda mask: task_loss(evaluator._difference(mask))
   return jax.value_and_grad(loss)(mask)

@@ -5,13 +5,11 @@ import jax.numpy as jnp
 
 from sparse_jax import config as config_lib
 from sparse_jax.model import hooks, means, transformer
-from sparse_jax.tasks import sequences as sequences_lib
+from sparse_jax.tasks.sequences import Sequences
 
 
 def task_means(
-  model: transformer.Model,
-  params: transformer.Params,
-  sequences: sequences_lib.Sequences,
+  model: transformer.Model, params: transformer.Params, sequences: Sequences
 ) -> dict[str, jax.Array]:
   """Returns every node site's mean over the prompts' tokens, not padding."""
   _, acts = hooks.run_with_sites(model, params, sequences.tokens)
@@ -29,7 +27,7 @@ def ablation_values(
   params: transformer.Params,
   config: config_lib.PruneConfig,
   pretrain_means: hooks.SiteArrays,
-  sequences: sequences_lib.Sequences,
+  sequences: Sequences,
 ) -> dict[str, jnp.ndarray]:
   """Returns what closed nodes take, per gated site `[layers, width]`."""
   if config.ablation == "mean_task":

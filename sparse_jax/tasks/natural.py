@@ -8,7 +8,9 @@ answer, and the deciding code is within the context.
 
 import bisect
 import dataclasses
+import functools
 import io
+import itertools
 import keyword
 import random
 import tokenize
@@ -24,13 +26,8 @@ from sparse_jax.tasks.pairs import Prompts, pad_rows
 # A document gives at most this share of a task's prompts.
 _MAX_SHARE = 1 / 8
 
-_SKIPPED = {
-  tokenize.COMMENT,
-  tokenize.NL,
-  tokenize.INDENT,
-  tokenize.DEDENT,
-  tokenize.ENDMARKER,
-}
+_SKIPPED = {tokenize.COMMENT, tokenize.NL, tokenize.ENDMARKER}
+_SKIPPED |= {tokenize.INDENT, tokenize.DEDENT}
 
 
 class Token(NamedTuple):
@@ -43,38 +40,28 @@ class Token(NamedTuple):
 
   @property
   def is_name(self) -> bool:
-    """Whether it is an identifier."""
     return self.type == tokenize.NAME and not keyword.iskeyword(self.text)
 
 
 class Line(NamedTuple):
-  """A logical line.
-
-  Attributes:
-    tokens: its tokens, at least one, less the newline.
-    indent: its column.
-    end: offset behind its newline.
-  """
+  """A logical line: its tokens, at least one, less the newline."""
 
   tokens: Sequence[Token]
   indent: int
-  end: int
+  end: int  # Offset behind its newline.
+
+  @property
+  def start(self) -> int:
+    return self.tokens[0].start
 
   @property
   def texts(self) -> tuple[str, ...]:
-    """The tokens as text."""
     return tuple(t.text for t in self.tokens)
 
 
 @dataclasses.dataclass(frozen=True)
 class Code:
-  """A parsed file.
-
-  Attributes:
-    text: the file.
-    tokens: its tokens, less comments and layout.
-    lines: its logical lines.
-  """
+  """A parsed file, its tokens less comments and layout."""
 
   text: str
   tokens: Sequence[Token]
@@ -82,17 +69,10 @@ class Code:
 
 
 class Point(NamedTuple):
-  """A place where a rule decides.
+  """A place where a rule decides between the task's two answers."""
 
-  Attributes:
-    start: offset of the earliest code that decides the answer.
-    offset: where the answer begins.
-    correct: the answer the code calls for.
-    incorrect: the task's other answer.
-  """
-
-  start: int
-  offset: int
+  start: int  # Offset of the earliest code that decides the answer.
+  offset: int  # Where the answer begins.
   correct: str
   incorrect: str
 
@@ -103,21 +83,20 @@ Rule = Callable[[Code, Sequence[str]], Iterator[Point]]
 
 def parse(text: str) -> Code | None:
   """Returns the file's tokens and logical lines, None if it is not Python."""
-  rows = [0]
-  for row in io.StringIO(text, newline="\n"):
-    rows.append(rows[-1] + len(row))
+  file = io.StringIO(text, newline="\n")
+  rows = [0, *itertools.accumulate(map(len, file))]
+  file.seek(0)
   tokens, lines, current = [], [], []
   try:
-    for t in tokenize.generate_tokens(io.StringIO(text, newline="\n").readline):
+    for t in tokenize.generate_tokens(file.readline):
       if t.type in _SKIPPED:
         continue
       start, end = (rows[row - 1] + col for row, col in (t.start, t.end))
       token = Token(t.type, t.string, start, end)
       if t.type == tokenize.NEWLINE:
         if current:
-          indent = (
-            current[0].start - rows[bisect.bisect(rows, current[0].start) - 1]
-          )
+          first = current[0].start
+          indent = first - rows[bisect.bisect(rows, first) - 1]
           lines.append(Line(tuple(current), indent, end))
         current = []
       elif text[start:end] != t.string and t.type == tokenize.NAME:
@@ -141,76 +120,56 @@ def harvest(
   """Returns prompts from real files for several tasks, in one pass.
 
   Only places where the file agrees with the task's rule are taken, so that the
-  correct answer is both what was written and what the rule says.
+  correct answer is both what was written and what the rule says. Of two fixed
+  answers, each is correct equally often.
 
-  Args:
-    tasks: `Task`s in one tokenizer.
-    documents: held-out documents, with `text` and `name`.
-    count: most prompts a task; of two fixed answers, each is correct equally
-      often.
-    seed: of the choice.
-    context_length: T, most tokens of a prompt.
-    progress: show a bar over documents.
-
-  Returns:
-    By task name: `Prompts` with tokens int32 [N, T], N from 0 to `count`, or
-    None for a task without a rule (its `natural_reason` says why).
+  `tasks` share one tokenizer; `documents` are held out and have `text` and
+  `name`. A prompt has at most `context_length` tokens. Prompts are by task
+  name, at most `count` each, and None for a task without a rule.
   """
   tasks = list(tasks)
   if not tasks:
     return {}
-  rows = {t.name: defaultdict(list) for t in tasks if t.find_points}
+  ruled = [task for task in tasks if task.find_points]
+  rows = {task.name: defaultdict(list) for task in ruled}
   tokenizer = tasks[0].tokenizer
-  widths = np.array(
-    [len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)]
-  )
-  for document in tqdm.tqdm(
-    documents, "natural prompts", unit="file", disable=not progress
-  ):
+  ids = range(tokenizer.vocab_size)
+  widths = np.array([len(tokenizer.token_bytes(i)) for i in ids])
+  show = {"unit": "file", "disable": not progress}
+  for document in tqdm.tqdm(documents, "natural prompts", **show):
     code = parse(document.text)
     if code is None:
       continue
     window = _Windows(code, tokenizer, widths, context_length)
-    for task in tasks:
-      if task.find_points:
-        for point in task.find_points(code, task.answers):
-          prompt = window.prompt(point)
-          if prompt is not None:
-            key = point.correct if len(task.answers) == 2 else ""
-            rows[task.name][key].append((*prompt, document.name))
-  return {
-    task.name: _select(task, rows[task.name], count, seed, context_length)
-    if task.find_points
-    else None
-    for task in tasks
-  }
+    for task in ruled:
+      for point in task.find_points(code, task.answers):
+        if prompt := window.prompt(point):
+          key = point.correct if len(task.answers) == 2 else ""
+          rows[task.name][key].append((*prompt, document.name))
+  prompts = {task.name: None for task in tasks}
+  for task in ruled:
+    pools = rows[task.name]
+    prompts[task.name] = _select(task, pools, count, seed, context_length)
+  return prompts
 
 
 class _Windows:
   """The model's tokens of one file, cut where points ask."""
 
   def __init__(self, code: Code, tokenizer, widths, context_length: int):
-    self._tokenizer = tokenizer
     self._context_length = context_length
     self._ids = np.asarray(tokenizer.encode(code.text), np.int32)
     # Byte offsets: behind each token, and of each character.
     self._ends = np.cumsum(widths[self._ids])
     points = np.frombuffer(code.text.encode("utf-32-le"), np.uint32)
-    width = 1 + sum((points >= bound).astype(int) for bound in _UTF8_BOUNDS)
+    # The first code points that take two, three and four bytes in UTF-8.
+    width = 1 + np.searchsorted([0x80, 0x800, 0x10000], points, "right")
     self._bytes = np.concatenate([[0], np.cumsum(width)])
-    self._single = {}
-
-  def _token(self, text: str) -> int | None:
-    if text not in self._single:
-      self._single[text] = self._tokenizer.single_token(text)
-    return self._single[text]
+    self._token = functools.cache(tokenizer.single_token)
 
   def prompt(self, point: Point) -> tuple[np.ndarray, int, int] | None:
     """Returns (tokens, correct, incorrect), None if the point is unusable."""
-    correct, incorrect = (
-      self._token(point.correct),
-      self._token(point.incorrect),
-    )
+    correct, incorrect = map(self._token, (point.correct, point.incorrect))
     if correct is None or incorrect is None or correct == incorrect:
       return None
     byte = self._bytes[point.offset]
@@ -224,10 +183,6 @@ class _Windows:
     return self._ids[first : last + 1], correct, incorrect
 
 
-# The first code points that take two, three and four bytes in UTF-8.
-_UTF8_BOUNDS = (0x80, 0x800, 0x10000)
-
-
 def _select(
   task, pools: Mapping[str, list], count: int, seed: int, context_length: int
 ) -> Prompts:
@@ -235,22 +190,19 @@ def _select(
   rng = random.Random(f"{task.name}/natural/{seed}")
   groups = task.answers if len(task.answers) == 2 else ("",)
   share = count // len(groups)
-  chosen = []
   most = max(1, int(share * _MAX_SHARE))
+  chosen = []
   for group in groups:
-    pool = list(pools[group])
-    rng.shuffle(pool)
-    chosen.append(_spread(pool, share, most))
+    rng.shuffle(pools[group])
+    chosen.append(_spread(pools[group], share, most))
   smallest = min(map(len, chosen))
   rows = [row for group in chosen for row in group[:smallest]]
   tokens, lengths = pad_rows([row[0] for row in rows], context_length)
-  return Prompts(
-    tokens=tokens,
-    lengths=lengths,
-    correct=np.array([row[1] for row in rows], np.int32),
-    incorrect=np.array([row[2] for row in rows], np.int32),
-    names=tuple(row[3] for row in rows),
+  correct, incorrect = (
+    np.array([r[i] for r in rows], np.int32) for i in (1, 2)
   )
+  names = tuple(row[3] for row in rows)
+  return Prompts(tokens, lengths, correct, incorrect, names)
 
 
 def _spread(pool: Sequence, count: int, most: int) -> list:

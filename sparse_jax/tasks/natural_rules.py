@@ -4,14 +4,16 @@ Every rule yields `natural.Point`s. `answers` are the task's two answers, side
 A's first; where they vary from place to place the code gives them.
 """
 
+import itertools
 import re
 import tokenize
 from collections.abc import Iterator, Sequence
 
-from sparse_jax.tasks.natural import Code, Point, Token
+from sparse_jax.tasks.natural import Code, Point
 
 _STRING = re.compile(r"[rRbBuU]{0,2}(['\"])(?!\1\1)")
 _FIELD = re.compile(r"(?<!\{)\{[A-Za-z_]\w*\}")
+_CLOSED = re.compile(r"\]+")
 _OPEN, _CLOSE = "([{", ")]}"
 
 
@@ -23,8 +25,7 @@ def quotes(code: Code, answers: Sequence[str]) -> Iterator[Point]:
   """A plain string ends with the quote that began it."""
   for token in code.tokens:
     if token.type == tokenize.STRING:
-      match = _STRING.match(token.text)
-      if match:
+      if match := _STRING.match(token.text):
         side = "'\"".index(match[1])
         yield _point(token.start, token.end - 1, answers, side)
 
@@ -34,17 +35,12 @@ def fields(code: Code, answers: Sequence[str]) -> Iterator[Point]:
   for start, end in _fstrings(code):
     for match in _FIELD.finditer(code.text, start, end):
       yield _point(start, match.end() - 1, answers, 0)
+  tokens = code.tokens
   for i, stack in _closings(code):
-    opener = stack[-1]
-    before, argument = code.tokens[i - 2], code.tokens[i - 1]
-    if (
-      code.tokens[i].text == ")"
-      and argument.is_name
-      and before.text in ("(", ",")
-      and opener > 0
-      and code.tokens[opener - 1].is_name
-    ):
-      yield _point(code.tokens[opener].start, argument.end, answers, 1)
+    opener, argument = stack[-1], tokens[i - 1]
+    is_call = opener and tokens[opener - 1].is_name and tokens[i].text == ")"
+    if is_call and argument.is_name and tokens[i - 2].text in ("(", ","):
+      yield _point(tokens[opener].start, argument.end, answers, 1)
 
 
 def _fstrings(code: Code) -> Iterator[tuple[int, int]]:
@@ -54,7 +50,8 @@ def _fstrings(code: Code) -> Iterator[tuple[int, int]]:
   starts = []
   for token in code.tokens:
     if begin is None:
-      if token.type == tokenize.STRING and "f" in _prefix(token):
+      prefix = re.match("[a-zA-Z]*", token.text)[0].lower()
+      if token.type == tokenize.STRING and "f" in prefix:
         yield token.start, token.end
     elif token.type == begin:
       starts.append(token.start)
@@ -62,10 +59,6 @@ def _fstrings(code: Code) -> Iterator[tuple[int, int]]:
       start = starts.pop()
       if not starts:
         yield start, token.end
-
-
-def _prefix(token: Token) -> str:
-  return re.match("[a-zA-Z]*", token.text)[0].lower()
 
 
 def _closings(code: Code) -> Iterator[tuple[int, list[int]]]:
@@ -85,16 +78,9 @@ def depth(code: Code, answers: Sequence[str]) -> Iterator[Point]:
   for i, stack in _closings(code):
     if tokens[i].text != "]" or tokens[i - 1].text in ("[", "]"):
       continue
-    num_open = 0
-    while num_open < len(stack) and tokens[stack[-1 - num_open]].text == "[":
-      num_open += 1
-    num_closed = 1
-    while (
-      i + num_closed < len(tokens)
-      and tokens[i + num_closed].text == "]"
-      and tokens[i + num_closed].start == tokens[i].start + num_closed
-    ):
-      num_closed += 1
+    is_open = lambda j: tokens[j].text == "["
+    num_open = len(list(itertools.takewhile(is_open, reversed(stack))))
+    num_closed = len(_CLOSED.match(code.text, tokens[i].start)[0])
     if num_open == num_closed and num_open <= 2:
       outer = tokens[stack[-num_open]]
       yield _point(outer.start, tokens[i].start, answers, 2 - num_open)
@@ -105,10 +91,9 @@ def displays(code: Code, answers: Sequence[str]) -> Iterator[Point]:
   tokens = code.tokens
   for i, stack in _closings(code):
     opener = stack[-1]
-    before = tokens[opener - 1] if opener else None
-    subscript = before is not None and (
-      before.is_name or before.text in _CLOSE or before.type == tokenize.STRING
-    )
+    before = tokens[opener - 1]
+    value = before.is_name or before.type == tokenize.STRING
+    subscript = opener and (value or before.text in _CLOSE)
     side = "]}".find(tokens[i].text)
     if side >= 0 and opener < i - 1 and not subscript:
       yield _point(tokens[opener].start, tokens[i].start, answers, side)
@@ -116,15 +101,13 @@ def displays(code: Code, answers: Sequence[str]) -> Iterator[Point]:
 
 def containers(code: Code, answers: Sequence[str]) -> Iterator[Point]:
   """A variable last set to `set()` gets `.add`, one set to `""` gets `+=`."""
-  held = {}
+  held, sides = {}, {("=", "set", "(", ")"): 0, ("=", '""'): 1, ("=", "''"): 1}
   for line in code.lines:
     first, texts = line.tokens[0], line.texts
     if texts[0] in ("def", "class", "async"):
       held.clear()
-    elif texts[1:] == ("=", "set", "(", ")"):
-      held[first.text] = first.start, 0
-    elif texts[1:] in (("=", '""'), ("=", "''")):
-      held[first.text] = first.start, 1
+    elif texts[1:] in sides:
+      held[first.text] = first.start, sides[texts[1:]]
     elif texts[1:2] == ("=",):
       held.pop(first.text, None)
     elif texts[1:2] in ((".",), ("+=",)) and first.text in held:
@@ -137,13 +120,9 @@ def swaps(code: Code, answers: Sequence[str]) -> Iterator[Point]:
   del answers  # The code's own names.
   for line in code.lines:
     t = line.texts
-    if (
-      len(t) == 7
-      and t[1::2] == (",", "=", ",")
-      and (t[0], t[2]) == (t[6], t[4])
-    ):
-      start, offset = line.tokens[0].start, line.tokens[5].end
-      yield Point(start, offset, f" {t[0]}", f" {t[2]}")
+    marks = t[1::2] == (",", "=", ",") and len(t) == 7
+    if marks and (t[0], t[2]) == (t[6], t[4]):
+      yield Point(line.start, line.tokens[5].end, f" {t[0]}", f" {t[2]}")
 
 
 def conditions(code: Code, answers: Sequence[str]) -> Iterator[Point]:
@@ -169,10 +148,9 @@ def conditions(code: Code, answers: Sequence[str]) -> Iterator[Point]:
 def truths(code: Code, answers: Sequence[str]) -> Iterator[Point]:
   """`while True:` and `return True`."""
   for line in code.lines:
-    texts = line.texts
-    if texts[:3] == ("while", "True", ":") or texts == ("return", "True"):
-      side = int(texts[0] == "return")
-      yield _point(line.tokens[0].start, line.tokens[1].end, answers, side)
+    side = int(line.texts == ("return", "True"))
+    if side or line.texts[:3] == ("while", "True", ":"):
+      yield _point(line.start, line.tokens[1].end, answers, side)
 
 
 def branches(code: Code, answers: Sequence[str]) -> Iterator[Point]:
@@ -193,10 +171,9 @@ def calls(code: Code, answers: Sequence[str]) -> Iterator[Point]:
       level += (token.text in _OPEN) - (token.text in _CLOSE)
       if level == 0 and token.text == ")":
         side = int(line.tokens[0].text == "return")
-        ends = line.texts[i + 1 : i + 2] == (() if side else ("as",))
         offset = token.start if answers[0].startswith(")") else token.end
-        if ends:
-          yield _point(line.tokens[0].start, offset, answers, side)
+        if line.texts[i + 1 : i + 2] == (() if side else ("as",)):
+          yield _point(line.start, offset, answers, side)
         break
 
 
@@ -207,13 +184,13 @@ def loops(code: Code, answers: Sequence[str]) -> Iterator[Point]:
     if texts[0] in ("for", "while") and line.tokens[1].is_name:
       side = int(texts[0] == "while")
       if texts[2] == answers[side].strip():
-        yield _point(line.tokens[0].start, line.tokens[1].end, answers, side)
+        yield _point(line.start, line.tokens[1].end, answers, side)
 
 
 def ternaries(code: Code, answers: Sequence[str]) -> Iterator[Point]:
   """`a if x else b` and `if x:`."""
   for line in code.lines:
-    texts, start = line.texts, line.tokens[0].start
+    texts, start = line.texts, line.start
     for i, text in enumerate(texts[:-2]):
       wanted = "else" if i else ":"
       if text == "if" and texts[i + 2] == wanted and line.tokens[i + 1].is_name:
@@ -223,7 +200,7 @@ def ternaries(code: Code, answers: Sequence[str]) -> Iterator[Point]:
 def comparisons(code: Code, answers: Sequence[str]) -> Iterator[Point]:
   """`if x ==` and `x =` or `self.x =`."""
   for line in code.lines:
-    texts, start = line.texts, line.tokens[0].start
+    texts, start = line.texts, line.start
     if texts[0] == "if" and texts[2:3] == ("==",) and line.tokens[1].is_name:
       yield _point(start, line.tokens[1].end, answers, 0)
     elif line.tokens[0].is_name:
@@ -235,11 +212,11 @@ def comparisons(code: Code, answers: Sequence[str]) -> Iterator[Point]:
 def indents(code: Code, answers: Sequence[str]) -> Iterator[Point]:
   """A line at four columns; the next is deeper after `for`, else level."""
   for line, following in zip(code.lines, code.lines[1:], strict=False):
-    adjacent = not code.text[line.end : following.tokens[0].start].strip(" ")
+    adjacent = not code.text[line.end : following.start].strip(" ")
     if line.indent == 4 and adjacent:
       header = line.texts[-1] == ":"
       if line.texts[0] == "for" or not header:
-        yield _point(line.tokens[0].start, line.end, answers, int(not header))
+        yield _point(line.start, line.end, answers, int(not header))
 
 
 def parameters(code: Code, answers: Sequence[str]) -> Iterator[Point]:
@@ -250,13 +227,11 @@ def parameters(code: Code, answers: Sequence[str]) -> Iterator[Point]:
       continue
     side = int(token.text == "def")
     j = i + 1 + 2 * side
-    while (
-      j + 1 < len(tokens) and tokens[j].is_name and tokens[j + 1].text == ","
-    ):
+    following = lambda: tokens[j].is_name and tokens[j + 1].text
+    while j + 1 < len(tokens) and following() == ",":
       j += 2
-    if j + 1 < len(tokens) and tokens[j].is_name:
-      if tokens[j + 1].text == ":)"[side]:
-        yield _point(token.start, tokens[j].end, answers, side)
+    if j + 1 < len(tokens) and following() == ":)"[side]:
+      yield _point(token.start, tokens[j].end, answers, side)
 
 
 def iterations(code: Code, answers: Sequence[str]) -> Iterator[Point]:
@@ -267,7 +242,7 @@ def iterations(code: Code, answers: Sequence[str]) -> Iterator[Point]:
       i = texts.index("in")
       side = {4: 0, 2: 1}.get(i)
       if side is not None and texts[i + 1] in ("enumerate", "range"):
-        yield _point(line.tokens[0].start, line.tokens[i].end, answers, side)
+        yield _point(line.start, line.tokens[i].end, answers, side)
 
 
 def methods(code: Code, answers: Sequence[str]) -> Iterator[Point]:

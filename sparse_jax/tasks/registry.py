@@ -44,11 +44,8 @@ def make_task(name_or_path: str, tokenizer, difficulty: int = 0) -> Task:
   """Returns one of `TASK_NAMES`, or the task of a `.jsonl` or `.py` file.
 
   `user.py` says what files hold. `difficulty` is the number of distracting
-  lines before every prompt, where the task has some.
-
-  Raises:
-    InputError: if there is no such task, file or difficulty.
-    TaskNotExpressible: if the tokenizer cannot state its answers.
+  lines before every prompt, where the task has some. Raises TaskNotExpressible
+  if the tokenizer cannot state the answers.
   """
   name = str(name_or_path)
   if user.is_path(name):
@@ -63,10 +60,8 @@ def make_tasks(
 ) -> tuple[list[Task], dict[str, str]]:
   """Returns the tasks that the tokenizer states, and why not the others.
 
-  `names` are as `make_task` takes them; "all" stands for `TASK_NAMES`.
-
-  Raises:
-    InputError: if a task does not exist or is given twice, or none is left.
+  `names` are as `make_task` takes them; "all" stands for `TASK_NAMES`. Raises
+  InputError if one does not exist or is given twice, or none is left.
   """
   made, skipped = {}, {}
   for name in names:
@@ -81,7 +76,6 @@ def make_tasks(
       made[task.name] = task
   if not made:
     first = next(iter(skipped.values()), "no task is named")
-    raise errors.bad_value(
-      "tasks", ",".join(names), f"a task that the tokenizer states ({first})"
-    )
+    accepted = f"a task that the tokenizer states ({first})"
+    raise errors.bad_value("tasks", ",".join(names), accepted)
   return list(made.values()), skipped

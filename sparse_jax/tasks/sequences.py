@@ -11,7 +11,7 @@ import numpy as np
 from sparse_jax import config as config_lib
 from sparse_jax.data import sources
 from sparse_jax.tasks import base
-from sparse_jax.tasks import pairs as pairs_lib
+from sparse_jax.tasks.pairs import SPLITS, Pairs, Prompts
 from sparse_jax.utils import errors
 
 _LENGTH_MULTIPLE = 16
@@ -20,24 +20,15 @@ _MIN_PAIRS = 8
 
 
 class Sequences(NamedTuple):
-  """Both sides of task pairs, as rows; row i pairs with row i + S/2.
+  """Both sides of task pairs, as int rows; row i pairs with row i + S/2."""
 
-  Attributes:
-    tokens: int `[S, T]`, right-padded.
-    positions: int `[S]`, of the last prompt token: where the answer follows.
-    correct: int `[S]`, the correct answer's token.
-    incorrect: int `[S]`, the other answer's token.
-  """
-
-  tokens: jax.Array
-  positions: jax.Array
-  correct: jax.Array
-  incorrect: jax.Array
+  tokens: jax.Array  # `[S, T]`, right-padded.
+  positions: jax.Array  # `[S]`, of the last prompt token.
+  correct: jax.Array  # `[S]`, the token of the correct answer.
+  incorrect: jax.Array  # `[S]`, of the other one.
 
 
-def task_sequences(
-  pairs: pairs_lib.Pairs, length: int | None = None
-) -> Sequences:
+def task_sequences(pairs: Pairs, length: int | None = None) -> Sequences:
   """Returns both sides of the pairs as device arrays, padded to `length`."""
   sequences = Sequences(*map(jnp.asarray, pairs.sequences()))
   missing = max(0, (length or 0) - sequences.tokens.shape[1])
@@ -47,19 +38,12 @@ def task_sequences(
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-  """A task's pairs, as sequences.
+  """A task's pairs, as sequences and by split with their texts."""
 
-  Attributes:
-    train: pairs that masks are fitted on.
-    validation: pairs that choose size and run.
-    test: pairs that the metrics are measured on.
-    pairs: the same by split, with their texts.
-  """
-
-  train: Sequences
-  validation: Sequences
-  test: Sequences
-  pairs: Mapping[str, pairs_lib.Pairs]
+  train: Sequences  # Masks are fitted on these.
+  validation: Sequences  # These choose size and run.
+  test: Sequences  # The metrics are measured on these.
+  pairs: Mapping[str, Pairs]
 
 
 class TooFewPairs(errors.InputError):
@@ -68,13 +52,11 @@ class TooFewPairs(errors.InputError):
 
 def split_pairs(
   task: base.Task, config: config_lib.PruneConfig, seed: int
-) -> dict[str, pairs_lib.Pairs]:
+) -> dict[str, Pairs]:
   """Returns the task's pairs for pruning, by split.
 
-  A task that has fewer than the config asks for gives all it has.
-
-  Raises:
-    TooFewPairs: if a split has fewer than `_MIN_PAIRS` and than was asked for.
+  A task that has fewer than the config asks for gives all it has; raises
+  TooFewPairs if those of a split are fewer than `_MIN_PAIRS`, too.
   """
   wanted = _wanted(config)
   pairs = {
@@ -92,9 +74,7 @@ def split_pairs(
 
 
 def shortage(
-  name: str,
-  pairs: Mapping[str, pairs_lib.Pairs],
-  config: config_lib.PruneConfig,
+  name: str, pairs: Mapping[str, Pairs], config: config_lib.PruneConfig
 ) -> str:
   """Returns one line on the splits that are smaller than asked for, or ""."""
   adjective = {"train": "training"}
@@ -108,7 +88,7 @@ def shortage(
 
 
 def _wanted(config: config_lib.PruneConfig) -> dict[str, int]:
-  return {split: getattr(config, f"num_{split}") for split in pairs_lib.SPLITS}
+  return {split: getattr(config, f"num_{split}") for split in SPLITS}
 
 
 def make_splits(
@@ -133,20 +113,13 @@ def first_pairs(sequences: Sequences, count: int) -> Sequences:
 
 def natural_prompts(
   task: base.Task, config: config_lib.Config, count: int = 64
-) -> pairs_lib.Prompts | None:
-  """Returns held-out real prompts of a task, or None without a rule.
+) -> Prompts | None:
+  """Returns up to `count` held-out real prompts, or None without a rule.
 
-  Args:
-    task: the task.
-    config: what trained the model: its data source and held-out files.
-    count: at most so many.
+  `config` is what trained the model: its data source and held-out files.
   """
   if task.find_points is None:
     return None
-  return task.natural(
-    sources.documents(config.data, "eval", progress=True),
-    count,
-    config.seed,
-    config.data.context_length,
-    progress=True,
-  )
+  documents = sources.documents(config.data, "eval", progress=True)
+  length = config.data.context_length
+  return task.natural(documents, count, config.seed, length, progress=True)

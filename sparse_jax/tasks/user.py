@@ -13,7 +13,6 @@ counter_prompt, counter_answer) from a seeded `random.Random`, and may define
 `RULE`, a sentence. Its splits must not share prompts.
 """
 
-import functools
 import hashlib
 import itertools
 import json
@@ -27,11 +26,11 @@ from absl import logging
 
 from sparse_jax.tasks import base
 from sparse_jax.tasks.pairs import SPLITS, PairText
-from sparse_jax.utils import errors
+from sparse_jax.utils import errors, files
 
 _FIELDS = ("prompt", "answer", "counter_prompt", "counter_answer")
+_DEALT = ("train", "train", "train", "validation", "test")
 _SUFFIXES = (".jsonl", ".py")
-_NO_NATURAL = "a user's own task states no rule on real code"
 # Pairs drawn from each split of a Python file to look for shared prompts.
 _NUM_PROBED = 256
 _FEW_PAIRS = 20
@@ -46,11 +45,8 @@ def load(path: str, tokenizer, difficulty: int = 0) -> base.Task:
   """Returns the task of a user's file.
 
   A warning counts the pairs of a JSONL file that the tokenizer cannot state,
-  another one tells of splits with few pairs.
-
-  Raises:
-    InputError: if the file is missing or faulty, or splits share prompts.
-    TaskNotExpressible: if the tokenizer can state no pair of some split.
+  another one tells of splits with few pairs. Raises InputError if the file is
+  faulty, TaskNotExpressible if the tokenizer can state no pair of some split.
   """
   file = pathlib.Path(path)
   if file.suffix not in _SUFFIXES:
@@ -62,41 +58,29 @@ def load(path: str, tokenizer, difficulty: int = 0) -> base.Task:
   rule = f"Stated by {file.name}."
   if file.suffix == ".jsonl":
     pairs = _read_lines(file)
-    generate = functools.partial(_shuffled, pairs)
+
+    def generate(split: str, key: str) -> Iterator[PairText]:
+      shuffled = list(pairs[split])
+      random.Random(key).shuffle(shuffled)
+      return iter(shuffled)
+
   else:
     generate, rule = _from_module(file, rule)
   answers = base.check_expressible(file.stem, tokenizer, generate)
   if file.suffix == ".jsonl":
     _warn_of_losses(file.stem, tokenizer, pairs)
+  reason = "a user's own task states no rule on real code"
   return base.Task(
-    name=file.stem,
-    rule=rule,
-    answers=answers,
-    tokenizer=tokenizer,
-    generate=generate,
-    natural_reason=_NO_NATURAL,
+    file.stem, rule, answers, tokenizer, generate, natural_reason=reason
   )
-
-
-def _shuffled(
-  by_split: Mapping[str, Sequence[PairText]], split: str, key: str
-) -> Iterator[PairText]:
-  pairs = list(by_split[split])
-  random.Random(key).shuffle(pairs)
-  return iter(pairs)
 
 
 def _read_lines(file: pathlib.Path) -> dict[str, list[PairText]]:
   """Returns a JSONL file's pairs, by split."""
   by_split = {split: [] for split in SPLITS}
   home = {}
-  try:
-    lines = file.read_text(encoding="utf-8-sig").split("\n")
-  except (OSError, UnicodeDecodeError) as error:
-    raise errors.InputError(
-      f"{file} cannot be read ({error}); need UTF-8 text"
-    ) from error
-  for number, line in enumerate(lines, 1):
+  text = files.read_text(file, "UTF-8 text", "utf-8-sig")
+  for number, line in enumerate(text.split("\n"), 1):
     if not line.strip():
       continue
     where = f"{file}:{number}"
@@ -108,7 +92,8 @@ def _read_lines(file: pathlib.Path) -> dict[str, list[PairText]]:
         f"{where} is not JSON ({reason}); need one object a line"
       ) from error
     pair = _pair(where, row)
-    split = row.get("split") or _dealt(pair.prompt)
+    bucket = hashlib.sha256(pair.prompt.encode()).digest()[0] % 5
+    split = row.get("split") or _DEALT[bucket]
     if split not in SPLITS:
       raise errors.unknown_name(f"split in {where}", _short(split), SPLITS)
     _settle(home, where, pair, split)
@@ -122,9 +107,7 @@ def _read_lines(file: pathlib.Path) -> dict[str, list[PairText]]:
   return by_split
 
 
-def _settle(
-  home: dict[str, str], where: str, pair: PairText, split: str
-) -> None:
+def _settle(home: dict, where: str, pair: PairText, split: str) -> None:
   """Records the split of a pair's prompts; one prompt has one split."""
   for text in (pair.prompt, pair.counter_prompt):
     if home.setdefault(text, split) != split:
@@ -134,9 +117,7 @@ def _settle(
       )
 
 
-def _warn_of_losses(
-  name: str, tokenizer, by_split: Mapping[str, Sequence[PairText]]
-) -> None:
+def _warn_of_losses(name: str, tokenizer, by_split: Mapping) -> None:
   pairs = [pair for split in SPLITS for pair in by_split[split]]
   stated, offending = {}, {}
   for split in SPLITS:
@@ -144,30 +125,22 @@ def _warn_of_losses(
     offending |= dict.fromkeys(texts)
   if dropped := len(pairs) - sum(stated.values()):
     answers = {a for pair in pairs for a in (pair.answer, pair.counter_answer)}
-    split_up = [text for text in offending if text in answers]
-    merged = [text for text in offending if text not in answers]
     reason = "their prompts occur before"
-    if split_up:
+    if split_up := [text for text in offending if text in answers]:
       reason = f"answers {_listed(split_up)} are not single tokens"
-    elif merged:
-      reason = f"answer and prompt merge in {_listed(merged)}"
-    logging.warning(
-      "task %r: %d of %d pairs dropped: %s", name, dropped, len(pairs), reason
-    )
+    elif offending:
+      reason = f"answer and prompt merge in {_listed(list(offending))}"
+    part = f"{dropped} of {len(pairs)}"
+    logging.warning("task %r: %s pairs dropped: %s", name, part, reason)
   if min(stated.values()) < _FEW_PAIRS:
     counts = ", ".join(f"{stated[split]} {split}" for split in SPLITS)
-    logging.warning(
-      "task %r: %s pairs; below %d a split measures little",
-      name,
-      counts,
-      _FEW_PAIRS,
-    )
+    little = f"below {_FEW_PAIRS} a split measures little"
+    logging.warning("task %r: %s pairs; %s", name, counts, little)
 
 
 def _listed(texts: Sequence[str]) -> str:
-  return ", ".join(repr(_short(t)) for t in texts[:4]) + ", …" * (
-    len(texts) > 4
-  )
+  more = ", …" if len(texts) > 4 else ""
+  return ", ".join(repr(_short(t)) for t in texts[:4]) + more
 
 
 def _short(value) -> str:
@@ -196,24 +169,15 @@ def _pair(where: str, row) -> PairText:
         f"{where}: {field}={_short(repr(text))} holds a lone surrogate; need"
         " characters that UTF-8 has"
       ) from None
+  known = (*_FIELDS, "split")
   for field in row:
-    if field not in (*_FIELDS, "split"):
-      raise errors.unknown_name(
-        f"field in {where}", _short(field), (*_FIELDS, "split")
-      )
+    if field not in known:
+      raise errors.unknown_name(f"field in {where}", _short(field), known)
   for field in ("prompt", "answer"):
     if row[field] == row[f"counter_{field}"]:
-      raise errors.bad_value(
-        f"{where}: counter_{field}",
-        _short(row[field]),
-        f"another text than {field}",
-      )
+      name, accepted = f"{where}: counter_{field}", f"another text than {field}"
+      raise errors.bad_value(name, _short(row[field]), accepted)
   return PairText(**{field: row[field] for field in _FIELDS})
-
-
-def _dealt(text: str) -> str:
-  bucket = hashlib.sha256(text.encode()).digest()[0] % 5
-  return ("train", "train", "train", "validation", "test")[bucket]
 
 
 def _from_module(file: pathlib.Path, rule: str) -> tuple[base.Generator, str]:
@@ -227,9 +191,8 @@ def _from_module(file: pathlib.Path, rule: str) -> tuple[base.Generator, str]:
     ) from error
   function = names.get("generate")
   if not callable(function):
-    raise errors.bad_value(
-      f"{file}: generate", function, "a function generate(split, rng)"
-    )
+    need = "a function generate(split, rng)"
+    raise errors.bad_value(f"{file}: generate", function, need)
 
   def generate(split: str, key: str) -> Iterator[PairText]:
     try:
@@ -254,9 +217,7 @@ def _from_module(file: pathlib.Path, rule: str) -> tuple[base.Generator, str]:
 def _row(file: pathlib.Path, row) -> PairText:
   if not isinstance(row, Iterable) or isinstance(row, str):
     row = (row,)
-  row = tuple(row)
+  row, where = tuple(row), f"{file}: generate"
   if len(row) != len(_FIELDS):
-    raise errors.bad_value(
-      f"{file}: generate", row, f"tuples of {', '.join(_FIELDS)}"
-    )
-  return _pair(f"{file}: generate", dict(zip(_FIELDS, row, strict=True)))
+    raise errors.bad_value(where, row, f"tuples of {', '.join(_FIELDS)}")
+  return _pair(where, dict(zip(_FIELDS, row, strict=True)))

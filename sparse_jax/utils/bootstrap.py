@@ -15,8 +15,7 @@ def draw_indices(
 ) -> list[np.ndarray]:
   """Returns for every axis `[count, size]` indices drawn with replacement.
 
-  Axes are drawn in turn within a draw, so that a seed gives the same draws
-  however many of them are asked for. The arrays are shared: read-only.
+  A seed's first draws are the same whatever `count` is. Arrays are read-only.
   """
   rng = np.random.default_rng(seed)
   draws = [[rng.integers(0, n, n) for n in sizes] for _ in range(count)]

@@ -7,9 +7,8 @@ from collections.abc import Iterable
 class InputError(ValueError):
   """Bad input from outside: a config field, a file, a flag, a task.
 
-  Commands print it as one line on standard error and exit with status 2. Its
-  message therefore names the field or file, the value found and what is
-  accepted.
+  Commands print its one line and exit with status 2, so it names the field or
+  file, the value found and what is accepted.
   """
 
   def __init__(self, message: str):

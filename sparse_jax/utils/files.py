@@ -38,11 +38,7 @@ def disk_errors(path: PathLike) -> Iterator[None]:
 
 
 def write_bytes(path: PathLike, data: bytes) -> None:
-  """Writes a file atomically: the old one stands until the new one is whole.
-
-  Raises:
-    InputError: if the disk refuses.
-  """
+  """Writes a file atomically: the old one stands until the new one is whole."""
   path = pathlib.Path(path)
   with disk_errors(path):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,12 +71,16 @@ def _finite(value):
   return value
 
 
-def read_json(path: PathLike, what: str) -> Any:
-  """Returns a JSON file's value; `what` says in errors what was expected.
+def read_text(path: PathLike, what: str, encoding: str = "utf-8") -> str:
+  """Returns a file's text; `what` says in errors what was expected."""
+  try:
+    return pathlib.Path(path).read_text(encoding)
+  except (OSError, UnicodeDecodeError) as e:
+    raise errors.InputError(f"{path} cannot be read ({e}); need {what}") from e
 
-  Raises:
-    InputError: if it is missing, unreadable or not JSON.
-  """
+
+def read_json(path: PathLike, what: str) -> Any:
+  """Returns a JSON file's value; `what` says in errors what was expected."""
   try:
     with open(path, "rb") as f:
       return json.loads(f.read())
@@ -93,13 +93,8 @@ def read_json(path: PathLike, what: str) -> Any:
 def replace_directory(path: PathLike, marker: str) -> Iterator[pathlib.Path]:
   """Yields a new directory that takes the place of `path` when complete.
 
-  Args:
-    path: the directory to write or replace.
-    marker: a file that an existing directory must hold to be replaced, so that
-      nothing foreign is ever removed.
-
-  Raises:
-    InputError: if `path` holds something else, or the disk refuses.
+  Raises InputError where `path` is in use and holds no file `marker`, so that
+  nothing foreign is ever removed.
   """
   path = pathlib.Path(path)
   if path.exists() and not (path / marker).is_file():
@@ -128,11 +123,8 @@ def replace_directory(path: PathLike, marker: str) -> Iterator[pathlib.Path]:
 
 
 def _remove_written(directory: pathlib.Path) -> None:
-  """Removes a directory that other threads may still write into.
-
-  When one array cannot be written, Orbax raises while its other threads go on.
-  The directory has to stay away for 0.2 s; after 5 s it is left.
-  """
+  # When one array cannot be written, Orbax raises while its other threads go
+  # on. The directory has to stay away for 0.2 s; after 5 s it is left.
   start = gone = time.monotonic()
   while (now := time.monotonic()) < min(gone + 0.2, start + 5):
     if directory.exists():
@@ -143,11 +135,7 @@ def _remove_written(directory: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def exclusive(directory: PathLike) -> Iterator[None]:
-  """Holds a work directory for this process alone.
-
-  Raises:
-    InUseError: if another process holds it.
-  """
+  """Holds a work directory for this process alone, else raises InUseError."""
   directory = pathlib.Path(directory)
   with disk_errors(directory):
     directory.mkdir(parents=True, exist_ok=True)

@@ -22,10 +22,7 @@ def keep_freed_memory() -> bool:
   XLA allocates a step's temporaries anew each time, hundreds of megabytes;
   glibc returns such blocks to the system, so every step faults all its pages
   in again (docs/decisions.md has a measurement). Call it before the first
-  computation.
-
-  Returns:
-    Whether the C library took the settings (false where it is not glibc).
+  computation; the C library took the settings if it returns true.
   """
   try:
     mallopt = ctypes.CDLL(None).mallopt
@@ -43,8 +40,7 @@ def keep_freed_memory() -> bool:
 def cache_compilations() -> None:
   """Keeps compiled programs between runs, in the user's cache directory.
 
-  `JAX_COMPILATION_CACHE_DIR` names another place. Compiling takes longer than
-  a hundred training steps of a small model.
+  `JAX_COMPILATION_CACHE_DIR` names another place.
   """
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
@@ -53,10 +49,7 @@ def cache_compilations() -> None:
 
 
 def free_memory() -> int:
-  """Returns the bytes that computations on the default device may still take.
-
-  The accelerator's own figure, or what the operating system says is available.
-  """
+  """Returns the bytes that the default device may still give computations."""
   stats = jax.local_devices()[0].memory_stats()
   if stats and "bytes_limit" in stats:
     return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
@@ -75,7 +68,6 @@ def peak_memory() -> int:
 
 def environment() -> dict[str, Any]:
   """Returns the machine and the versions of what computes on it."""
-  device = jax.local_devices()[0]
   packages = ("jax", "jaxlib", "flax", "optax", "numpy")
   return {
     "machine": {
@@ -87,7 +79,7 @@ def environment() -> dict[str, Any]:
       "load_average": os.getloadavg(),
       "platform": platform.platform(),
       "backend": jax.default_backend(),
-      "device": device.device_kind,
+      "device": jax.local_devices()[0].device_kind,
     },
     "versions": {
       "python": platform.python_version(),

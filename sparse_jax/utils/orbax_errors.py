@@ -23,15 +23,12 @@ def silence() -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(what: str) -> Iterator[None]:
-  """Turns a failed write into an InputError with the system's reason.
-
-  Orbax raises ValueError, with the system's number in its text, where others
-  raise OSError.
-  """
+  """Turns a failed write into an InputError with the system's reason."""
   try:
     with silence():
       yield
   except (OSError, ValueError) as e:
+    # Orbax raises ValueError, with the system's number in its text.
     code = re.search(r"os_error_code='(\d+)'", str(e))
     reason = os.strerror(int(code[1])) if code else str(e)
     raise files.cannot_write(what, reason) from e

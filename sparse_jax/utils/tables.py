@@ -7,10 +7,9 @@ MISSING = "–"
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
   """Returns a Markdown table; None is shown as a dash."""
-  lines = [_cells(header), ["---"] * len(header), *map(_cells, rows)]
-  joined = ["| " + " | ".join(line) + " |" for line in lines]
-  joined[1] = joined[1].replace(" ", "")
-  return "\n".join(joined)
+  lines = [f"| {' | '.join(_cells(row))} |" for row in (header, *rows)]
+  lines.insert(1, f"|{'---|' * len(header)}")
+  return "\n".join(lines)
 
 
 def text(
@@ -20,11 +19,7 @@ def text(
 ) -> str:
   """Returns aligned columns, two spaces apart; None is shown as a dash.
 
-  Args:
-    header: what stands above each column.
-    rows: each as long as the header.
-    left: columns aligned to the left; the others are to the right, as numbers
-      are.
+  The columns `left` are aligned to the left, the others to the right.
   """
   lines = [_cells(header), *map(_cells, rows)]
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
