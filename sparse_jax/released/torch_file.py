@@ -258,7 +258,7 @@ class _Archive:
   def _check_ranges(self, end: int) -> None:
     """Checks that no byte belongs to two entries or to the directory."""
     entries = sorted(self._entries.values(), key=lambda e: (e.offset, e.size))
-    limits = [entry.offset for entry in entries[1:]] + [end]
+    limits = [*(entry.offset for entry in entries[1:]), end]
     for entry, limit in zip(entries, limits, strict=True):
       if entry.offset + entry.size > limit:
         found = f"{entry} of {entry.size} bytes runs past byte {limit}"
@@ -503,13 +503,13 @@ class _Machine:
         self.push(size)
       case (
         _Global("torch._utils _rebuild_parameter"),
-        (np.ndarray() as array, bool(), dict(hooks)),
-      ) if not hooks:
+        (np.ndarray() as array, bool(), hooks),
+      ) if _is_empty_dict(hooks):
         self.push(array)
       case (
         _Global("torch._utils _rebuild_tensor_v2"),
-        (_Storage(), int(), tuple(), tuple(), bool(), dict(hooks), *rest),
-      ) if not hooks and rest in ([], [{}]):
+        (_Storage(), int(), tuple(), tuple(), bool(), *rest),
+      ) if len(rest) in (1, 2) and all(_is_empty_dict(x) for x in rest):
         self.push(self._tensor(*arguments[:4]))
       case _Global(name), _:
         found = f"{name.replace(' ', '.')} with arguments {_show(arguments)}"
@@ -533,11 +533,9 @@ class _Machine:
     """Returns the view of a storage that a tensor is."""
     dtype = storage.dtype
     if not (_are_counts((offset, *size, *stride)) and len(size) == len(stride)):
+      found = f"offset {_show(offset)}, size {_show(size)}"
       need = "whole numbers of at least 0, a stride for every size"
-      raise self._tensor_error(
-        f"offset {_show(offset)}, size {_show(size)}, stride {_show(stride)}",
-        need,
-      )
+      raise self._tensor_error(f"{found}, stride {_show(stride)}", need)
     num_bytes = math.prod(max(n, 1) for n in size) * dtype.itemsize
     if len(size) > _MAX_DIMS or num_bytes > self._archive.size:
       need = f"{_MAX_DIMS} axes and the file's {self._archive.size} bytes"
@@ -550,22 +548,15 @@ class _Machine:
     last = offset + sum(s * (n - 1) for s, n in zip(stride, size, strict=True))
     count = storage.entry.size // dtype.itemsize
     if last >= count:
-      raise self._tensor_error(
-        f"offset {offset}, size {_show(size)}, stride {_show(tuple(stride))}"
-        f" reach element {last}",
-        f"the storage's {count} elements",
-      )
+      found = f"offset {offset}, size {_show(size)}"
+      found += f", stride {_show(tuple(stride))} reach element {last}"
+      raise self._tensor_error(found, f"the storage's {count} elements")
     data = self._archive.data(storage.entry)
     # numpy counts on it; any other byte makes its bool functions misbehave.
     if dtype == np.bool_ and data.max() > 1:
       raise self._tensor_error(f"a bool of value {data.max()}", "0 or 1")
-    return np.ndarray(
-      size,
-      dtype,
-      buffer=data,
-      offset=offset * dtype.itemsize,
-      strides=[s * dtype.itemsize for s in stride],
-    )
+    strides = [s * dtype.itemsize for s in stride]
+    return np.ndarray(size, dtype, data, offset * dtype.itemsize, strides)
 
 
 # Opcode -> (form of its arguments as `_read_arguments` takes it, action).
@@ -608,6 +599,10 @@ _ACTIONS: dict[str, tuple[str, Callable[..., None]]] = {
   "REDUCE": ("", _Machine.reduce),
   "BUILD": ("", _Machine.build),
 }
+
+
+def _is_empty_dict(value) -> bool:
+  return isinstance(value, dict) and not value
 
 
 def _are_counts(values: tuple) -> bool:
