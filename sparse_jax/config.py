@@ -45,6 +45,8 @@ COSTS = Accepted(
   "one or more numbers of at least 0",
   lambda ks: len(ks) > 0 and all(k >= 0 for k in ks),
 )
+ALL_POSITIVE = Accepted("positive numbers", lambda xs: all(x > 0 for x in xs))
+SOME_SITES = Accepted("one or more sites", lambda names: len(names) > 0)
 BELOW_1 = Accepted("from 0 to below 1", lambda x: 0 <= x < 1)
 DENSITY = Accepted("a number above 0 and at most 1", lambda x: 0 < x <= 1)
 
@@ -358,15 +360,11 @@ class PruneConfig(_Checked):
   shift_answers: bool = False
   edge_steps: int = field(200, NOT_NEGATIVE)
   curve_targets: tuple[float, ...] = field(
-    (0.05, 0.1, 0.15, 0.2, 0.3, 0.5),
-    Accepted("positive numbers", lambda targets: all(t > 0 for t in targets)),
+    (0.05, 0.1, 0.15, 0.2, 0.3, 0.5), ALL_POSITIVE
   )
   ablation: str = field("mean_pretrain", one_of(*ABLATIONS))
   freeze_norms: bool = False
-  sites: tuple[str, ...] = field(
-    sites.LAYER_NODE_SITES,
-    Accepted("one or more sites", lambda names: len(names) > 0),
-  )
+  sites: tuple[str, ...] = field(sites.LAYER_NODE_SITES, SOME_SITES)
   target_loss: float = field(0.15, POSITIVE)
   selection_margin: float = field(1.0, DENSITY)
   loss_unit: str = field("per_side", one_of("per_side", "per_pair"))

@@ -88,14 +88,7 @@ def _count_each(
   return [jnp.sum(count, axes, keepdims=True) for count in counts]
 
 
-def _least(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-  return _reduce(x, axes, jnp.minimum, jnp.min)
-
-
-def _largest(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-  return _reduce(x, axes, jnp.maximum, jnp.max)
-
-
+_least = functools.partial(_reduce, combine=jnp.minimum, reduce=jnp.min)
 _DROPPED_SINGLY = 2
 _MOST_CANDIDATES = 3  # A pass; more cost as much as they save.
 
@@ -165,7 +158,7 @@ def _threshold(
     return i + 1, low, high, count_low, count_high
 
   unprotected = jnp.where(bits == largest, 0, bits) if has_protected else bits
-  top = _largest(unprotected, axes)
+  top = _reduce(unprotected, axes, jnp.maximum, jnp.max)
   # Not just one above: where x is a sum, XLA may round it otherwise here than
   # in the loops below.
   slack = 1 << max(0, jnp.finfo(dtype).nmant - 7)

@@ -9,6 +9,7 @@ Axes: B batch, L query position, M key position, D residual, H head, K head
 width, F hidden neuron, P position embedding, V vocabulary.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -106,40 +107,29 @@ def _declare(c: config_lib.ModelConfig) -> dict[str, Any]:
   return tree
 
 
+@dataclasses.dataclass(frozen=True, repr=False)
 class Model:
   """A decoder's pure functions of its parameters.
 
   `dtype` is that of activations and matrix products; norms, attention weights
-  and logits are float32. The config's derived fields must be resolved.
+  and logits are float32. The config's derived fields must be resolved. Models
+  of one configuration are equal: they share programs.
   """
 
-  def __init__(
-    self,
-    config: config_lib.ModelConfig,
-    sparsity: config_lib.SparsityConfig,
-    dtype: jnp.dtype = jnp.float32,
-    kernels: kernels_lib.Kernels = kernels_lib.XLA,
-  ):
-    if not config.vocab_size or not config.d_mlp:
+  config: config_lib.ModelConfig
+  sparsity: config_lib.SparsityConfig
+  dtype: jnp.dtype = jnp.float32
+  kernels: kernels_lib.Kernels = kernels_lib.XLA
+
+  def __post_init__(self):
+    c = self.config
+    if not c.vocab_size or not c.d_mlp:
       raise errors.InputError(
-        f"model.vocab_size={config.vocab_size} and model.d_mlp="
-        f"{config.d_mlp} must be resolved; see sparse_jax.config.resolve"
+        f"model.vocab_size={c.vocab_size} and model.d_mlp={c.d_mlp} must be"
+        " resolved; see sparse_jax.config.resolve"
       )
-    config_lib.check_activations(config, sparsity)
-    self.config = config
-    self.sparsity = sparsity
-    self.dtype = jnp.dtype(dtype)
-    self.kernels = kernels
-
-  def _key(self):
-    return self.config, self.sparsity, self.dtype, self.kernels
-
-  def __eq__(self, other) -> bool:
-    """Models of one configuration are one model: they share programs."""
-    return isinstance(other, Model) and self._key() == other._key()
-
-  def __hash__(self) -> int:
-    return hash(self._key())
+    config_lib.check_activations(c, self.sparsity)
+    object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
 
   def __repr__(self) -> str:
     c, s = self.config, self.sparsity
