@@ -12,8 +12,8 @@ import orbax.checkpoint as ocp
 from sparse_jax import config as config_lib
 from sparse_jax import sites
 from sparse_jax.data import tokenizer as tokenizer_lib
-from sparse_jax.model import fingerprint as fingerprint_lib
 from sparse_jax.model import transformer
+from sparse_jax.model.fingerprint import fingerprint
 from sparse_jax.released import models as released_models
 from sparse_jax.utils import errors, files, orbax_errors
 
@@ -31,19 +31,11 @@ def save_model(
 ) -> None:
   """Writes a model directory: config.json, tokenizer.json, checkpoint/.
 
-  A complete new directory replaces an earlier model directory.
-
-  Args:
-    directory: a new path, an empty directory or an earlier model's.
-    model: what `load_model` will return, in float32.
-    params: of `model`.
-    tokenizer: of the text it was trained on.
-    run: the configuration that trained it, kept for later commands.
-    means: every node's mean over the pretraining distribution, per site
-      `[layers, width]`: what pruning ablates with; written to means.npz.
-
-  Raises:
-    InputError: if the directory holds something else, or cannot be written.
+  A complete new directory replaces an empty one or an earlier model's.
+  `load_model` returns the model in float32. `run`, the configuration that
+  trained it, is kept for later commands. `means`, every node's mean over the
+  pretraining distribution, per site `[layers, width]`, goes to means.npz:
+  pruning ablates with it.
   """
   with files.replace_directory(directory, "config.json") as new:
     # Orbax would expect every process to write its share of JAX arrays.
@@ -54,16 +46,14 @@ def save_model(
     tokenizer.save(new / "tokenizer.json")
     if means is not None:
       np.savez(new / _MEANS, **{n: np.asarray(m) for n, m in means.items()})
-    files.write_json(
-      new / "config.json",
-      {
-        "format": _FORMAT,
-        "model": config_lib.to_dict(model.config),
-        "sparsity": config_lib.to_dict(model.sparsity),
-        "fingerprint": fingerprint_lib.fingerprint(model, params),
-        "run": config_lib.to_dict(run) if run else None,
-      },
-    )
+    described = {
+      "format": _FORMAT,
+      "model": config_lib.to_dict(model.config),
+      "sparsity": config_lib.to_dict(model.sparsity),
+      "fingerprint": fingerprint(model, params),
+      "run": config_lib.to_dict(run) if run else None,
+    }
+    files.write_json(new / "config.json", described)
 
 
 def load_model(
@@ -71,9 +61,8 @@ def load_model(
 ) -> tuple[transformer.Model, transformer.Params]:
   """Returns (model, params) of a model directory, ours or a released one.
 
-  Raises:
-    InputError: if the directory or its checkpoint is missing, truncated or of
-      another model; see also `released.load_model`.
+  Raises InputError if it or its checkpoint is missing, truncated or of another
+  model.
   """
   directory = pathlib.Path(directory)
   _check_is_model(directory)
@@ -88,21 +77,17 @@ def load_model(
   )
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   params = _restore(directory / "checkpoint", shapes)
-  found = fingerprint_lib.fingerprint(model, params)
-  if found != described.get("fingerprint"):
+  found, need = fingerprint(model, params), described["fingerprint"]
+  if found != need:
     raise errors.InputError(
       f"{directory}: the checkpoint's fingerprint is {found}; config.json"
-      f" needs {described.get('fingerprint')}"
+      f" needs {need}"
     )
   return model, params
 
 
 def load_means(directory: files.PathLike) -> dict[str, np.ndarray]:
-  """Returns the pretraining means of a model directory, by site.
-
-  Raises:
-    InputError: if the directory has none, or they are damaged.
-  """
+  """Returns the pretraining means of a model directory, by site."""
   path = pathlib.Path(directory) / _MEANS
   try:
     with np.load(path, allow_pickle=False) as arrays:
@@ -121,11 +106,7 @@ def has_tokenizer(directory: files.PathLike) -> bool:
 
 
 def load_tokenizer(directory: files.PathLike) -> tokenizer_lib.Tokenizer:
-  """Returns the tokenizer of a model directory, ours or a released one.
-
-  Raises:
-    InputError: if its files are missing or damaged.
-  """
+  """Returns the tokenizer of a model directory, ours or a released one."""
   directory = pathlib.Path(directory)
   _check_is_model(directory)
   path = directory / "tokenizer.json"
@@ -145,8 +126,8 @@ def load_run(directory: files.PathLike) -> config_lib.Config | None:
 def _read_config(directory: pathlib.Path) -> dict[str, Any]:
   path = directory / "config.json"
   described = files.read_json(path, "the config.json of a model directory")
-  if not isinstance(described, dict) or described.get("format") != _FORMAT:
-    found = described.get("format") if isinstance(described, dict) else None
+  found = described.get("format") if isinstance(described, dict) else None
+  if found != _FORMAT:
     raise errors.InputError(f"{path}: format={found!r}; need {_FORMAT!r}")
   for name in ("model", "sparsity", "fingerprint"):
     if name not in described:
@@ -177,13 +158,12 @@ def _checkpointer() -> ocp.StandardCheckpointer:
   if jax.process_count() == 1:
     return ocp.StandardCheckpointer()
   index = jax.process_index()
-  return ocp.StandardCheckpointer(
-    multiprocessing_options=ocp.options.MultiprocessingOptions(
-      primary_host=index,
-      active_processes={index},
-      barrier_sync_key_prefix=f"process_{index}",
-    )
+  options = ocp.options.MultiprocessingOptions(
+    primary_host=index,
+    active_processes={index},
+    barrier_sync_key_prefix=f"process_{index}",
   )
+  return ocp.StandardCheckpointer(multiprocessing_options=options)
 
 
 def _restore(path: pathlib.Path, shapes) -> Any:
@@ -191,9 +171,7 @@ def _restore(path: pathlib.Path, shapes) -> Any:
   if not path.is_dir():
     raise errors.InputError(f"{path} is missing; need a checkpoint directory")
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  target = jax.tree.map(
-    lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), shapes
-  )
+  target = jax.tree.map(lambda s: s.update(sharding=device), shapes)
   shape_of = lambda tree: {
     sites.path_name(p): tuple(leaf.shape)
     for p, leaf in jax.tree_util.tree_leaves_with_path(tree)

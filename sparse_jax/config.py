@@ -8,6 +8,7 @@ it. Fields set to a documented "0" are resolved from the data (`resolve`).
 import dataclasses
 import json
 import math
+import re
 import sys
 import types
 import typing
@@ -21,7 +22,7 @@ from sparse_jax.utils import errors
 
 
 class Accepted(NamedTuple):
-  """What a field may hold: a test, and the words of the error that it fails."""
+  """What a field may hold: the words of the error, and the test."""
 
   text: str
   holds: Callable[[Any], bool]
@@ -30,8 +31,22 @@ class Accepted(NamedTuple):
 AT_LEAST_1 = Accepted("at least 1", lambda x: x >= 1)
 NOT_NEGATIVE = Accepted("0 or more", lambda x: x >= 0)
 DERIVED = Accepted("0 (derived) or more", lambda x: x >= 0)
+NO_LIMIT = Accepted("0 (no limit) or more", lambda x: x >= 0)
 POSITIVE = Accepted("a number above 0", lambda x: x > 0)
+BETWEEN = Accepted(
+  "a number between 0 and 1, both excluded", lambda x: 0 < x < 1
+)
+BYTES_AND_END = Accepted(
+  "at least 257 (256 bytes and end of text)", lambda x: x >= 257
+)
+SEED = Accepted("a number from 0 to 2^32 - 1", lambda x: 0 <= x < 2**32)
 FRACTION = Accepted("a number from 0 to 1", lambda x: 0 <= x <= 1)
+COSTS = Accepted(
+  "one or more numbers of at least 0",
+  lambda ks: len(ks) > 0 and all(k >= 0 for k in ks),
+)
+ALL_POSITIVE = Accepted("positive numbers", lambda xs: all(x > 0 for x in xs))
+SOME_SITES = Accepted("one or more sites", lambda names: len(names) > 0)
 BELOW_1 = Accepted("from 0 to below 1", lambda x: 0 <= x < 1)
 DENSITY = Accepted("a number above 0 and at most 1", lambda x: 0 < x <= 1)
 
@@ -41,30 +56,35 @@ def one_of(*choices: str) -> Accepted:
   return Accepted("one of " + ", ".join(choices), lambda x: x in choices)
 
 
-def field(default: Any, doc: str, accepted: Accepted | None = None) -> Any:
-  """Declares a field of a config: all there is to say of it.
+def field(default: Any, accepted: Accepted) -> Any:
+  """Declares a field of a config that its type alone does not check."""
+  return dataclasses.field(default=default, metadata={"accepted": accepted})
 
-  Args:
-    default: its value where none is given.
-    doc: what it means; `--helpfull` prints it.
-    accepted: what it may hold, beyond its type.
+
+@typing.dataclass_transform(frozen_default=True, kw_only_default=True)
+def _group(cls):
+  """Makes a frozen dataclass; its docstring says what each field means.
+
+  A field's metadata holds that as `doc`, for `--helpfull` to print.
   """
-  return dataclasses.field(
-    default=default, metadata={"doc": doc, "accepted": accepted}
-  )
+  cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+  entries = re.findall(r"^    (\w+): (.+(?:\n      .+)*)", cls.__doc__, re.M)
+  docs = {name: " ".join(doc.split()) for name, doc in entries}
+  for f in dataclasses.fields(cls):
+    f.metadata = {"doc": docs.get(f.name, ""), **f.metadata}
+  return cls
 
 
-def check_fields(config: Any, prefix: str = "") -> None:
-  """Checks every field of a config against what its declaration accepts.
+class _Checked:
+  """Checks every field against what its declaration accepts."""
 
-  Raises:
-    InputError: naming the field, behind `prefix`.
-  """
-  for declared in dataclasses.fields(config):
-    accepted = declared.metadata.get("accepted")
-    value = getattr(config, declared.name)
-    if accepted and not accepted.holds(value):
-      raise errors.bad_value(prefix + declared.name, value, accepted.text)
+  def __post_init__(self):
+    prefix = type(self).__name__.removesuffix("Config").lower()
+    for f in dataclasses.fields(self):
+      value, accepted = getattr(self, f.name), f.metadata.get("accepted")
+      if accepted and not accepted.holds(value):
+        name = f"{prefix}.{f.name}" if prefix else f.name
+        raise errors.bad_value(name, value, accepted.text)
 
 
 def _check_sites(name: str, found: Iterable[str], known: Iterable[str]) -> None:
@@ -73,91 +93,82 @@ def _check_sites(name: str, found: Iterable[str], known: Iterable[str]) -> None:
       raise errors.unknown_name(f"site in {name}", site, known)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
-  """Where tokens come from."""
+@_group
+class DataConfig(_Checked):
+  """Where tokens come from.
 
-  source: str = field(
-    "python",
-    '"python" (the standard library and site-packages of the interpreter),'
-    ' "hf:NAME" (a Hugging Face dataset; needs the `hf` extra), the path of a'
-    " text or .jsonl file, a directory, or a glob of files",
-    Accepted("a source", bool),
-  )
-  text_field: str = field("text", "of JSONL and Hugging Face sources")
-  max_megabytes: float = field(
-    0.0,
-    "most text read, documents in the order of their content hash; 0 is all",
-    Accepted("0 (no limit) or more", lambda x: x >= 0),
-  )
-  vocab_size: int = field(
-    2048,
-    "tokens of the byte-level BPE, end of text included",
-    Accepted("at least 257 (256 bytes and end of text)", lambda n: n >= 257),
-  )
-  context_length: int = field(256, "tokens predicted a window", AT_LEAST_1)
-  eval_fraction: float = field(
-    0.02,
-    "share of documents held out, by content hash",
-    Accepted("a number between 0 and 1, both excluded", lambda x: 0 < x < 1),
-  )
-  directory: str = field("", 'where tokens are kept; "" is `WORKDIR/data`')
+  Attributes:
+    source: "python" (the standard library and site-packages of the
+      interpreter), "hf:NAME" (a Hugging Face dataset; needs the `hf` extra),
+      the path of a text or .jsonl file, a directory, or a glob of files
+    text_field: of JSONL and Hugging Face sources
+    max_megabytes: most text read, documents in the order of their content hash;
+      0 is all
+    vocab_size: tokens of the byte-level BPE, end of text included
+    context_length: tokens predicted a window
+    eval_fraction: share of documents held out, by content hash
+    directory: where tokens are kept; "" is `WORKDIR/data`
+  """
 
-  def __post_init__(self):
-    check_fields(self, "data.")
+  source: str = field("python", Accepted("a source", bool))
+  text_field: str = "text"
+  max_megabytes: float = field(0.0, NO_LIMIT)
+  vocab_size: int = field(2048, BYTES_AND_END)
+  context_length: int = field(256, AT_LEAST_1)
+  eval_fraction: float = field(0.02, BETWEEN)
+  directory: str = ""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-  """Shape of the decoder (paper section 2; the authors' inference/gpt.py)."""
+@_group
+class ModelConfig(_Checked):
+  """Shape of the decoder (paper section 2; the authors' inference/gpt.py).
 
-  n_layer: int = field(2, "number of layers", AT_LEAST_1)
-  d_model: int = field(128, "residual width", AT_LEAST_1)
-  d_head: int = field(
-    16, "width of one head; there are `d_model / d_head` heads", AT_LEAST_1
-  )
-  d_mlp: int = field(0, "hidden neurons; 0 is `4 * d_model`", DERIVED)
-  vocab_size: int = field(0, "tokens; 0 takes the tokenizer's number", DERIVED)
-  context_length: int = field(
-    0,
-    "longest input when positions are used; 0 takes `data.context_length`",
-    DERIVED,
-  )
+  Attributes:
+    n_layer: number of layers
+    d_model: residual width
+    d_head: width of one head; there are `d_model / d_head` heads
+    d_mlp: hidden neurons; 0 is `4 * d_model`
+    vocab_size: tokens; 0 takes the tokenizer's number
+    context_length: longest input when positions are used; 0 takes
+      `data.context_length`
+    positions: "learned", added to the token embedding; "concatenated", learned,
+      `d_position` wide, joined to the input of c_attn and c_fc behind norms of
+      their own; "sinusoidal", the same with fixed sinusoids
+    d_position: width of concatenated positions
+    norm: RMSNorm or LayerNorm
+    norm_bias: whether a LayerNorm has a bias
+    activation: of the MLP; gelu is the exact one
+    bias: whether the four block matrices have biases
+    tied: whether embedding and unembedding share weights
+    sink: whether each head's softmax has a learnable sink
+    bigram: a row of logits for the current token
+    residual_activation: acts on the residual stream as it leaves each sublayer
+  """
+
+  n_layer: int = field(2, AT_LEAST_1)
+  d_model: int = field(128, AT_LEAST_1)
+  d_head: int = field(16, AT_LEAST_1)
+  d_mlp: int = field(0, DERIVED)
+  vocab_size: int = field(0, DERIVED)
+  context_length: int = field(0, DERIVED)
   positions: str = field(
-    "none",
-    '"learned", added to the token embedding; "concatenated", learned,'
-    " `d_position` wide, joined to the input of c_attn and c_fc behind norms of"
-    ' their own; "sinusoidal", the same with fixed sinusoids',
-    one_of("none", "learned", "concatenated", "sinusoidal"),
+    "none", one_of("none", "learned", "concatenated", "sinusoidal")
   )
-  d_position: int = field(32, "width of concatenated positions", AT_LEAST_1)
-  norm: str = field("rms", "RMSNorm or LayerNorm", one_of("rms", "layer"))
-  norm_bias: bool = field(True, "whether a LayerNorm has a bias")
-  activation: str = field(
-    "gelu", "of the MLP; gelu is the exact one", one_of("gelu", "relu")
-  )
-  bias: bool = field(True, "whether the four block matrices have biases")
-  tied: bool = field(False, "whether embedding and unembedding share weights")
-  sink: bool = field(True, "whether each head's softmax has a learnable sink")
-  bigram: str = field(
-    "learned",
-    "a row of logits for the current token",
-    one_of("learned", "fixed", "none"),
-  )
-  residual_activation: str = field(
-    "identity",
-    "acts on the residual stream as it leaves each sublayer",
-    one_of("identity", "relu"),
-  )
+  d_position: int = field(32, AT_LEAST_1)
+  norm: str = field("rms", one_of("rms", "layer"))
+  norm_bias: bool = True
+  activation: str = field("gelu", one_of("gelu", "relu"))
+  bias: bool = True
+  tied: bool = False
+  sink: bool = True
+  bigram: str = field("learned", one_of("learned", "fixed", "none"))
+  residual_activation: str = field("identity", one_of("identity", "relu"))
 
   def __post_init__(self):
-    check_fields(self, "model.")
+    super().__post_init__()
     if self.d_model % self.d_head:
-      raise errors.bad_value(
-        "model.d_model",
-        self.d_model,
-        f"a multiple of model.d_head={self.d_head}",
-      )
+      need = f"a multiple of model.d_head={self.d_head}"
+      raise errors.bad_value("model.d_model", self.d_model, need)
 
   @property
   def n_head(self) -> int:
@@ -178,77 +189,56 @@ class ModelConfig:
     }[sites.SITES[site].width]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SparsityConfig:
+@_group
+class SparsityConfig(_Checked):
   """Which weights and activations are zero (paper section 2, train.py).
 
   Where the paper's text and the authors' script contradict each other, the
   field says which choice is whose; the default is the script's unless noted.
+
+  Attributes:
+    density: final share of nonzero entries in every block matrix
+    activation_fraction: share of channels AbsTopK keeps; 1 is dense
+    activation_sites: where AbsTopK acts
+    min_alive: weights protected at the inputs, and outputs, of a neuron or qkv
+      channel
+    embedding_rule: density of embedding and unembedding: "equal" to the blocks'
+      (paper's text; it needs no reference width); "expanded", times
+      expansion_factor, linear in the block density while that is annealed
+      (script)
+    expansion_factor: EF, d_model over the paper's base of 256, for
+      embedding_rule=expanded
+    embedding_anneal: "smooth" (script), or "abrupt": dense until annealing
+      ends, then final at once (the behaviour the authors report having kept)
+    biases: "dense" (script), or "sparse": the density of the blocks (paper's
+      text)
+    anneal_start: share of training after which density starts to fall
+    anneal_stop: share of training at which it is final
+    anneal_shape: "linear" in the step, or "loglog": log density falls linearly
+      in log step
+    anneal_exponent: e in `1 - (1 - t)^e`; 1 is linear
   """
 
-  density: float = field(
-    0.1, "final share of nonzero entries in every block matrix", DENSITY
-  )
-  activation_fraction: float = field(
-    0.25, "share of channels AbsTopK keeps; 1 is dense", DENSITY
-  )
-  activation_sites: tuple[str, ...] = field(
-    sites.LAYER_NODE_SITES, "where AbsTopK acts"
-  )
-  min_alive: int = field(
-    4,
-    "weights protected at the inputs, and outputs, of a neuron or qkv channel",
-    NOT_NEGATIVE,
-  )
-  embedding_rule: str = field(
-    "equal",
-    "density of embedding and unembedding: \"equal\" to the blocks' (paper's"
-    ' text; it needs no reference width); "expanded", times expansion_factor,'
-    " linear in the block density while that is annealed (script)",
-    one_of("equal", "expanded"),
-  )
-  expansion_factor: float = field(
-    1.0,
-    "EF, d_model over the paper's base of 256, for embedding_rule=expanded",
-    POSITIVE,
-  )
-  embedding_anneal: str = field(
-    "smooth",
-    '"smooth" (script), or "abrupt": dense until annealing ends, then final at'
-    " once (the behaviour the authors report having kept)",
-    one_of("smooth", "abrupt"),
-  )
-  biases: str = field(
-    "dense",
-    '"dense" (script), or "sparse": the density of the blocks (paper\'s text)',
-    one_of("dense", "sparse"),
-  )
-  anneal_start: float = field(
-    0.01, "share of training after which density starts to fall", FRACTION
-  )
-  anneal_stop: float = field(0.5, "share of training at which it is final")
-  anneal_shape: str = field(
-    "linear",
-    '"linear" in the step, or "loglog": log density falls linearly in log step',
-    one_of("linear", "loglog"),
-  )
-  anneal_exponent: float = field(
-    1.0, "e in `1 - (1 - t)^e`; 1 is linear", POSITIVE
-  )
+  density: float = field(0.1, DENSITY)
+  activation_fraction: float = field(0.25, DENSITY)
+  activation_sites: tuple[str, ...] = sites.LAYER_NODE_SITES
+  min_alive: int = field(4, NOT_NEGATIVE)
+  embedding_rule: str = field("equal", one_of("equal", "expanded"))
+  expansion_factor: float = field(1.0, POSITIVE)
+  embedding_anneal: str = field("smooth", one_of("smooth", "abrupt"))
+  biases: str = field("dense", one_of("dense", "sparse"))
+  anneal_start: float = field(0.01, FRACTION)
+  anneal_stop: float = 0.5
+  anneal_shape: str = field("linear", one_of("linear", "loglog"))
+  anneal_exponent: float = field(1.0, POSITIVE)
 
   def __post_init__(self):
-    check_fields(self, "sparsity.")
-    _check_sites(
-      "sparsity.activation_sites",
-      self.activation_sites,
-      [s.name for s in sites.SITES.values() if s.top_k],
-    )
+    super().__post_init__()
+    known = [s.name for s in sites.SITES.values() if s.top_k]
+    _check_sites("sparsity.activation_sites", self.activation_sites, known)
     if not self.anneal_start <= self.anneal_stop <= 1:
-      raise errors.bad_value(
-        "sparsity.anneal_stop",
-        self.anneal_stop,
-        f"a number from sparsity.anneal_start={self.anneal_start} to 1",
-      )
+      need = f"a number from sparsity.anneal_start={self.anneal_start} to 1"
+      raise errors.bad_value("sparsity.anneal_stop", self.anneal_stop, need)
 
   def num_active(self, site: str, width: int) -> int:
     """Returns how many of `width` channels AbsTopK keeps at a site."""
@@ -257,173 +247,137 @@ class SparsityConfig:
     return int(self.activation_fraction * width)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-  """Optimizer, schedule and loop."""
+@_group
+class TrainConfig(_Checked):
+  """Optimizer, schedule and loop.
 
-  steps: int = field(1500, "optimizer steps", AT_LEAST_1)
-  batch_size: int = field(32, "windows a step, over all processes", AT_LEAST_1)
-  learning_rate: float = field(
-    1.28e-2, "peak, before the density factor", POSITIVE
-  )
-  warmup_fraction: float = field(
-    0.01, "share of the steps over which the rate rises from 0", FRACTION
-  )
-  scale_rate_by_density: bool = field(
-    True,
-    "multiply the rate by `sqrt(final / current density)`"
-    ' ("sharkfin", paper appendix; script)',
-  )
-  gradient: str = field(
-    "normalize_rms",
-    '"normalize_rms" always divides by the global RMS (script); "clip_rms"'
-    " divides only if it exceeds 1 (paper's text)",
-    one_of("normalize_rms", "clip_rms"),
-  )
-  adam_b1: float = field(0.9, "decay of the first moment", BELOW_1)
-  adam_b2: float = field(0.95, "decay of the second moment", BELOW_1)
-  adam_eps: float = field(0.1, "ε, deliberately huge in the recipe", POSITIVE)
-  weight_decay: float = field(
-    0.1, "decoupled, times the current rate; matrices only", NOT_NEGATIVE
-  )
-  compute_dtype: str = field(
-    "auto",
-    '"auto" is bfloat16 on accelerators and float32 on CPU',
-    one_of("auto", "float32", "bfloat16"),
-  )
-  kernels: str = field(
-    "xla",
-    '"xla" runs everywhere; "fused" computes attention and AbsTopK by kernels'
-    " for one GPU, in bfloat16, with a d_head that is a multiple of 8 and at"
-    " most 120; results are the same up to rounding",
-    one_of("xla", "fused"),
-  )
-  checkpoint_every: int = field(500, "steps between checkpoints", AT_LEAST_1)
-  log_every: int = field(10, "steps between logged metrics", AT_LEAST_1)
-  eval_every: int = field(
-    250, "steps between evaluations on held-out windows", AT_LEAST_1
-  )
-  eval_batches: int = field(8, "batches an evaluation", AT_LEAST_1)
-  model_parallel: int = field(
-    1, "devices along the mesh's `model` axis; the rest are `data`", AT_LEAST_1
-  )
+  Attributes:
+    steps: optimizer steps
+    batch_size: windows a step, over all processes
+    learning_rate: peak, before the density factor
+    warmup_fraction: share of the steps over which the rate rises from 0
+    scale_rate_by_density: multiply the rate by `sqrt(final / current density)`
+      ("sharkfin", paper appendix; script)
+    gradient: "normalize_rms" always divides by the global RMS (script);
+      "clip_rms" divides only if it exceeds 1 (paper's text)
+    adam_b1: decay of the first moment
+    adam_b2: decay of the second moment
+    adam_eps: ε, deliberately huge in the recipe
+    weight_decay: decoupled, times the current rate; matrices only
+    compute_dtype: "auto" is bfloat16 on accelerators and float32 on CPU
+    kernels: "xla" runs everywhere; "fused" computes attention and AbsTopK by
+      kernels for one GPU, in bfloat16, with a d_head that is a multiple of 8
+      and at most 120; results are the same up to rounding
+    checkpoint_every: steps between checkpoints
+    log_every: steps between logged metrics
+    eval_every: steps between evaluations on held-out windows
+    eval_batches: batches an evaluation
+    model_parallel: devices along the mesh's `model` axis; the rest are `data`
+  """
 
-  def __post_init__(self):
-    check_fields(self, "train.")
+  steps: int = field(1500, AT_LEAST_1)
+  batch_size: int = field(32, AT_LEAST_1)
+  learning_rate: float = field(1.28e-2, POSITIVE)
+  warmup_fraction: float = field(0.01, FRACTION)
+  scale_rate_by_density: bool = True
+  gradient: str = field("normalize_rms", one_of("normalize_rms", "clip_rms"))
+  adam_b1: float = field(0.9, BELOW_1)
+  adam_b2: float = field(0.95, BELOW_1)
+  adam_eps: float = field(0.1, POSITIVE)
+  weight_decay: float = field(0.1, NOT_NEGATIVE)
+  compute_dtype: str = field("auto", one_of("auto", "float32", "bfloat16"))
+  kernels: str = field("xla", one_of("xla", "fused"))
+  checkpoint_every: int = field(500, AT_LEAST_1)
+  log_every: int = field(10, AT_LEAST_1)
+  eval_every: int = field(250, AT_LEAST_1)
+  eval_batches: int = field(8, AT_LEAST_1)
+  model_parallel: int = field(1, AT_LEAST_1)
 
 
 ABLATIONS = ("mean_pretrain", "mean_task", "zero")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PruneConfig:
-  """Node-mask pruning (paper appendix A.5) and its small grid of runs."""
+@_group
+class PruneConfig(_Checked):
+  """Node-mask pruning (paper appendix A.5) and its small grid of runs.
 
-  steps: int = field(400, "gradient steps a run", AT_LEAST_1)
-  batch_size: int = field(
-    32, "pairs a step; each pair is two sequences", AT_LEAST_1
-  )
-  learning_rate: float = field(3e-2, "peak rate of AdamW on τ", POSITIVE)
-  warmup_fraction: float = field(
-    0.05,
-    "share of the steps over which the rate rises (Table 2; paper's text: 0)",
-    FRACTION,
-  )
-  beta2: float = field(0.95, "second-moment decay (1 - inv_beta2)", BELOW_1)
-  weight_decay: float = field(1e-3, "of AdamW on τ")
-  temperature: float = field(1.0, "T of the sigmoid surrogate", POSITIVE)
-  init_bias: float = field(0.1, "mean of the initial τ")
-  init_scale: float = field(1e-2, "standard deviation of the initial τ")
-  k_coefs: tuple[float, ...] = field(
-    (3e-4, 1e-3, 3e-3),
-    "cost of an open gate, a run each; one given again runs with another seed",
-    Accepted(
-      "one or more numbers of at least 0",
-      lambda ks: len(ks) > 0 and all(k >= 0 for k in ks),
-    ),
-  )
-  num_runs: int = field(
-    32,
-    "runs a task: those of k_coefs, then proposals from `search.SPACE`",
-    AT_LEAST_1,
-  )
-  num_seeds: int = field(
-    3, "how many of the runs repeat the best hyperparameters with other seeds"
-  )
-  round_size: int = field(
-    8, "runs a task that are proposed at once", AT_LEAST_1
-  )
-  site_costs: tuple[str, ...] = field(
-    (),
-    'such as "mlp.post_act=0.5": what an open gate of a site costs, in units of'
-    " the coefficient; 1 where nothing is said",
-  )
-  shift_answers: bool = field(
-    False,
-    "whether calibration fits a shift between the two answers beside the scale",
-  )
-  edge_steps: int = field(
-    200,
-    "gradient steps that learn which edges are essential; 0 leaves that out",
-    NOT_NEGATIVE,
-  )
+  Attributes:
+    steps: gradient steps a run
+    batch_size: pairs a step; each pair is two sequences
+    learning_rate: peak rate of AdamW on τ
+    warmup_fraction: share of the steps over which the rate rises (Table 2;
+      paper's text: 0)
+    beta2: second-moment decay (1 - inv_beta2)
+    weight_decay: of AdamW on τ
+    temperature: T of the sigmoid surrogate
+    init_bias: mean of the initial τ
+    init_scale: standard deviation of the initial τ
+    k_coefs: cost of an open gate, a run each; one given again runs with another
+      seed
+    num_runs: runs a task: those of k_coefs, then proposals from `search.SPACE`
+    num_seeds: how many of the runs repeat the best hyperparameters with other
+      seeds
+    round_size: runs a task that are proposed at once
+    site_costs: such as "mlp.post_act=0.5": what an open gate of a site costs,
+      in units of the coefficient; 1 where nothing is said
+    shift_answers: whether calibration fits a shift between the two answers
+      beside the scale
+    edge_steps: gradient steps that learn which edges are essential; 0 leaves
+      that out
+    curve_targets: further target losses whose circuit sizes are reported
+    ablation: value of a closed node: its mean over the pretraining
+      distribution, over the task's prompts, or zero
+    freeze_norms: whether a circuit runs with every RMS norm's scale held at the
+      whole model's on the same prompt, so that no circuit can live on what
+      ablation does to the norms (a variant of Drori's replication, 2026)
+    sites: sites whose channels are gated
+    target_loss: task loss the binarized circuit has to reach, in nats
+    selection_margin: validation pairs must meet this share of the target: test
+      pairs differ
+    loss_unit: what `target_loss` counts: "per_side" is the mean over the two
+      sides of a pair; "per_pair" their sum, as the released files store it
+    num_train: training pairs
+    num_validation: pairs that choose the size and the run
+    num_test: pairs that the saved metrics are measured on
+    mean_batches: batches of windows that give the pretraining means, after
+      training
+  """
+
+  steps: int = field(400, AT_LEAST_1)
+  batch_size: int = field(32, AT_LEAST_1)
+  learning_rate: float = field(3e-2, POSITIVE)
+  warmup_fraction: float = field(0.05, FRACTION)
+  beta2: float = field(0.95, BELOW_1)
+  weight_decay: float = 1e-3
+  temperature: float = field(1.0, POSITIVE)
+  init_bias: float = 0.1
+  init_scale: float = 1e-2
+  k_coefs: tuple[float, ...] = field((3e-4, 1e-3, 3e-3), COSTS)
+  num_runs: int = field(32, AT_LEAST_1)
+  num_seeds: int = 3
+  round_size: int = field(8, AT_LEAST_1)
+  site_costs: tuple[str, ...] = ()
+  shift_answers: bool = False
+  edge_steps: int = field(200, NOT_NEGATIVE)
   curve_targets: tuple[float, ...] = field(
-    (0.05, 0.1, 0.15, 0.2, 0.3, 0.5),
-    "further target losses whose circuit sizes are reported",
-    Accepted("positive numbers", lambda targets: all(t > 0 for t in targets)),
+    (0.05, 0.1, 0.15, 0.2, 0.3, 0.5), ALL_POSITIVE
   )
-  ablation: str = field(
-    "mean_pretrain",
-    "value of a closed node: its mean over the pretraining distribution, over"
-    " the task's prompts, or zero",
-    one_of(*ABLATIONS),
-  )
-  freeze_norms: bool = field(
-    False,
-    "whether a circuit runs with every RMS norm's scale held at the whole"
-    " model's on the same prompt, so that no circuit can live on what ablation"
-    " does to the norms (a variant of Drori's replication, 2026)",
-  )
-  sites: tuple[str, ...] = field(
-    sites.LAYER_NODE_SITES,
-    "sites whose channels are gated",
-    Accepted("one or more sites", lambda names: len(names) > 0),
-  )
-  target_loss: float = field(
-    0.15, "task loss the binarized circuit has to reach, in nats", POSITIVE
-  )
-  selection_margin: float = field(
-    1.0,
-    "validation pairs must meet this share of the target: test pairs differ",
-    DENSITY,
-  )
-  loss_unit: str = field(
-    "per_side",
-    'what `target_loss` counts: "per_side" is the mean over the two sides of a'
-    ' pair; "per_pair" their sum, as the released files store it',
-    one_of("per_side", "per_pair"),
-  )
-  num_train: int = field(512, "training pairs", AT_LEAST_1)
-  num_validation: int = field(
-    128, "pairs that choose the size and the run", AT_LEAST_1
-  )
-  num_test: int = field(
-    128, "pairs that the saved metrics are measured on", AT_LEAST_1
-  )
-  mean_batches: int = field(
-    16,
-    "batches of windows that give the pretraining means, after training",
-    AT_LEAST_1,
-  )
+  ablation: str = field("mean_pretrain", one_of(*ABLATIONS))
+  freeze_norms: bool = False
+  sites: tuple[str, ...] = field(sites.LAYER_NODE_SITES, SOME_SITES)
+  target_loss: float = field(0.15, POSITIVE)
+  selection_margin: float = field(1.0, DENSITY)
+  loss_unit: str = field("per_side", one_of("per_side", "per_pair"))
+  num_train: int = field(512, AT_LEAST_1)
+  num_validation: int = field(128, AT_LEAST_1)
+  num_test: int = field(128, AT_LEAST_1)
+  mean_batches: int = field(16, AT_LEAST_1)
 
   def __post_init__(self):
-    check_fields(self, "prune.")
-    if not (0 <= self.num_seeds < self.num_runs or self.num_seeds == 0):
-      raise errors.bad_value(
-        "prune.num_seeds",
-        self.num_seeds,
-        f"0 to below prune.num_runs={self.num_runs}",
-      )
+    super().__post_init__()
+    if not 0 <= self.num_seeds < self.num_runs:
+      need = f"0 to below prune.num_runs={self.num_runs}"
+      raise errors.bad_value("prune.num_seeds", self.num_seeds, need)
     _check_sites("prune.sites", self.sites, sites.NODE_SITES)
     self.cost_of_site()
 
@@ -447,37 +401,31 @@ class PruneConfig:
     return self.target_loss / (2 if self.loss_unit == "per_pair" else 1)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-  """A whole run."""
+@_group
+class Config(_Checked):
+  """A whole run.
 
-  seed: int = field(
-    0,
-    "of initialisation, data order, tasks and pruning",
-    Accepted("a number from 0 to 2^32 - 1", lambda seed: 0 <= seed < 2**32),
-  )
+  Attributes:
+    seed: of initialisation, data order, tasks and pruning
+    tasks: tasks that the quickstart prunes; the first is its headline
+  """
+
+  seed: int = field(0, SEED)
   data: DataConfig = DataConfig()
   model: ModelConfig = ModelConfig()
   sparsity: SparsityConfig = SparsityConfig()
   train: TrainConfig = TrainConfig()
   prune: PruneConfig = PruneConfig()
-  tasks: tuple[str, ...] = field(
-    ("single_double_quote", "bracket_counting"),
-    "tasks that the quickstart prunes; the first is its headline",
-  )
+  tasks: tuple[str, ...] = ("single_double_quote", "bracket_counting")
 
   def __post_init__(self):
-    check_fields(self)
+    super().__post_init__()
     check_activations(self.model, self.sparsity)
     check_density(self.model, self.sparsity)
 
 
 def check_activations(model: ModelConfig, sparsity: SparsityConfig) -> None:
-  """Checks that AbsTopK keeps a channel at every site it acts on.
-
-  Raises:
-    InputError: naming the site, if it would keep none.
-  """
+  """Raises InputError for a site where AbsTopK would keep no channel."""
   for site in sparsity.activation_sites:
     width = model.width(site)
     if sparsity.num_active(site, width) < 1:
@@ -489,11 +437,7 @@ def check_activations(model: ModelConfig, sparsity: SparsityConfig) -> None:
 
 
 def check_density(model: ModelConfig, sparsity: SparsityConfig) -> None:
-  """Checks that every block matrix keeps at least its protected weights.
-
-  Raises:
-    InputError: naming the matrix, if it would keep fewer.
-  """
+  """Raises InputError for a matrix that keeps fewer than it protects."""
   for path, (numel, units, length) in block_units(model).items():
     kept = int(sparsity.density * numel)
     protected = units * min(sparsity.min_alive, length)
@@ -524,31 +468,21 @@ def block_units(model: ModelConfig) -> dict[str, tuple[int, int, int]]:
 
 
 def resolve(config: Config, vocab_size: int) -> Config:
-  """Returns the config with the model's derived fields filled in.
-
-  Raises:
-    InputError: if `model.vocab_size` was given and is not the tokenizer's.
-  """
+  """Returns the config with the model's derived fields filled in."""
   model = config.model
   if model.vocab_size not in (0, vocab_size):
-    raise errors.bad_value(
-      "model.vocab_size",
-      model.vocab_size,
-      f"0 or the tokenizer's {vocab_size}",
-    )
+    need = f"0 or the tokenizer's {vocab_size}"
+    raise errors.bad_value("model.vocab_size", model.vocab_size, need)
   model = dataclasses.replace(
     model,
     vocab_size=vocab_size,
     d_mlp=model.width("mlp.post_act"),
     context_length=model.context_length or config.data.context_length,
   )
-  too_long = config.data.context_length > model.context_length
-  if model.positions != "none" and too_long:
-    raise errors.bad_value(
-      "data.context_length",
-      config.data.context_length,
-      f"at most model.context_length={model.context_length}",
-    )
+  length = config.data.context_length
+  if model.positions != "none" and length > model.context_length:
+    need = f"at most model.context_length={model.context_length}"
+    raise errors.bad_value("data.context_length", length, need)
   return dataclasses.replace(config, model=model)
 
 
@@ -558,10 +492,7 @@ def to_dict(config) -> dict[str, Any]:
 
 
 def settings(config: Config) -> dict[str, Any]:
-  """Returns `to_dict` less what may differ where a run is moved to.
-
-  That is where the tokens lie and which kernels compute.
-  """
+  """Returns `to_dict` without what may differ on another machine."""
   values = to_dict(config)
   values["data"].pop("directory")
   values["train"].pop("kernels")
@@ -573,8 +504,7 @@ def first_difference(
 ) -> tuple[str, Any, Any] | None:
   """Returns (field, their value, mine) of the first field that differs.
 
-  Both are nested dicts, as of `to_dict`. A field that theirs lacks counts as
-  None; one that mine lacks is not compared.
+  A field that theirs lacks counts as None; one that mine lacks is not compared.
   """
   theirs = dict(_flat(theirs)) if isinstance(theirs, Mapping) else {}
   for name, value in _flat(mine):
@@ -597,15 +527,14 @@ def to_config_dict(config: Config | None = None) -> ml_collections.ConfigDict:
 
 
 def from_config_dict(overrides: Mapping[str, Any]) -> Config:
-  """Returns the `Config` of nested mappings, whole or partial; see below."""
+  """Returns the `Config` of nested mappings, whole or partial."""
   return from_dict(Config, overrides)
 
 
 def from_dict(cls, values: Mapping[str, Any], prefix: str = ""):
   """Returns the dataclass `cls` of nested mappings; what they lack is default.
 
-  Raises:
-    InputError: on an unknown field, a wrong type or a value out of range.
+  Raises InputError on an unknown field, a wrong type or a value out of range.
   """
   if not isinstance(values, Mapping | ml_collections.ConfigDict):
     raise errors.bad_value(prefix.rstrip("."), values, "a group of fields")
@@ -613,9 +542,8 @@ def from_dict(cls, values: Mapping[str, Any], prefix: str = ""):
   kwargs = {}
   for name, value in dict(values.items()).items():
     if name not in hints:
-      raise errors.unknown_name(
-        "field", prefix + str(name), [prefix + known for known in hints]
-      )
+      known = [prefix + hint for hint in hints]
+      raise errors.unknown_name("field", f"{prefix}{name}", known)
     if dataclasses.is_dataclass(hints[name]):
       kwargs[name] = from_dict(hints[name], value, f"{prefix}{name}.")
     else:

@@ -25,10 +25,8 @@ class Site:
   """A named activation vector.
 
   Attributes:
-    name: hook name without the layer.
     width: which dimension of the model it has; "d_in" is d_model and, behind
       it, the width of concatenated positions.
-    per_layer: whether every layer has one, or the model has a single one.
     top_k: the released config's name (`afrac_loctypes`) of the AbsTopK that may
       be applied here, or None where there is none. On the residual stream it
       acts as a sublayer leaves it: `resid_in` names the MLP's, so the first
@@ -73,13 +71,8 @@ LAYER_NODE_SITES = tuple(n for n in NODE_SITES if SITES[n].per_layer)
 class EdgeKind:
   """Which slice of which stacked matrix joins which two sites.
 
-  Attributes:
-    name: the kind's name.
-    source: site the edge leaves.
-    target: site the edge enters.
-    matrix: parameter path; the parameter is `[layer, in, out]`.
-    block: which of `num_blocks` equal column blocks of the matrix it uses.
-    num_blocks: 3 for the fused query, key and value matrix, else 1.
+  The matrix is the path of a parameter `[layer, in, out]`, of which the edge
+  uses one of `num_blocks` equal column blocks: query, key and value are fused.
   """
 
   name: str
@@ -113,17 +106,11 @@ EDGE_KINDS = (
 
 def site_id(name: str, layer: int | None) -> str:
   """Returns the full name of a site: `3.attn.q`, or `final_resid`."""
-  if not SITES[name].per_layer:
-    return name
-  return f"{layer}.{name}"
+  return f"{layer}.{name}" if SITES[name].per_layer else name
 
 
 def parse_site_id(full_name: str, n_layer: int) -> tuple[str, int | None]:
-  """Returns (name, layer) of a full site name; layer is None for `final_resid`.
-
-  Raises:
-    InputError: if no such site exists in a model of `n_layer` layers.
-  """
+  """Returns (name, layer) of a full name; layer is None for `final_resid`."""
   if full_name in SITES and not SITES[full_name].per_layer:
     return full_name, None
   layer, _, name = full_name.partition(".")
@@ -135,13 +122,9 @@ def parse_site_id(full_name: str, n_layer: int) -> tuple[str, int | None]:
 
 def all_site_ids(n_layer: int) -> tuple[str, ...]:
   """Returns every full site name of a model, in forward order."""
-  ids = [
-    site_id(site.name, layer)
-    for layer in range(n_layer)
-    for site in SITES.values()
-    if site.per_layer
-  ]
-  return (*ids, *(s.name for s in SITES.values() if not s.per_layer))
+  in_layers = [name for name, site in SITES.items() if site.per_layer]
+  ids = [f"{layer}.{name}" for layer in range(n_layer) for name in in_layers]
+  return (*ids, *(name for name in SITES if name not in in_layers))
 
 
 def num_rows(name: str, n_layer: int) -> int:

@@ -24,21 +24,10 @@ _LEAST_QUERIES, _MOST_BLOCKS = 64, 4
 def attend(
   q_BxLxHxK, k_BxMxHxK, v_BxMxHxK, sink_H=None, position_BxL=None
 ) -> jax.Array:
-  """Causal attention with an optional sink, `[B, L, H, K]`.
+  """Causal attention with an optional sink, float32 `[B, L, H, K]`.
 
   A query sees the keys up to its own position: `position_BxL`, or its index.
-
-  Softmax in float32.
-
-  Args:
-    q_BxLxHxK: queries.
-    k_BxMxHxK: keys.
-    v_BxMxHxK: values.
-    sink_H: float32 logits; None is no sink.
-    position_BxL: int, the queries' positions among the keys.
-
-  Returns:
-    float32 `[B, L, H, K]`.
+  The sink's logits are float32; None is no sink.
   """
   # Heads first: one batched product of contiguous matrices.
   q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BxLxHxK, k_BxMxHxK, v_BxMxHxK))
@@ -50,16 +39,11 @@ def attend(
     visible_Bx1xLxM = jnp.arange(M) <= position_BxL[:, None, :, None]
     y_BxHxLxK = _attend(q, k, v, sink_H, visible_Bx1xLxM)
   else:
-    blocks = [
-      _attend(
-        q[:, :, start:stop],
-        k[:, :, :stop],
-        v[:, :, :stop],
-        sink_H,
-        jnp.tri(stop - start, stop, start, dtype=bool)[None, None],
-      )
-      for start, stop in _blocks(L)
-    ]
+    blocks = []
+    for start, stop in _blocks(L):
+      visible = jnp.tri(stop - start, stop, start, dtype=bool)[None, None]
+      parts = q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop]
+      blocks.append(_attend(*parts, sink_H, visible))
     y_BxHxLxK = jnp.concatenate(blocks, 2)
   return jnp.swapaxes(y_BxHxLxK, 1, 2)
 
@@ -80,18 +64,8 @@ def fused_attend(
   query sees it: zero in every channel but two, that only the sink's key and the
   queries use. Two, since a bfloat16 alone holds a logit to 1 part in 256: the
   second holds what the first leaves over. Works for any kernel, gradient and
-  all; docs/decisions.md says what it costs.
-
-  Args:
-    q_BxLxHxK: queries; for cuDNN bfloat16, K as `FUSED_WIDTHS`.
-    k_BxLxHxK: keys.
-    v_BxLxHxK: values.
-    sink_H: float32 logits; None is no sink.
-    position_BxL: queries elsewhere than at the keys are left to `attend`.
-    implementation: of `jax.nn.dot_product_attention`.
-
-  Returns:
-    float32 `[B, L, H, K]`.
+  all; docs/decisions.md says what it costs. cuDNN wants bfloat16 and K of
+  `FUSED_WIDTHS`. Queries elsewhere than at the keys are left to `attend`.
   """
   if position_BxL is not None:
     return attend(q_BxLxHxK, k_BxLxHxK, v_BxLxHxK, sink_H, position_BxL)
@@ -116,16 +90,11 @@ def fused_attend(
 
 
 def _widen(x_BxLxHxK, first_Hx2, others_Hx2) -> jax.Array:
-  """Returns x with two channels more, and a position before the first.
+  """Returns x with a new first position and two new channels, `[B, T, H, C]`.
 
-  Args:
-    x_BxLxHxK: queries, keys or values.
-    first_Hx2: the two channels at the new position; its others are zero.
-    others_Hx2: the two channels everywhere else.
-
-  Returns:
-    `[B, T, H, C]`, with zeros up to an even length and a width that kernels
-    take. No query but its own sees a position at the end.
+  The two hold `first_Hx2` at the new position, whose others are zero, and
+  `others_Hx2` elsewhere. Zeros fill up to an even length and a width that
+  kernels take; no query but its own sees a position at the end.
   """
   batch, length = x_BxLxHxK.shape[:2]
   spare = _SINK_CHANNELS - 2
@@ -149,9 +118,8 @@ def _blocks(length: int) -> list[tuple[int, int]]:
 @jax.custom_vjp
 def _attend(q_BxHxLxK, k_BxHxMxK, v_BxHxMxK, sink_H, visible_Bx1xLxM):
   """Attention with heads first; the gradient is written out below."""
-  return _attend_forward(
-    q_BxHxLxK, k_BxHxMxK, v_BxHxMxK, sink_H, visible_Bx1xLxM
-  )[0]
+  inputs = q_BxHxLxK, k_BxHxMxK, v_BxHxMxK, sink_H, visible_Bx1xLxM
+  return _attend_forward(*inputs)[0]
 
 
 _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
@@ -193,11 +161,8 @@ def _attend_backward(residuals, dy_BxHxLxK):
   dk_BxHxKxM = _product("BHKL,BHLM->BHKM", q, dscore_BxHxLxM) * scale
   dv_BxHxKxM = _product("BHKL,BHLM->BHKM", dy, weight_BxHxLxM)
   dk, dv = (jnp.swapaxes(x, 2, 3) for x in (dk_BxHxKxM, dv_BxHxKxM))
-  return (*map(_like, (dq_BxHxLxK, dk, dv), (q, k, v)), dsink_H, None)
-
-
-def _like(x, other):
-  return x.astype(other.dtype)
+  as_input = lambda gradient, x: gradient.astype(x.dtype)
+  return (*map(as_input, (dq_BxHxLxK, dk, dv), (q, k, v)), dsink_H, None)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

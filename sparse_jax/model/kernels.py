@@ -23,12 +23,7 @@ _ENTRIES_A_BLOCK = 4096  # 32 a thread, with Triton's 128 threads.
 
 
 class Kernels(NamedTuple):
-  """How a model computes.
-
-  Attributes:
-    attend: as `attention.attend`.
-    top_k_mask: as `top_k.top_k_mask` along the last axis.
-  """
+  """How a model computes: as `attend`, and `top_k_mask` of the last axis."""
 
   attend: Callable[..., jax.Array]
   top_k_mask: Callable[[jax.Array, int], jax.Array]
@@ -41,15 +36,8 @@ def row_top_k_mask(
 
   A block of rows stays on chip while the threshold is found bit by bit and ties
   are settled by index; XLA reads the rows anew for each of a dozen passes, and
-  waits for the host between them.
-
-  Args:
-    x: float array `[..., width]` of 16 or 32 bits.
-    k: entries kept a row, from 0 to width.
-    interpret: whether to run without a GPU, slowly; None is on CPU only.
-
-  Returns:
-    A boolean mask shaped as x, exactly k true entries a row.
+  waits for the host between them. `interpret` runs without a GPU, slowly; None
+  is on CPU only.
   """
   # Imported here: only GPUs need it, and JAX plans to drop Triton.
   from jax.experimental import pallas as pl  # noqa: PLC0415
@@ -114,24 +102,16 @@ def choose(
 ) -> Kernels:
   """Returns the kernels of `config.train.kernels`.
 
-  Args:
-    config: resolved.
-    dtype: that the model computes in.
-    num_devices: that share a step; the kernels are not split between them.
-
-  Raises:
-    InputError: if "fused" is asked for where it does not run.
+  Fused ones are not split between devices that share a step. Raises InputError
+  if "fused" is asked for where it does not run.
   """
   if config.train.kernels == "xla":
     return XLA
   backend = jax.default_backend()
   if backend != "gpu" or num_devices > 1:
-    raise errors.bad_value(
-      "train.kernels",
-      config.train.kernels,
-      f"xla for {num_devices} {backend} device(s): the fused kernels need one"
-      " GPU",
-    )
+    need = f"xla for {num_devices} {backend} device(s)"
+    need += ": the fused kernels need one GPU"
+    raise errors.bad_value("train.kernels", config.train.kernels, need)
   return check_fused(config.model, dtype)
 
 
@@ -139,13 +119,10 @@ def check_fused(model: config_lib.ModelConfig, dtype: jnp.dtype) -> Kernels:
   """Returns the fused kernels if they take a model's heads and dtype."""
   widths = attention.FUSED_WIDTHS
   if model.d_head not in widths:
-    raise errors.bad_value(
-      "model.d_head",
-      model.d_head,
-      f"a multiple of {widths.step}, at most {widths[-1]}, for fused kernels",
-    )
+    need = f"a multiple of {widths.step}, at most {widths[-1]}"
+    need += ", for fused kernels"
+    raise errors.bad_value("model.d_head", model.d_head, need)
   if dtype != jnp.bfloat16:
-    raise errors.bad_value(
-      "train.compute_dtype", dtype.name, "bfloat16 for fused kernels"
-    )
+    need = "bfloat16 for fused kernels"
+    raise errors.bad_value("train.compute_dtype", dtype.name, need)
   return FUSED

@@ -17,10 +17,6 @@ def cross_entropy(logits_NxV: jax.Array, targets_N: jax.Array) -> jax.Array:
   """Returns the mean cross-entropy in nats, float32.
 
   Autodiff would pass over `[N, V]` several times; this gradient is one pass.
-
-  Args:
-    logits_NxV: float32 logits.
-    targets_N: int, the correct tokens.
   """
   return _forward(logits_NxV, targets_N)[0]
 
@@ -48,16 +44,11 @@ def next_token_loss(
   windows_BxW: jax.Array,
   most_logits: int = MOST_LOGITS,
 ) -> jax.Array:
-  """Returns the mean next-token cross-entropy, in nats.
+  """Returns the mean cross-entropy of all tokens but the first, in nats.
 
-  Args:
-    model: runs without a hook.
-    params: of `model`.
-    windows_BxW: int `[B, L + 1]`; every token but the first is predicted.
-    most_logits: how many may exist at a time over all devices, and as many
-      gradients. More are computed in parts of equally many positions, and
-      again in the backward pass: at most L parts, few only if L has many
-      divisors.
+  At most `most_logits` exist at a time over all devices, and as many gradients.
+  More are computed in parts of equally many positions, and again in the
+  backward pass: at most L parts, few only if L has many divisors.
   """
   tokens_BxL, targets_BxL = windows_BxW[:, :-1], windows_BxW[:, 1:]
   x_BxLxD = model.residual(params, tokens_BxL)
@@ -68,11 +59,8 @@ def next_token_loss(
     logits_NxV = model.unembed(params, x_NxD, tokens_BxP.reshape(-1))
     return cross_entropy(logits_NxV, targets_BxP.reshape(-1))
 
-  num_parts = _num_parts(
-    targets_BxL.shape[1],
-    targets_BxL.size * model.config.vocab_size,
-    most_logits,
-  )
+  num_logits = targets_BxL.size * model.config.vocab_size
+  num_parts = _num_parts(targets_BxL.shape[1], num_logits, most_logits)
   if num_parts == 1:
     return part_loss(x_BxLxD, tokens_BxL, targets_BxL)
 
@@ -91,9 +79,5 @@ def next_token_loss(
 
 def _num_parts(length: int, num_logits: int, most_logits: int) -> int:
   """Returns the smallest number of equal parts that are each small enough."""
-  fits = (
-    n
-    for n in range(1, length)
-    if not length % n and num_logits <= n * most_logits
-  )
-  return next(fits, length)
+  divisors = (n for n in range(1, length) if length % n == 0)
+  return next((n for n in divisors if num_logits <= n * most_logits), length)

@@ -67,13 +67,7 @@ def _reduce(
 
 
 def _count(condition: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-  """Returns how many are true over `axes`."""
   return _reduce(condition.astype(jnp.int32), axes, jnp.add, jnp.sum)
-
-
-def _num_counts(size: int) -> int:
-  """Returns how many counts of up to `size` entries one integer is to hold."""
-  return max(1, min(_MOST_CANDIDATES, 32 // size.bit_length()))
 
 
 def _count_each(
@@ -94,14 +88,7 @@ def _count_each(
   return [jnp.sum(count, axes, keepdims=True) for count in counts]
 
 
-def _least(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-  return _reduce(x, axes, jnp.minimum, jnp.min)
-
-
-def _largest(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-  return _reduce(x, axes, jnp.maximum, jnp.max)
-
-
+_least = functools.partial(_reduce, combine=jnp.minimum, reduce=jnp.min)
 _DROPPED_SINGLY = 2
 _MOST_CANDIDATES = 3  # A pass; more cost as much as they save.
 
@@ -115,22 +102,18 @@ def _threshold(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Returns (threshold, entries that reach it, entries above), axes size one.
 
-  At least k entries of `bits` reach it. Where more do, it is the magnitude of
-  the k-th, and fewer than k are above it; where exactly k do, the number above
-  is that of entries that some larger threshold left.
-
-  Args:
-    bits: of magnitudes; protected entries hold the largest integer.
-    k: how many, broadcasting.
-    axes: over which entries compete.
-    dtype: of the magnitudes, for interpolation.
-    has_protected: whether any entries are protected.
+  At least k entries of `bits`, of magnitudes of a dtype, reach it. Where more
+  do, it is the magnitude of the k-th, and fewer than k are above it; where
+  exactly k do, the number above is that of entries that some larger threshold
+  left. Protected entries hold the largest integer.
   """
   largest = jnp.iinfo(bits.dtype).max
   num_bits = 8 * bits.dtype.itemsize - 1
   shape = [1 if a in axes else n for a, n in enumerate(bits.shape)]
   size = math.prod(bits.shape[a] for a in axes)
-  num_candidates = _num_counts(bits.shape[axes[-1]])
+  # As many as one integer can hold counts of.
+  num_bits_a_count = bits.shape[axes[-1]].bit_length()
+  num_candidates = max(1, min(_MOST_CANDIDATES, 32 // num_bits_a_count))
   k = jnp.broadcast_to(k, shape)
   value = lambda b: jax.lax.bitcast_convert_type(b, dtype).astype(jnp.float32)
 
@@ -155,20 +138,17 @@ def _threshold(
     open_ = is_open(low, high, count_low)
     candidates = []
     for number in range(1, num_candidates + 1):
-      share = number / (num_candidates + 1)
+      ends = low, high, number / (num_candidates + 1)
       candidate = jnp.where(
-        i % 6 == 5,
-        between_bits(low, high, share),
-        between_values(low, high, share),
+        i % 6 == 5, between_bits(*ends), between_values(*ends)
       )
       if number == 1:
         # Zeros are often many: the least magnitude above settles those first.
         candidate = jnp.where(i == 0, 1, candidate)
       candidate = jnp.clip(candidate, low + 1, jnp.maximum(high - 1, low + 1))
       candidates.append(candidate.astype(bits.dtype))
-    for candidate, reaching in zip(
-      candidates, _count_each(bits, candidates, axes), strict=True
-    ):
+    counts = _count_each(bits, candidates, axes)
+    for candidate, reaching in zip(candidates, counts, strict=True):
       up = open_ & (reaching >= k)
       down = open_ & (reaching < k) & (candidate < high)
       low = jnp.where(up, candidate, low)
@@ -178,16 +158,14 @@ def _threshold(
     return i + 1, low, high, count_low, count_high
 
   unprotected = jnp.where(bits == largest, 0, bits) if has_protected else bits
-  top = _largest(unprotected, axes)
+  top = _reduce(unprotected, axes, jnp.maximum, jnp.max)
   # Not just one above: where x is a sum, XLA may round it otherwise here than
   # in the loops below.
   slack = 1 << max(0, jnp.finfo(dtype).nmant - 7)
   high = (jnp.minimum(top, largest - slack) + slack).astype(bits.dtype)
-  count_high = (
-    _count(bits == largest, axes)
-    if has_protected
-    else jnp.zeros(shape, jnp.int32)
-  )
+  count_high = jnp.zeros(shape, jnp.int32)
+  if has_protected:
+    count_high = _count(bits == largest, axes)
   low = jnp.zeros(shape, bits.dtype)
   # Protected entries alone suffice, or none is wanted: the threshold is above.
   is_above = count_high >= k
@@ -223,16 +201,9 @@ def _threshold(
 def kth_magnitude(
   x: jax.Array, k: int | jax.Array, axis: int | Sequence[int] = -1
 ) -> jax.Array:
-  """Returns the k-th largest magnitude.
+  """Returns the k-th largest magnitude over the axes, without them.
 
-  Args:
-    x: float array of 16 or 32 bits.
-    k: how many entries reach the result, from 1 to the number of entries;
-      an array broadcasts against `x` with `axis` reduced to size one.
-    axis: axis or axes that are searched together.
-
-  Returns:
-    The magnitude, of x's dtype, without `axis`.
+  k is at least 1; else as in `top_k_mask`.
   """
   axes = _axes(x.ndim, axis)
   bits = magnitude_bits(x)
@@ -252,16 +223,10 @@ def top_k_mask(
 ) -> jax.Array:
   """Returns a boolean mask of the k entries of largest magnitude.
 
-  Args:
-    x: float array of 16 or 32 bits.
-    k: how many entries to keep, from 0 to the number of entries; may be traced,
-      and an array broadcasts against `x` with `axis` reduced to size one.
-    axis: axis or axes over which entries compete.
-    protected: boolean mask, shaped as x, of entries that rank above all others.
-
-  Returns:
-    A mask shaped as x with exactly k true entries along `axis`; among equal
-    magnitudes the lower (row-major) index wins.
+  x holds floats of 16 or 32 bits. Exactly k entries are true along `axis`, from
+  0 to all; among equal magnitudes the lower (row-major) index wins. k may be
+  traced, and an array broadcasts against x with `axis` reduced to size one.
+  Entries of the mask `protected`, shaped as x, rank above all others.
   """
   axes = _axes(x.ndim, axis)
   k = jnp.asarray(k, jnp.int32)
@@ -321,13 +286,8 @@ def abs_top_k(
 ) -> jax.Array:
   """AbsTopK: keeps the k largest magnitudes of the last axis, zeroes the rest.
 
-  Paper section 2 ("activation sparsity"). The gradient is that of the mask: it
-  passes unchanged through kept entries and is zero elsewhere.
-
-  Args:
-    x: float array `[..., width]`.
-    k: entries kept per vector; `width` returns x itself.
-    mask_of: `top_k_mask`, or a kernel that stands for it.
+  Paper section 2 ("activation sparsity"). The gradient passes unchanged through
+  kept entries and is zero elsewhere. A kernel may stand for `top_k_mask`.
   """
   if k == x.shape[-1]:
     return x
@@ -351,15 +311,12 @@ _keep.defvjp(_keep_forward, _keep_backward)
 
 
 def pack_bits(mask: jax.Array) -> jax.Array:
-  """Returns a boolean mask `[..., width]` as bits, eight a byte.
+  """Returns a boolean mask `[..., width]` as uint8 `[..., ceil(width / 8)]`.
 
   Autodiff would keep a byte an entry until the backward pass. A byte holds
   entries that are up to 64 apart: adjacent ones, as `jnp.packbits` takes them,
   cost twice the temporaries (docs/performance.md). Groups of 512 are packed by
   themselves, so that a wide axis may be split between devices.
-
-  Returns:
-    uint8 `[..., ceil(width / 8)]`.
   """
   *rest, width = mask.shape
   mask = jnp.pad(mask, [(0, 0)] * len(rest) + [(0, -width % 8)])

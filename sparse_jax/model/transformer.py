@@ -9,9 +9,10 @@ Axes: B batch, L query position, M key position, D residual, H head, K head
 width, F hidden neuron, P position embedding, V vocabulary.
 """
 
+import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -33,187 +34,102 @@ _LAYER_NORM_EPS = 1e-5
 _INIT_SCALE = 0.02
 
 
-class Norm(nn.Module):
-  """Gain (and bias) of a norm, stacked over layers where `stack` says so."""
+class Parameters(nn.Module):
+  """Parameters of nested names, each of an (initialiser, shape)."""
 
-  stack: tuple[int, ...]
-  width: int
-  use_bias: bool
+  tree: Mapping[str, Any]
 
   @nn.compact
   def __call__(self):
-    shape = (*self.stack, self.width)
-    p = {"scale": self.param("scale", nn.initializers.ones, shape)}
-    if self.use_bias:
-      p["bias"] = self.param("bias", nn.initializers.zeros, shape)
-    return p
-
-
-class Linear(nn.Module):
-  """Kernel `[layer, in, out]` and bias of a stacked linear map."""
-
-  config: config_lib.ModelConfig
-  d_in: int
-  d_out: int
-
-  @nn.compact
-  def __call__(self):
-    c = self.config
-    scale = _INIT_SCALE
-    if self.name == "c_proj":  # It writes to the residual stream.
-      scale /= math.sqrt(2 * c.n_layer)
-    shape = (c.n_layer, self.d_in, self.d_out)
-    p = {"kernel": self.param("kernel", nn.initializers.normal(scale), shape)}
-    if c.bias:
-      shape = (c.n_layer, self.d_out)
-      p["bias"] = self.param("bias", nn.initializers.zeros, shape)
-    return p
-
-
-class Attention(nn.Module):
-  """Parameters of every layer's attention."""
-
-  config: config_lib.ModelConfig
-
-  @nn.compact
-  def __call__(self):
-    c = self.config
-    p = {
-      "c_attn": Linear(
-        c, c.width("attn.act_in"), 3 * c.d_model, name="c_attn"
-      )(),
-      "c_proj": Linear(c, c.d_model, c.d_model, name="c_proj")(),
-    }
-    if c.sink:
-      shape = (c.n_layer, c.n_head)
-      p["sink"] = self.param("sink", nn.initializers.zeros, shape)
-    return p
-
-
-class Mlp(nn.Module):
-  """Parameters of every layer's MLP."""
-
-  config: config_lib.ModelConfig
-
-  @nn.compact
-  def __call__(self):
-    c = self.config
-    d_mlp = c.width("mlp.post_act")
     return {
-      "c_fc": Linear(c, c.width("mlp.act_in"), d_mlp, name="c_fc")(),
-      "c_proj": Linear(c, d_mlp, c.d_model, name="c_proj")(),
+      name: self.param(name, *entry)
+      if isinstance(entry, tuple)
+      else Parameters(entry, name=name)()
+      for name, entry in self.tree.items()
     }
 
 
-class Layers(nn.Module):
-  """Parameters of all layers, each with a leading layer axis."""
+def _declare(c: config_lib.ModelConfig) -> dict[str, Any]:
+  """Returns (initialiser, shape) of every parameter (inference/gpt.py)."""
+  init, v = nn.initializers, c.vocab_size
+  d, d_in, d_mlp = c.d_model, c.width("attn.act_in"), c.width("mlp.post_act")
+  random = init.normal(_INIT_SCALE)
+  to_residual = init.normal(_INIT_SCALE / math.sqrt(2 * c.n_layer))
+  table = lambda rows, width: {"embedding": (random, (rows, width))}
 
-  config: config_lib.ModelConfig
-
-  @nn.compact
-  def __call__(self):
-    c = self.config
-    norm = lambda name, width: Norm(
-      (c.n_layer,), width, _norm_has_bias(c), name=name
-    )()
-    p = {
-      "ln_1": norm("ln_1", c.d_model),
-      "attn": Attention(c, name="attn")(),
-      "ln_2": norm("ln_2", c.d_model),
-      "mlp": Mlp(c, name="mlp")(),
-    }
-    if c.concatenates_positions:
-      p["ln_p1"] = norm("ln_p1", c.d_position)
-      p["ln_p2"] = norm("ln_p2", c.d_position)
+  def norm(*shape):
+    p = {"scale": (init.ones, shape)}
+    if c.norm == "layer" and c.norm_bias:
+      p["bias"] = init.zeros, shape
     return p
 
-
-class Embedding(nn.Module):
-  """A table `[rows, width]`, of sinusoids or random."""
-
-  rows: int
-  width: int
-  sinusoidal: bool = False
-
-  @nn.compact
-  def __call__(self):
-    init = nn.initializers.normal(_INIT_SCALE)
-    if self.sinusoidal:
-      init = lambda _, shape: sinusoids(*shape)
-    shape = (self.rows, self.width)
-    return {"embedding": self.param("embedding", init, shape)}
-
-
-class Decoder(nn.Module):
-  """Declares every parameter: shapes and initialisers (inference/gpt.py)."""
-
-  config: config_lib.ModelConfig
-
-  @nn.compact
-  def __call__(self):
-    c = self.config
-    v = c.vocab_size
-    p = {
-      "wte": Embedding(v, c.d_model, name="wte")(),
-      "layers": Layers(c, name="layers")(),
-      "ln_f": Norm((), c.d_model, _norm_has_bias(c), name="ln_f")(),
-      "logit_bias": self.param("logit_bias", nn.initializers.zeros, (v,)),
-    }
-    if not c.tied:
-      p["lm_head"] = Embedding(v, c.d_model, name="lm_head")()
-    if c.positions == "learned":
-      p["wpe"] = Embedding(c.context_length, c.d_model, name="wpe")()
-    if c.concatenates_positions:
-      fixed = c.positions == "sinusoidal"
-      p["wpe"] = Embedding(c.context_length, c.d_position, fixed, name="wpe")()
-    if c.bigram != "none":
-      init = nn.initializers.uniform(_INIT_SCALE)
-      p["bigram_table"] = self.param("bigram_table", init, (v, v))
+  def linear(d_in, d_out, kernel_init=random):
+    p = {"kernel": (kernel_init, (c.n_layer, d_in, d_out))}
+    if c.bias:
+      p["bias"] = init.zeros, (c.n_layer, d_out)
     return p
 
+  attention = {
+    "c_attn": linear(d_in, 3 * d),
+    "c_proj": linear(d, d, to_residual),
+  }
+  if c.sink:
+    attention["sink"] = init.zeros, (c.n_layer, c.n_head)
+  layers = {
+    "ln_1": norm(c.n_layer, d),
+    "attn": attention,
+    "ln_2": norm(c.n_layer, d),
+    "mlp": {
+      "c_fc": linear(d_in, d_mlp),
+      "c_proj": linear(d_mlp, d, to_residual),
+    },
+  }
+  tree = {
+    "wte": table(v, d),
+    "layers": layers,
+    "ln_f": norm(d),
+    "logit_bias": (init.zeros, (v,)),
+  }
+  if c.concatenates_positions:
+    layers |= {
+      name: norm(c.n_layer, c.d_position) for name in ("ln_p1", "ln_p2")
+    }
+    tree["wpe"] = table(c.context_length, c.d_position)
+  if c.positions == "sinusoidal":
+    shape = c.context_length, c.d_position
+    tree["wpe"] = {"embedding": (lambda _, shape: sinusoids(*shape), shape)}
+  if c.positions == "learned":
+    tree["wpe"] = table(c.context_length, d)
+  if not c.tied:
+    tree["lm_head"] = table(v, d)
+  if c.bigram != "none":
+    tree["bigram_table"] = init.uniform(_INIT_SCALE), (v, v)
+  return tree
 
-def _norm_has_bias(config: config_lib.ModelConfig) -> bool:
-  return config.norm == "layer" and config.norm_bias
 
-
+@dataclasses.dataclass(frozen=True, repr=False)
 class Model:
   """A decoder's pure functions of its parameters.
 
-  Attributes:
-    config: shape, with derived fields resolved.
-    sparsity: where AbsTopK acts and how much it keeps.
-    dtype: of activations and matrix products; norms, attention weights and
-      logits are float32.
-    kernels: what computes attention and AbsTopK.
+  `dtype` is that of activations and matrix products; norms, attention weights
+  and logits are float32. The config's derived fields must be resolved. Models
+  of one configuration are equal: they share programs.
   """
 
-  def __init__(
-    self,
-    config: config_lib.ModelConfig,
-    sparsity: config_lib.SparsityConfig,
-    dtype: jnp.dtype = jnp.float32,
-    kernels: kernels_lib.Kernels = kernels_lib.XLA,
-  ):
-    if not config.vocab_size or not config.d_mlp:
+  config: config_lib.ModelConfig
+  sparsity: config_lib.SparsityConfig
+  dtype: jnp.dtype = jnp.float32
+  kernels: kernels_lib.Kernels = kernels_lib.XLA
+
+  def __post_init__(self):
+    c = self.config
+    if not c.vocab_size or not c.d_mlp:
       raise errors.InputError(
-        f"model.vocab_size={config.vocab_size} and model.d_mlp="
-        f"{config.d_mlp} must be resolved; see sparse_jax.config.resolve"
+        f"model.vocab_size={c.vocab_size} and model.d_mlp={c.d_mlp} must be"
+        " resolved; see sparse_jax.config.resolve"
       )
-    config_lib.check_activations(config, sparsity)
-    self.config = config
-    self.sparsity = sparsity
-    self.dtype = jnp.dtype(dtype)
-    self.kernels = kernels
-
-  def _key(self):
-    return self.config, self.sparsity, self.dtype, self.kernels
-
-  def __eq__(self, other) -> bool:
-    """Models of one configuration are one model: they share programs."""
-    return isinstance(other, Model) and self._key() == other._key()
-
-  def __hash__(self) -> int:
-    return hash(self._key())
+    config_lib.check_activations(c, self.sparsity)
+    object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
 
   def __repr__(self) -> str:
     c, s = self.config, self.sparsity
@@ -226,24 +142,18 @@ class Model:
 
   def init(self, rng: jax.Array) -> Params:
     """Returns fresh parameters, float32."""
-    return Decoder(self.config).init(rng)["params"]
+    return Parameters(_declare(self.config)).init(rng)["params"]
 
   def apply(
     self, params: Params, tokens: jax.Array, hook: Hook | None = None
   ) -> jax.Array:
     """Returns logits, float32 `[B, L, V]`, in nats up to a constant.
 
-    Args:
-      params: parameter tree, as `init` makes it.
-      tokens: int `[B, L]`, an array or nested lists; B may be 0.
-      hook: `hook(site, layer, x) -> x`, called at every site after its AbsTopK
-        with x `[B, L, width]`; layer is None for `final_resid`. With a hook the
-        layers are unrolled, so `layer` is a Python int. It returns an array of
-        x's shape.
-
-    Raises:
-      InputError: if tokens have another rank, no position, or (unless they are
-        traced) an id outside the vocabulary; if a hook returns anything else.
+    Tokens are int `[B, L]`, an array or nested lists; B may be 0. The hook is
+    called as `hook(site, layer, x) -> x` at every site after its AbsTopK, with
+    x `[B, L, width]`, and returns an array of that shape; layer is a Python
+    int, None for `final_resid`. Raises InputError for other tokens (see
+    `check_tokens`) and for a hook that returns anything else.
     """
     tokens = check_tokens(tokens, self.config.vocab_size)
     return self.unembed(params, self.residual(params, tokens, hook), tokens)
@@ -255,18 +165,11 @@ class Model:
     hook: Hook | None = None,
     positions_B: jax.Array | None = None,
   ) -> jax.Array:
-    """Returns the residual stream before the last norm.
+    """Returns the residual stream before the last norm, `[B, L, D]`.
 
-    Args:
-      params: parameter tree.
-      tokens: as for `apply`.
-      hook: as for `apply`.
-      positions_B: int `[B]`, the only position of each row that is wanted. The
-        last layer then computes keys and values everywhere and all else there
-        alone: a hook sees `[B, 1, width]` from that layer's queries on.
-
-    Returns:
-      `[B, L, D]`, or `[B, 1, D]` with `positions_B`.
+    With `positions_B`, the only position of each row that is wanted, it is
+    `[B, 1, D]`. The last layer then computes keys and values everywhere and all
+    else there alone: a hook sees `[B, 1, width]` from that layer's queries on.
     """
     tokens = check_tokens(tokens, self.config.vocab_size)
     config = self.config
@@ -279,14 +182,15 @@ class Model:
     x_BxLxD = params["wte"]["embedding"][tokens].astype(self.dtype)
     if config.positions == "learned":
       x_BxLxD += params["wpe"]["embedding"][:length].astype(self.dtype)
-    position_LxP = self._concatenated_positions(params, length)
-    layers = jax.tree.map(self._cast, params["layers"])
+    position_LxP = None
+    if config.concatenates_positions:
+      position_LxP = params["wpe"]["embedding"][:length]
+    layers = jax.tree.map(lambda x: x.astype(self.dtype), params["layers"])
     block = functools.partial(self._block, position_LxP=position_LxP)
     if hook is None and positions_B is None:
       step = lambda x, p: (block(p, x, _no_hook, None), None)
       # Rolled, CPU is a third slower; unrolled, compile time grows with depth.
-      on_cpu = jax.default_backend() == "cpu"
-      unroll = config.n_layer if on_cpu else 1
+      unroll = config.n_layer if jax.default_backend() == "cpu" else 1
       return jax.lax.scan(step, x_BxLxD, layers, unroll=unroll)[0]
     hook = _checked(hook) if hook else _no_hook
     for layer in range(config.n_layer):
@@ -302,16 +206,10 @@ class Model:
     tokens: jax.Array,
     candidates: jax.Array | None = None,
   ) -> jax.Array:
-    """Returns the logits that final residuals give.
+    """Returns the float32 logits that residuals before the last norm give.
 
-    Args:
-      params: parameter tree.
-      x_xD: `[..., D]` residuals before the last norm.
-      tokens: int `[...]`, the current tokens (the bigram table's rows).
-      candidates: int `[..., C]`: only these tokens' logits; None is all V.
-
-    Returns:
-      float32 `[..., V]` or `[..., C]`.
+    Tokens `[...]` are the current ones, the bigram table's rows. The logits are
+    those of all tokens, `[..., V]`, or of the candidates `[..., C]` alone.
     """
     h_xD = self.final_norm(params, x_xD)
     w_VxD = self.unembedding(params)
@@ -319,14 +217,12 @@ class Model:
     if candidates is None:
       logits = (h_xD @ w_VxD.astype(h_xD.dtype).T).astype(jnp.float32)
       logits += params["logit_bias"]
-      if bigram_VxV is None:
-        return logits
-      return logits + bigram_rows(bigram_VxV, tokens)
-    logits = jnp.einsum("...D,...CD->...C", h_xD, w_VxD[candidates])
-    logits += params["logit_bias"][candidates]
-    if bigram_VxV is None:
-      return logits
-    return logits + bigram_VxV[tokens[..., None], candidates]
+      rows = lambda: bigram_rows(bigram_VxV, tokens)
+    else:
+      logits = jnp.einsum("...D,...CD->...C", h_xD, w_VxD[candidates])
+      logits += params["logit_bias"][candidates]
+      rows = lambda: bigram_VxV[tokens[..., None], candidates]
+    return logits if bigram_VxV is None else logits + rows()
 
   def final_norm(self, params: Params, x_xD: jax.Array) -> jax.Array:
     """Returns the normalised final residual, in the compute dtype."""
@@ -390,9 +286,8 @@ class Model:
     else:
       h_BxLxF = jax.nn.gelu(h_BxLxF, approximate=False)
     h_BxLxF = self._site("mlp.post_act", h_BxLxF, hook, layer)
-    return self._site(
-      "mlp.resid_delta", _linear(p["c_proj"], h_BxLxF), hook, layer
-    )
+    out_BxLxD = _linear(p["c_proj"], h_BxLxF)
+    return self._site("mlp.resid_delta", out_BxLxD, hook, layer)
 
   def _site(self, name, x, hook, layer):
     return hook(name, layer, self._top_k(name, x))
@@ -410,9 +305,7 @@ class Model:
       variance = jnp.mean(jnp.square(x), -1, keepdims=True)
       x *= jax.lax.rsqrt(variance + _LAYER_NORM_EPS)
     x = x * p["scale"]
-    if "bias" in p:
-      x = x + p["bias"]
-    return x.astype(self.dtype)
+    return (x + p["bias"] if "bias" in p else x).astype(self.dtype)
 
   def _leave(self, name, x_BxLxD):
     """Returns the residual stream as a sublayer leaves it."""
@@ -420,23 +313,12 @@ class Model:
       x_BxLxD = jax.nn.relu(x_BxLxD)
     return self._top_k(name, x_BxLxD)
 
-  def _cast(self, leaf):
-    return leaf.astype(self.dtype)
-
-  def _concatenated_positions(self, params, length):
-    if self.config.concatenates_positions:
-      return params["wpe"]["embedding"][:length]
-    return None
-
 
 def check_tokens(tokens: Any, vocab_size: int) -> jax.Array:
-  """Returns tokens as an int array `[B, L]`.
+  """Returns tokens as an int array `[B, L]`, L at least 1.
 
   A lookup clamps ids outside the vocabulary, so they are refused here; traced
   ids are not known yet and pass.
-
-  Raises:
-    InputError: naming the shape or the first bad id.
   """
   is_traced = isinstance(tokens, jax.core.Tracer)
   if not is_traced:
@@ -503,18 +385,15 @@ def _only(x_BxLxD, wanted_B):
 
 def _split_outputs(p, width):
   """Returns a linear map's first `width` outputs and the rest, as two maps."""
-  return (
-    {name: leaf[..., :width] for name, leaf in p.items()},
-    {name: leaf[..., width:] for name, leaf in p.items()},
-  )
+  parts = slice(width), slice(width, None)
+  return [{name: x[..., part] for name, x in p.items()} for part in parts]
 
 
 @jax.custom_vjp
 def bigram_rows(table_VxV: jax.Array, tokens: jax.Array) -> jax.Array:
   """Returns the bigram table's rows of the current tokens, `[..., V]`.
 
-  The last row (end of text) gets no gradient: the authors' lookup names it as
-  padding (`train.py`).
+  The last row (end of text) gets no gradient: it is padding in `train.py`.
   """
   return table_VxV[tokens]
 
@@ -533,10 +412,10 @@ bigram_rows.defvjp(_bigram_forward, _bigram_backward)
 
 
 def sinusoids(length: int, width: int) -> jax.Array:
-  """Returns fixed positions `[length, width]`, sines then cosines.
+  """Returns fixed positions `[length, width]`, as inference/gpt.py does.
 
-  Periods are spaced evenly in the logarithm from 4 to `length`; the last column
-  of an odd width is zero (inference/gpt.py).
+  Sines, then cosines, of periods spaced evenly in the logarithm from 4 to
+  `length`; the last column of an odd width is zero.
   """
   period_P = np.geomspace(4, max(4, length), max(1, width // 2))
   angle_LxP = 2 * np.pi * np.arange(length)[:, None] / period_P

@@ -75,7 +75,7 @@ _TYPE_NAMES = {
   bool: "true or false",
   str: "a string",
 }
-_SITE_OF_LOCTYPE = {s.top_k: s.name for s in sites.SITES.values() if s.top_k}
+_LOCTYPES = [s.top_k for s in sites.SITES.values() if s.top_k]
 _DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -85,11 +85,7 @@ def is_released(directory: files.PathLike) -> bool:
 
 
 def read_fields(directory: files.PathLike) -> dict[str, Any]:
-  """Returns the contents of `beeg_config.json`, unknown fields included.
-
-  Raises:
-    InputError: if the file is missing or no JSON object.
-  """
+  """Returns the contents of `beeg_config.json`, unknown fields included."""
   path = pathlib.Path(directory) / CONFIG
   fields = files.read_json(path, "the config of a released model")
   if not isinstance(fields, dict):
@@ -105,26 +101,15 @@ def read_config(
   """Returns the shape and the activation sparsity of a released model.
 
   Fields that are not known are named in a warning. The file does not state the
-  density of the weights, which is left at 1.
-
-  Raises:
-    InputError: if the file is missing or no JSON object, or a field is missing,
-      of a wrong type, out of range or in contradiction to another one.
+  density of the weights, which is left at 1. Raises InputError if a field is
+  missing, of a wrong type, out of range or in contradiction to another one.
   """
-  path = pathlib.Path(directory) / CONFIG
+  where = pathlib.Path(directory) / CONFIG
   fields = read_fields(directory)
-  if unknown := sorted(set(fields) - _KNOWN):
-    logging.warning(
-      "%s: unknown fields %s are kept and have no effect",
-      path,
-      ", ".join(unknown),
-    )
-  return _describe(fields, str(path))
+  if unknown := ", ".join(sorted(set(fields) - _KNOWN)):
+    message = "%s: unknown fields %s are kept and have no effect"
+    logging.warning(message, where, unknown)
 
-
-def _describe(
-  fields: Mapping[str, Any], where: str
-) -> tuple[config_lib.ModelConfig, config_lib.SparsityConfig]:
   def refuse(name, accepted):
     raise errors.bad_value(f"{where}: {name}", fields.get(name), accepted)
 
@@ -138,7 +123,7 @@ def _describe(
       refuse(name, "at least 1")
 
   defaults = {name: default for name, (_, default) in _FIELDS.items()}
-  f = types.SimpleNamespace(**{**defaults, **fields})
+  f = types.SimpleNamespace(**(defaults | fields))
   if f.d_model % f.n_head:
     refuse("n_head", f"a divisor of d_model={f.d_model}")
   if f.d_head not in (None, f.d_model // f.n_head):
@@ -187,19 +172,17 @@ def _build(f: types.SimpleNamespace):
     bigram=bigram if f.enable_bigram_table else "none",
     residual_activation=f.residual_activation_type,
   )
-  active = set()
-  for loctype in filter(None, map(str.strip, f.afrac_loctypes.split(","))):
-    if loctype not in _SITE_OF_LOCTYPE:
-      raise errors.unknown_name(
-        "location in afrac_loctypes", loctype, _SITE_OF_LOCTYPE
-      )
-    active.add(_SITE_OF_LOCTYPE[loctype])
-  if f.afrac is None:
-    active = set()
+  loctypes = [*filter(None, map(str.strip, f.afrac_loctypes.split(",")))]
+  for loctype in loctypes:
+    if loctype not in _LOCTYPES:
+      kind = "location in afrac_loctypes"
+      raise errors.unknown_name(kind, loctype, _LOCTYPES)
+  active = [] if f.afrac is None else loctypes
+  all_sites = sites.SITES.values()
   sparsity = config_lib.SparsityConfig(
     density=1.0,
     activation_fraction=1.0 if f.afrac is None else float(f.afrac),
-    activation_sites=tuple(name for name in sites.SITES if name in active),
+    activation_sites=tuple(s.name for s in all_sites if s.top_k in active),
   )
   config_lib.check_activations(model, sparsity)
   return model, sparsity
@@ -208,9 +191,7 @@ def _build(f: types.SimpleNamespace):
 def _is_of(value, kind) -> bool:
   if isinstance(value, bool):
     return kind is bool
-  if isinstance(value, int) and kind == float | None:
-    return True
-  return isinstance(value, kind)
+  return isinstance(value, int | kind if kind == float | None else kind)
 
 
 def config_fields(
@@ -222,11 +203,8 @@ def config_fields(
   model are taken over, unknown ones included.
   """
   c, sparsity = model.config, model.sparsity
-  active = [
-    site.top_k
-    for site in sites.SITES.values()
-    if site.name in sparsity.activation_sites
-  ]
+  all_sites = sites.SITES.values()
+  active = [s.top_k for s in all_sites if s.name in sparsity.activation_sites]
   is_sparse = bool(active) and sparsity.activation_fraction < 1
   return {
     **_EXPORTED,
@@ -244,7 +222,7 @@ def config_fields(
     "residual_activation_type": c.residual_activation,
     "activation_type": c.activation,
     "afrac": sparsity.activation_fraction if is_sparse else None,
-    "afrac_loctypes": (",".join(active) or _FIELDS["afrac_loctypes"][1]),
+    "afrac_loctypes": ",".join(active) or _FIELDS["afrac_loctypes"][1],
     "tied_unembed": c.tied,
     "enable_bigram_table": c.bigram != "none",
     "learnable_bigram_table": c.bigram == "learned",
@@ -267,10 +245,7 @@ _LM_HEAD = "lm_head.weight"
 
 
 def tensor_name(path: str, layer: int | None) -> str:
-  """Returns the released name of a parameter such as `layers/mlp/c_fc/kernel`.
-
-  `layer` is for paths below `layers`.
-  """
+  """Returns the released name of a parameter like `layers/mlp/c_fc/kernel`."""
   special = {sites.LOGIT_BIAS: "final_logits_bias", sites.BIGRAM: path}
   if path in special:
     return special[path]
@@ -296,23 +271,18 @@ def load_model(
 
   Weights come from `final_model.pt`, or else from `model.safetensors`; float16
   and bfloat16 are widened. Every tensor goes from the mapped file straight to
-  its place, so memory peaks little above the model's size.
-
-  Raises:
-    InputError: if a file is missing, damaged or refused; if a tensor is
-      missing, not of this model, or has another shape, type or non-finite
-      values. It names the file and the field or tensor.
+  its place, so memory peaks little above the model's size. Raises InputError,
+  which names the file and the field or tensor, if a file is missing, damaged or
+  refused, or a tensor is missing, not of this model or not finite.
   """
   directory = pathlib.Path(directory)
   model = transformer.Model(*read_config(directory))
   tensors = _Tensors.open(directory)
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   tensors.check_names(model.config, shapes)
-  total = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-  with tqdm.tqdm(
-    desc=f"load {directory.name}", total=total, unit_scale=True, delay=2,
-    leave=False,
-  ) as bar:  # fmt: skip
+  total = transformer.num_parameters(shapes)
+  how = {"unit_scale": True, "delay": 2, "leave": False}
+  with tqdm.tqdm(desc=f"load {directory.name}", total=total, **how) as bar:
 
     def parameter(path, shape):
       value = _read_parameter(tensors, sites.path_name(path), shape.shape)
@@ -335,7 +305,6 @@ class _Tensors:
 
   @classmethod
   def open(cls, directory: pathlib.Path) -> "_Tensors":
-    """Opens a directory's weights."""
     path = directory / PYTORCH_WEIGHTS
     if path.is_file():
       state = torch_file.load_state_dict(path)
@@ -379,12 +348,10 @@ class _Tensors:
       )
 
   def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns a tensor, checked."""
 
     def refuse(found, need):
-      return errors.InputError(
-        f"{self.path}: tensor {name!r} {found}; need {need}"
-      )
+      where = f"{self.path}: tensor {name!r}"
+      return errors.InputError(f"{where} {found}; need {need}")
 
     types_needed = " or ".join(_DTYPES)
     try:
@@ -440,9 +407,8 @@ def state_dict(
 ) -> dict[str, np.ndarray]:
   """Returns a model's tensors as the released code names and lays them out.
 
-  Every key that the authors' `GPT` of the same config has is there, float32: a
-  tied unembedding twice, and a position table of zeros in a model that has no
-  positions.
+  All keys of the authors' `GPT` of the same config, float32: a tied unembedding
+  twice, and a position table of zeros in a model that has no positions.
   """
   c = model.config
   tensors = {}
@@ -472,32 +438,21 @@ def save_model(
   """Writes `beeg_config.json` and `model.safetensors`.
 
   The authors' class and other readers of their format load the result;
-  `load_model` gives the same logits. An earlier export is replaced when the new
-  one is whole.
-
-  Args:
-    directory: new, empty or an earlier export.
-    model: the model.
-    params: its parameters.
-    tokenizer: written as `tokenizer.json`, if given.
-    kept: as in `config_fields`; `read_fields` gives them.
-
-  Raises:
-    InputError: if the directory holds something else or cannot be written.
+  `load_model` gives the same logits. The directory is new, empty or an earlier
+  export, which is replaced when the new one is whole. A tokenizer is written as
+  `tokenizer.json`; `kept` is as in `config_fields`.
   """
   with files.replace_directory(directory, SAFETENSORS_WEIGHTS) as new:
+    path = new / SAFETENSORS_WEIGHTS
+    tensors = state_dict(model, params)
     try:
-      safetensors.numpy.save_file(
-        state_dict(model, params),
-        new / SAFETENSORS_WEIGHTS,
-        metadata={"format": "pt"},
-      )
+      safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
     except safetensors.SafetensorError as e:
+      need = "a writable directory with free space"
       raise errors.InputError(
-        f"cannot write {directory}: {e}; need a writable directory with free"
-        " space"
+        f"cannot write {directory}: {e}; need {need}"
       ) from e
-    (new / SAFETENSORS_WEIGHTS).chmod(0o644)
+    path.chmod(0o644)
     files.write_json(new / CONFIG, config_fields(model, kept))
     if tokenizer is not None:
       tokenizer.save(new / "tokenizer.json")

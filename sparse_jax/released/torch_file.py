@@ -58,26 +58,18 @@ _CHUNK = 1 << 20
 
 
 def load(path: str | os.PathLike, verify: bool = True) -> Any:
-  """Returns what a `.pt` file holds: plain data with numpy arrays in it.
+  """Returns what a `.pt` file holds: plain data with read-only numpy arrays.
 
   Large storages are mapped, not read: an array costs memory from its first use
   until it is dropped, so pop the names of a big state dict one by one. The file
-  must not be changed in place meanwhile.
+  must not be changed in place meanwhile. Tensors that share a storage are views
+  of the same memory, with the strides of the file. `torch.Size` is a tuple;
+  attributes such as `_metadata` are dropped. `verify` reads the file once and
+  compares its checksums.
 
-  Args:
-    path: a file that `torch.save` wrote, PyTorch 1.6 or later.
-    verify: read the file once and compare its checksums.
-
-  Returns:
-    Dicts, lists, tuples, str, int, float, bool, None and read-only arrays.
-    bfloat16 arrays have the dtype `ml_dtypes.bfloat16`. Tensors that share a
-    storage are views of the same memory, with the strides of the file.
-    `torch.Size` is a tuple; attributes such as `_metadata` are dropped.
-
-  Raises:
-    InputError: if the file is missing, truncated, corrupt, of another format,
-      or needs any global or opcode that is not admitted; it names the file and
-      the tensor, global or entry.
+  Raises InputError if the file is missing, truncated, corrupt, of another
+  format, or needs any global or opcode that is not admitted; it names the file
+  and the tensor, global or entry.
   """
   path = os.fspath(path)
   try:
@@ -86,21 +78,17 @@ def load(path: str | os.PathLike, verify: bool = True) -> Any:
       result = _Machine(archive).run(archive.read_pickle(verify))
       if verify:
         archive.verify()
-  except OSError as error:
+      return result
+  except OSError as e:
     raise errors.InputError(
-      f"{path}: {error.strerror or error}; need a readable .pt file"
-    ) from error
-  return result
+      f"{path}: {e.strerror or e}; need a readable .pt file"
+    ) from e
 
 
 def load_state_dict(
   path: str | os.PathLike, verify: bool = True
 ) -> dict[str, np.ndarray]:
-  """As `load`, of a flat mapping of names to tensors, in the file's order.
-
-  Raises:
-    InputError: as in `load`, and if the file holds anything else.
-  """
+  """As `load`, of a flat mapping of names to tensors, in the file's order."""
   state = load(path, verify)
   if not isinstance(state, dict):
     raise errors.InputError(
@@ -152,12 +140,10 @@ class _Archive:
     self._check_format(file.read(16))
     try:
       with zipfile.ZipFile(file) as zipped:
-        infos = zipped.infolist()
-        end = zipped.start_dir
-    except Exception as error:  # The library raises many kinds.
-      raise self.error(
-        f"not a complete zip file ({error})", "the whole .pt file"
-      ) from error
+        infos, end = zipped.infolist(), zipped.start_dir
+    except Exception as e:  # The library raises many kinds.
+      found = f"not a complete zip file ({e})"
+      raise self.error(found, "the whole .pt file") from e
     self._root = self._find_root([info.orig_filename for info in infos])
     self._entries = {}
     for info in infos:
@@ -177,10 +163,8 @@ class _Archive:
     """Returns the entry of a storage, which `tensor` uses."""
     entry = self._entries.get(f"{self._root}/data/{key}")
     if entry is None:
-      raise self.error(
-        f"{_tensor(tensor)}: storage {_show(key)} is missing",
-        f"an entry {_show(f'{self._root}/data/{key}')}",
-      )
+      found = f"{_tensor(tensor)}: storage {_show(key)} is missing"
+      raise self.error(found, f"an entry {_show(f'{self._root}/data/{key}')}")
     if entry.tensor is None:
       entry.tensor = tensor
     return entry
@@ -191,9 +175,9 @@ class _Archive:
       # Arrays that start off the 64-byte grid of the format may be unaligned.
       mapped = entry.size * _MAX_MAPPED > self.size and entry.offset % 64 == 0
       if mapped and entry.size > mmap.PAGESIZE:
-        entry.data = np.memmap(
-          self._file, np.uint8, "r", entry.offset, (entry.size,)
-        ).view(np.ndarray)
+        place = (entry.offset, (entry.size,))
+        mapping = np.memmap(self._file, np.uint8, "r", *place)
+        entry.data = mapping.view(np.ndarray)
       else:
         self._file.seek(entry.offset)
         content = self._file.read(entry.size)
@@ -228,9 +212,8 @@ class _Archive:
       left -= count
       update(count)
     if crc != entry.crc:
-      raise self.error(
-        f"{entry} is corrupt: CRC-32 {crc:08x}", f"{entry.crc:08x}"
-      )
+      found = f"{entry} is corrupt: CRC-32 {crc:08x}"
+      raise self.error(found, f"{entry.crc:08x}")
 
   def _check_format(self, head: bytes) -> None:
     if not head:
@@ -241,9 +224,8 @@ class _Archive:
         "the zip format (torch.load and torch.save convert it)",
       )
     if not head.startswith(b"PK\x03\x04"):
-      raise self.error(
-        f"starts with {head[:4]!r}, not a zip file", "a .pt file"
-      )
+      found = f"starts with {head[:4]!r}, not a zip file"
+      raise self.error(found, "a .pt file")
 
   def _entry(self, info: zipfile.ZipInfo) -> _Entry:
     name, offset = info.orig_filename, info.header_offset
@@ -253,11 +235,8 @@ class _Archive:
     if info.compress_type != zipfile.ZIP_STORED:
       raise self.error(f"{entry} is compressed", "stored entries")
     if info.compress_size != info.file_size:
-      raise self.error(
-        f"{entry} declares {info.file_size} bytes and stores"
-        f" {info.compress_size}",
-        "equal sizes",
-      )
+      sizes = f"{info.file_size} bytes and stores {info.compress_size}"
+      raise self.error(f"{entry} declares {sizes}", "equal sizes")
     entry.offset += self._header_size(info, entry)
     return entry
 
@@ -265,32 +244,25 @@ class _Archive:
     """Returns the bytes before the content, checking the local header."""
     self._file.seek(min(max(info.header_offset, 0), self.size))
     header = self._file.read(30)
-    is_inside = 0 <= info.header_offset and len(header) == 30
+    is_inside = info.header_offset >= 0 and len(header) == 30
     if not is_inside or not header.startswith(b"PK\x03\x04"):
       raise self.error(f"{entry} has no local header", "the whole file")
-    flags, method = struct.unpack_from("<HH", header, 6)
-    name_size, extra_size = struct.unpack_from("<HH", header, 26)
+    flags, method, name_size, extra_size = struct.unpack("<6xHH16xHH", header)
     encoding = "utf-8" if flags & 0x800 else "cp437"
     name = self._file.read(name_size).decode(encoding, "replace")
     if name != entry.name or method != zipfile.ZIP_STORED:
-      raise self.error(
-        f"{entry} has a local header of {_show(name)}, method {method}",
-        "the same name and method 0",
-      )
+      found = f"{entry} has a local header of {_show(name)}, method {method}"
+      raise self.error(found, "the same name and method 0")
     return 30 + name_size + extra_size
 
   def _check_ranges(self, end: int) -> None:
     """Checks that no byte belongs to two entries or to the directory."""
-    entries = sorted(
-      self._entries.values(), key=lambda e: (e.offset, e.offset + e.size)
-    )
-    limits = [entry.offset for entry in entries[1:]] + [end]
+    entries = sorted(self._entries.values(), key=lambda e: (e.offset, e.size))
+    limits = [*(entry.offset for entry in entries[1:]), end]
     for entry, limit in zip(entries, limits, strict=True):
       if entry.offset + entry.size > limit:
-        raise self.error(
-          f"{entry} of {entry.size} bytes runs past byte {limit}",
-          "entries apart",
-        )
+        found = f"{entry} of {entry.size} bytes runs past byte {limit}"
+        raise self.error(found, "entries apart")
 
   def _find_root(self, names: list[str]) -> str:
     """Returns the one folder that holds everything."""
@@ -323,21 +295,14 @@ class _Storage:
 
 @dataclasses.dataclass(eq=False, slots=True)
 class _Container:
-  """A tuple, list or dict, with what bounds a walk through it.
+  """A tuple, list or dict, with what bounds a walk through it."""
 
-  Attributes:
-    value: the container, kept alive so that its id stays its own.
-    depth: levels of nesting.
-    count: values in it, those of inner containers included.
-    is_data: whether it holds no global or storage.
-    is_placed: whether it is in another one and so must not change any more:
-      there are no cycles, and depth and count are final.
-  """
-
-  value: tuple | list | dict
+  value: tuple | list | dict  # Kept alive, so that its id stays its own.
   depth: int = 1
-  count: int = 1
-  is_data: bool = True
+  count: int = 1  # Values in it, those of inner containers included.
+  is_data: bool = True  # It holds no global or storage.
+  # In another one, so it must not change any more: there are no cycles, and
+  # depth and count are final.
   is_placed: bool = False
 
 
@@ -381,10 +346,8 @@ class _Machine:
         raise self._error(f"pickle opcode {name} is not admitted", _ACCEPTED)
       form, action = _ACTIONS[name]
       arguments, position = _read_arguments(form, program, position + 1)
-    except (IndexError, UnicodeDecodeError, struct.error) as error:
-      raise self._error(
-        f"data.pkl is broken at byte {position}", "a whole pickle"
-      ) from error
+    except (IndexError, UnicodeDecodeError, struct.error) as e:
+      raise self._broken(f"is broken at byte {position}") from e
     action(self, *arguments)
     return position
 
@@ -394,6 +357,9 @@ class _Machine:
 
   def _tensor_error(self, found: str, need: str) -> errors.InputError:
     return self._error(f"{_tensor(self._label())}: {found}", need)
+
+  def _broken(self, found: str) -> errors.InputError:
+    return self._error(f"data.pkl {found}", "a whole pickle")
 
   # The stack.
 
@@ -406,14 +372,14 @@ class _Machine:
   def pop(self, count: int) -> list:
     height = len(self._stack) - count
     if height < (self._marks[-1] if self._marks else 0):
-      raise self._error("data.pkl takes more than it put", "a whole pickle")
+      raise self._broken("takes more than it put")
     values = self._stack[height:]
     del self._stack[height:]
     return values
 
   def pop_mark(self) -> list:
     if not self._marks:
-      raise self._error("data.pkl takes more than it put", "a whole pickle")
+      raise self._broken("takes more than it put")
     values = self.pop(len(self._stack) - self._marks[-1])
     self._marks.pop()
     return values
@@ -422,9 +388,8 @@ class _Machine:
     (value,) = self.pop(1)
     self.push(value)
     if not isinstance(value, kind):
-      raise self._error(
-        f"data.pkl fills a {type(value).__name__}", f"a {kind.__name__}"
-      )
+      found = f"data.pkl fills a {type(value).__name__}"
+      raise self._error(found, f"a {kind.__name__}")
     return value
 
   def put(self, index: int | None) -> None:
@@ -433,7 +398,7 @@ class _Machine:
 
   def get(self, index: int) -> None:
     if index not in self._memo:
-      raise self._error(f"data.pkl has no memo {index}", "a whole pickle")
+      raise self._broken(f"has no memo {index}")
     self.push(self._memo[index])
 
   def check_protocol(self, version: int) -> None:
@@ -460,10 +425,8 @@ class _Machine:
     """Accounts for values that go into a container."""
     outer = self._containers[id(container)]
     if outer.is_placed:
-      raise self._error(
-        "data.pkl changes a value that is part of another one",
-        "no recursive data",
-      )
+      found = "data.pkl changes a value that is part of another one"
+      raise self._error(found, "no recursive data")
     for value in values:
       if type(value) in _SCALARS:
         outer.count += 1
@@ -474,14 +437,12 @@ class _Machine:
       outer.count += inner.count
       outer.is_data &= inner.is_data
     if outer.depth > _MAX_DEPTH or outer.count > _MAX_VALUES:
-      raise self._error(
-        f"nested {outer.depth} deep, {outer.count} values in all",
-        f"at most {_MAX_DEPTH} levels and {_MAX_VALUES} values",
-      )
+      found = f"nested {outer.depth} deep, {outer.count} values in all"
+      need = f"at most {_MAX_DEPTH} levels and {_MAX_VALUES} values"
+      raise self._error(found, need)
     if outer.is_placed:
-      raise self._error(
-        "data.pkl puts a value into itself", "no recursive data"
-      )
+      found = "data.pkl puts a value into itself"
+      raise self._error(found, "no recursive data")
 
   def extend(self, values: list) -> None:
     target = self._peek(list)
@@ -492,15 +453,14 @@ class _Machine:
     target = self._peek(dict)
     keys, values = values[::2], values[1::2]
     if len(keys) != len(values):
-      raise self._error("data.pkl has a key without a value", "a whole pickle")
+      raise self._broken("has a key without a value")
     self._place(target, values)
     for key, value in zip(keys, values, strict=True):
       # Not any tuple: the hash of one that shares its parts takes forever.
       for part in key if isinstance(key, tuple) else (key,):
         if type(part) not in _SCALARS:
-          raise self._error(
-            f"a {type(part).__name__} in a dict's key", "strings or numbers"
-          )
+          found = f"a {type(part).__name__} in a dict's key"
+          raise self._error(found, "strings or numbers")
       if key in target:
         raise self._error(f"key {_show(key)} occurs twice", "distinct keys")
       target[key] = value
@@ -510,10 +470,9 @@ class _Machine:
   def push_global(self, module, name) -> None:
     full_name = f"{module} {name}" if isinstance(module, str) else _show(module)
     if full_name not in _FUNCTIONS and full_name not in _STORAGE_DTYPES:
-      shown = full_name.replace(" ", ".")
-      raise self._error(
-        f"global {_show(shown)} is not admitted and was not run", _ACCEPTED
-      )
+      shown = _show(full_name.replace(" ", "."))
+      found = f"global {shown} is not admitted and was not run"
+      raise self._error(found, _ACCEPTED)
     self.push(_Global(full_name))
 
   def refuse_instance(self, module: str, name: str) -> None:
@@ -522,22 +481,17 @@ class _Machine:
 
   def persistent_id(self) -> None:
     (value,) = self.pop(1)
+    dtype = None
     match value:
-      case ("storage", _Global(kind), str(key), str(), int(count)) if (
-        kind in _STORAGE_DTYPES
-      ):
-        dtype = _STORAGE_DTYPES[kind]
-      case _:
-        raise self._tensor_error(
-          f"persistent id {_show(value)}",
-          "('storage', type, key, location, number of elements)",
-        )
+      case ("storage", _Global(kind), str(key), str(), int(count)):
+        dtype = _STORAGE_DTYPES.get(kind)
+    if dtype is None:
+      need = "('storage', type, key, location, number of elements)"
+      raise self._tensor_error(f"persistent id {_show(value)}", need)
     entry = self._archive.storage(key, self._label())
     if count * dtype.itemsize != entry.size:
-      raise self._tensor_error(
-        f"storage {_show(key)} of {count} {dtype} has {entry.size} bytes",
-        f"{count * dtype.itemsize} bytes",
-      )
+      found = f"storage {_show(key)} of {count} {dtype} has {entry.size} bytes"
+      raise self._tensor_error(found, f"{count * dtype.itemsize} bytes")
     self.push(_Storage(entry, dtype))
 
   def reduce(self) -> None:
@@ -547,39 +501,31 @@ class _Machine:
         self.push_container(collections.OrderedDict())
       case _Global("torch Size"), (tuple(size),) if _are_counts(size):
         self.push(size)
-      case _Global("torch._utils _rebuild_parameter"), (
-        np.ndarray() as array,
-        bool(),
-        *rest,
-      ) if len(rest) == 1 and _are_empty_dicts(rest):
+      case (
+        _Global("torch._utils _rebuild_parameter"),
+        (np.ndarray() as array, bool(), hooks),
+      ) if _is_empty_dict(hooks):
         self.push(array)
-      case _Global("torch._utils _rebuild_tensor_v2"), (
-        _Storage() as storage,
-        int(offset),
-        tuple(size),
-        tuple(stride),
-        bool(),
-        *rest,
-      ) if len(rest) in (1, 2) and _are_empty_dicts(rest):
-        self.push(self._tensor(storage, offset, size, stride))
+      case (
+        _Global("torch._utils _rebuild_tensor_v2"),
+        (_Storage(), int(), tuple(), tuple(), bool(), *rest),
+      ) if len(rest) in (1, 2) and all(_is_empty_dict(x) for x in rest):
+        self.push(self._tensor(*arguments[:4]))
       case _Global(name), _:
-        raise self._tensor_error(
-          f"{name.replace(' ', '.')} with arguments {_show(arguments)}",
-          "the arguments that torch.save writes",
-        )
+        found = f"{name.replace(' ', '.')} with arguments {_show(arguments)}"
+        need = "the arguments that torch.save writes"
+        raise self._tensor_error(found, need)
       case _:
-        raise self._error(
-          f"data.pkl calls a {type(function).__name__}", _ACCEPTED
-        )
+        found = f"data.pkl calls a {type(function).__name__}"
+        raise self._error(found, _ACCEPTED)
 
   def build(self) -> None:
     (state,) = self.pop(1)
     self._peek(collections.OrderedDict)
     # The version numbers of a module's state dict; nothing here reads them.
     if not isinstance(state, dict) or set(state) - {"_metadata"}:
-      raise self._error(
-        f"data.pkl sets attributes {_show(state)}", "only _metadata"
-      )
+      found = f"data.pkl sets attributes {_show(state)}"
+      raise self._error(found, "only _metadata")
 
   def _tensor(
     self, storage: _Storage, offset: int, size: tuple, stride: tuple
@@ -587,16 +533,14 @@ class _Machine:
     """Returns the view of a storage that a tensor is."""
     dtype = storage.dtype
     if not (_are_counts((offset, *size, *stride)) and len(size) == len(stride)):
-      raise self._tensor_error(
-        f"offset {_show(offset)}, size {_show(size)}, stride {_show(stride)}",
-        "whole numbers of at least 0, a stride for every size",
-      )
+      found = f"offset {_show(offset)}, size {_show(size)}"
+      need = "whole numbers of at least 0, a stride for every size"
+      raise self._tensor_error(f"{found}, stride {_show(stride)}", need)
     num_bytes = math.prod(max(n, 1) for n in size) * dtype.itemsize
     if len(size) > _MAX_DIMS or num_bytes > self._archive.size:
-      raise self._tensor_error(
-        f"size {_show(size)} of {dtype}",
-        f"at most {_MAX_DIMS} axes and the file's {self._archive.size} bytes",
-      )
+      need = f"{_MAX_DIMS} axes and the file's {self._archive.size} bytes"
+      found = f"size {_show(size)} of {dtype}"
+      raise self._tensor_error(found, f"at most {need}")
     if 0 in size:
       return np.ndarray(size, dtype, buffer=b"")
     # The stride of an axis of one entry is never used and may be anything.
@@ -604,22 +548,15 @@ class _Machine:
     last = offset + sum(s * (n - 1) for s, n in zip(stride, size, strict=True))
     count = storage.entry.size // dtype.itemsize
     if last >= count:
-      raise self._tensor_error(
-        f"offset {offset}, size {_show(size)}, stride {_show(tuple(stride))}"
-        f" reach element {last}",
-        f"the storage's {count} elements",
-      )
+      found = f"offset {offset}, size {_show(size)}"
+      found += f", stride {_show(tuple(stride))} reach element {last}"
+      raise self._tensor_error(found, f"the storage's {count} elements")
     data = self._archive.data(storage.entry)
     # numpy counts on it; any other byte makes its bool functions misbehave.
     if dtype == np.bool_ and data.max() > 1:
       raise self._tensor_error(f"a bool of value {data.max()}", "0 or 1")
-    return np.ndarray(
-      size,
-      dtype,
-      buffer=data,
-      offset=offset * dtype.itemsize,
-      strides=[s * dtype.itemsize for s in stride],
-    )
+    strides = [s * dtype.itemsize for s in stride]
+    return np.ndarray(size, dtype, data, offset * dtype.itemsize, strides)
 
 
 # Opcode -> (form of its arguments as `_read_arguments` takes it, action).
@@ -664,8 +601,8 @@ _ACTIONS: dict[str, tuple[str, Callable[..., None]]] = {
 }
 
 
-def _are_empty_dicts(values: list) -> bool:
-  return all(isinstance(value, dict) and not value for value in values)
+def _is_empty_dict(value) -> bool:
+  return isinstance(value, dict) and not value
 
 
 def _are_counts(values: tuple) -> bool:
@@ -679,9 +616,7 @@ def _read_arguments(
 
   `form` is a struct format; one of a byte count, followed by the kind of what
   follows ("text" or "int"); "lines" for two lines of text; "" for nothing.
-
-  Raises:
-    IndexError, UnicodeDecodeError, struct.error: if they are cut short.
+  Raises IndexError, UnicodeDecodeError or struct.error if they are cut short.
   """
   if not form:
     return [], position

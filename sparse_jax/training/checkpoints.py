@@ -14,12 +14,10 @@ class TrainingCheckpoints:
     self._directory = pathlib.Path(directory).absolute()
     with files.disk_errors(self._directory):
       self._directory.mkdir(parents=True, exist_ok=True)
-    self._manager = ocp.CheckpointManager(
-      self._directory,
-      options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep, enable_async_checkpointing=False
-      ),
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=keep, enable_async_checkpointing=False
     )
+    self._manager = ocp.CheckpointManager(self._directory, options=options)
 
   def latest_step(self) -> int | None:
     """Returns the number of steps behind the newest checkpoint, or None."""
@@ -34,11 +32,7 @@ class TrainingCheckpoints:
       self._manager.wait_until_finished()
 
   def restore(self, state):
-    """Returns the newest state, in the shapes and shardings of `state`.
-
-    Raises:
-      InputError: if it is damaged or of another model.
-    """
+    """Returns the newest state, in the shapes and shardings of `state`."""
     step = self.latest_step()
     try:
       with orbax_errors.silence():

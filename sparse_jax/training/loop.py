@@ -38,13 +38,7 @@ from sparse_jax.utils import errors, files, progress
 
 
 class TrainState(flax.struct.PyTreeNode):
-  """Everything a step reads and writes.
-
-  Attributes:
-    step: int32, updates made so far.
-    params: parameters, float32.
-    opt_state: state of the optax chain; its counters index the schedules.
-  """
+  """Everything a step reads and writes; `step` counts the updates so far."""
 
   step: jax.Array
   params: Any
@@ -69,15 +63,9 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One step of the recipe: pure, to be jitted by the caller.
 
-  Args:
-    model: computes in its own dtype; parameters and gradients are float32.
-    optimizer: the chain of `transforms.sparse_adam`.
-    state: before the step.
-    windows_BxW: int `[B, L + 1]` tokens.
-
-  Returns:
-    The state after it, and scalars: `train_loss` before the update, in nats,
-    and `grad_rms`, over all trained parameters, before normalising.
+  Windows are int `[B, L + 1]` tokens. Returns the new state, and scalars:
+  `train_loss` before the update, in nats, and `grad_rms`, over all trained
+  parameters, before normalising.
   """
   loss, grads = jax.value_and_grad(loss_lib.next_token_loss, argnums=1)(
     model, state.params, windows_BxW
@@ -101,16 +89,7 @@ def compute_dtype(name: str) -> jnp.dtype:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-  """What a run leaves.
-
-  Attributes:
-    config: resolved configuration.
-    model: the model, computing in float32.
-    params: its final parameters.
-    data: the tokens it was trained and evaluated on.
-    eval_loss: final loss on held-out tokens, in nats.
-    model_directory: where `save_model` put it.
-  """
+  """What a run leaves; the model computes in float32, the loss is in nats."""
 
   config: config_lib.Config
   model: transformer.Model
@@ -136,20 +115,13 @@ def run(
   """Trains to the end, from the newest checkpoint in `workdir` if there is one.
 
   A run that was killed at any moment and is called again ends with the same
-  parameters, bit for bit on CPU.
+  parameters, bit for bit on CPU. `frozen_data` takes the tokens in
+  `data.directory` as they are, even if their source has changed: other runs
+  have trained on them.
 
-  Args:
-    config: the configuration; derived fields may be 0.
-    workdir: holds `data/`, `checkpoints/`, `model/`, `metrics.jsonl`,
-      `tensorboard/` and `config.json`.
-    frozen_data: whether to take the tokens in `data.directory` as they are,
-      even if their source has changed: other runs have trained on them.
-
-  Raises:
-    InputError: if the work directory belongs to another configuration or to a
-      running process, or the data is too small.
-    DivergedError: if a loss becomes NaN or infinite.
-    Interrupted: after SIGINT or SIGTERM, once a checkpoint is written.
+  Raises InputError if the work directory belongs to another configuration or to
+  a running process, or the data is too small; DivergedError if a loss is not
+  finite; Interrupted after SIGINT or SIGTERM, once a checkpoint is written.
   """
   workdir = pathlib.Path(workdir)
   dtype = compute_dtype(config.train.compute_dtype)
@@ -172,12 +144,8 @@ def run(
     params = jax.device_put(params, jax.local_devices()[0])
     directory = workdir / "model"
     if jax.process_index() == 0:
-      batches = windows.eval_batches(
-        data.train,
-        context_length=config.data.context_length,
-        batch_size=config.train.batch_size,
-        num_batches=config.prune.mean_batches,
-      )
+      num_batches = config.prune.mean_batches
+      batches = _eval_batches(config, data.train, num_batches)
       means = means_lib.mean_activations(model, params, batches[:, :, :-1])
       checkpoint.save_model(
         directory, model, params, data.tokenizer, config, means
@@ -199,11 +167,8 @@ def _train(
   # ------------------------------- Mesh and state ---------------------------
   mesh = sharding.make_mesh(train.model_parallel)
   if train.batch_size % mesh.shape["data"]:
-    raise errors.bad_value(
-      "train.batch_size",
-      train.batch_size,
-      f"a multiple of the {mesh.shape['data']} devices that split it",
-    )
+    need = f"a multiple of the {mesh.shape['data']} devices that split it"
+    raise errors.bad_value("train.batch_size", train.batch_size, need)
   rng = jax.random.key(config.seed)
   shapes = jax.eval_shape(model.init, rng)
   optimizer = transforms.sparse_adam(config, shapes)
@@ -212,9 +177,7 @@ def _train(
   shardings = sharding.tree_shardings(mesh, state_shapes)
   start = checkpoints.latest_step() or 0
   if start:
-    place = lambda s, where: jax.ShapeDtypeStruct(
-      s.shape, s.dtype, sharding=where
-    )
+    place = lambda shape, where: shape.update(sharding=where)
     state = checkpoints.restore(jax.tree.map(place, state_shapes, shardings))
     message = f"resuming {workdir} from step {start} of {train.steps}"
   else:
@@ -240,12 +203,7 @@ def _train(
 
   # ------------------------------- Batches ----------------------------------
   process, num_processes = jax.process_index(), jax.process_count()
-  held_out = windows.eval_batches(
-    data.eval,
-    context_length=config.data.context_length,
-    batch_size=train.batch_size,
-    num_batches=train.eval_batches,
-  )
+  held_out = _eval_batches(config, data.eval, train.eval_batches)
   share = train.batch_size // num_processes
   mine = slice(share * process, share * (process + 1))
   batches = windows.train_batches(
@@ -258,11 +216,8 @@ def _train(
   )
 
   def evaluate(params) -> float:
-    losses = [
-      float(loss_fn(params, sharding.global_batch(mesh, rows[mine])))
-      for rows in held_out
-    ]
-    return float(np.mean(losses))
+    parts = (sharding.global_batch(mesh, rows[mine]) for rows in held_out)
+    return float(np.mean([float(loss_fn(params, part)) for part in parts]))
 
   if start >= train.steps:
     return state.params, evaluate(state.params)
@@ -321,22 +276,20 @@ def _train(
         if logs:
           now = time.perf_counter()
           mean = lambda name: float(np.mean([row[name] for row in unlogged]))
+          num_tokens = (step - clock_step) * tokens_per_step
           row = {
             "tokens": step * tokens_per_step,
             "train_loss": mean("train_loss"),
             "grad_rms": mean("grad_rms"),
             "learning_rate": float(rates[step - 1]),
             "density": block_density(state.params),
-            "tokens_per_second": (
-              (step - clock_step) * tokens_per_step / (now - clock)
-            ),
+            "tokens_per_second": num_tokens / (now - clock),
           }
           if evaluates:
             row["eval_loss"] = eval_loss
           if writer:
-            writer.write(
-              step, row, densities(state.params) if evaluates else None
-            )
+            shares = densities(state.params) if evaluates else None
+            writer.write(step, row, shares)
           bar.set_postfix(
             loss=f"{row['train_loss']:.3f}",
             eval=f"{eval_loss:.3f}",
@@ -356,6 +309,15 @@ def _train(
     if writer:
       writer.close()
   return state.params, eval_loss
+
+
+def _eval_batches(config, tokens, num_batches) -> np.ndarray:
+  return windows.eval_batches(
+    tokens,
+    context_length=config.data.context_length,
+    batch_size=config.train.batch_size,
+    num_batches=num_batches,
+  )
 
 
 def _any_process(flag: bool) -> bool:
@@ -393,11 +355,7 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
 
 
 def _claim(config: config_lib.Config, workdir: pathlib.Path) -> None:
-  """Writes the run's config, or checks that this run is the one found.
-
-  Raises:
-    InputError: naming the first field that differs.
-  """
+  """Writes the run's config, or checks that it is the one found."""
   path = workdir / "config.json"
   groups = ("seed", "data", "model", "sparsity", "train")
   mine = {k: v for k, v in config_lib.settings(config).items() if k in groups}
@@ -408,8 +366,7 @@ def _claim(config: config_lib.Config, workdir: pathlib.Path) -> None:
   found = files.read_json(path, "a run's config")
   if not isinstance(found, dict):
     raise errors.InputError(f"{path} holds no fields; need a run's config")
-  differs = config_lib.first_difference(mine, found)
-  if differs:
+  if differs := config_lib.first_difference(mine, found):
     name, theirs, ours = differs
     raise errors.InputError(
       f"{workdir} belongs to a run with {name}={theirs!r}, this config has"
@@ -426,13 +383,9 @@ def data_directory(
 
 def _prepare_data(config, workdir, frozen) -> tokens_lib.TokenData:
   """Prepares in one process while the others wait, then opens in all."""
-  directory = data_directory(config, workdir)
-  prepare = functools.partial(
-    tokens_lib.prepare,
-    config.data,
-    directory,
-    batch_size=config.train.batch_size,
-  )
+  where = config.data, data_directory(config, workdir)
+  size = config.train.batch_size
+  prepare = functools.partial(tokens_lib.prepare, *where, batch_size=size)
   if jax.process_count() == 1:
     return prepare(frozen=frozen)
   if jax.process_index() == 0:

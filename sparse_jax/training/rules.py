@@ -19,22 +19,16 @@ from sparse_jax.utils import errors
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """What training does to the parameters whose path matches.
-
-  Attributes:
-    pattern: regular expression that the whole path matches.
-    density: which density schedule applies, None for dense.
-    unit_axis: axis along which a unit's weights lie; each unit's
-      `min_alive` largest are protected. None protects nothing.
-    decays: whether weight decay applies.
-    trained: false for constants, which stay as they are initialised.
-  """
+  """What training does to the parameters whose whole path matches."""
 
   pattern: str
-  density: Literal["block", "embedding"] | None = None
+  density: Literal["block", "embedding"] | None = (
+    None  # The schedule; or dense.
+  )
+  # Along which a unit's weights lie: its `min_alive` largest are protected.
   unit_axis: int | None = None
   decays: bool = False
-  trained: bool = True
+  trained: bool = True  # False for constants, which stay as initialised.
 
 
 def table(
@@ -60,11 +54,7 @@ def table(
 
 
 def match(rules: tuple[Rule, ...], path: str) -> Rule:
-  """Returns the first rule that matches a path.
-
-  Raises:
-    InputError: if none does.
-  """
+  """Returns the first rule that matches a path."""
   for rule in rules:
     if re.fullmatch(rule.pattern, path):
       return rule

@@ -8,12 +8,10 @@ openai/circuit_sparsity; paper section 2 and appendix ("sharkfin").
 
 import numpy as np
 
-from sparse_jax import config as config_lib
+from sparse_jax.config import SparsityConfig, TrainConfig
 
 
-def block_density(
-  sparsity: config_lib.SparsityConfig, steps: int
-) -> np.ndarray:
+def block_density(sparsity: SparsityConfig, steps: int) -> np.ndarray:
   """Returns the density of the block matrices before each step, `[steps]`."""
   step = np.arange(steps, dtype=np.float64)
   start, stop = sparsity.anneal_start, sparsity.anneal_stop
@@ -33,19 +31,15 @@ def block_density(
   return sparsity.density + (1 - sparsity.density) * to_go
 
 
-def embedding_density(
-  sparsity: config_lib.SparsityConfig, steps: int
-) -> np.ndarray:
+def embedding_density(sparsity: SparsityConfig, steps: int) -> np.ndarray:
   """Returns the density of embedding and unembedding, `[steps]`.
 
   The script's rule ("expanded", the authors' train.py): linear in the block
   density, from 1 to `density * expansion_factor`.
   """
-  block = block_density(sparsity, steps)
-  factor = sparsity.expansion_factor
-  final = sparsity.density
+  block, final = block_density(sparsity, steps), sparsity.density
   if sparsity.embedding_rule == "expanded":
-    final = min(1.0, final * factor)
+    final = min(1.0, final * sparsity.expansion_factor)
   if sparsity.density == 1:
     return block
   if sparsity.embedding_anneal == "abrupt":
@@ -56,9 +50,7 @@ def embedding_density(
   return final + (1 - final) * to_go
 
 
-def learning_rate(
-  train: config_lib.TrainConfig, sparsity: config_lib.SparsityConfig
-) -> np.ndarray:
+def learning_rate(train: TrainConfig, sparsity: SparsityConfig) -> np.ndarray:
   """Returns the learning rate of each step, `[steps]`.
 
   Linear warm-up from 0, then linear to 0; times `sqrt(final / current density)`
@@ -66,11 +58,8 @@ def learning_rate(
   """
   step = np.arange(train.steps, dtype=np.float64)
   warmup = int(train.warmup_fraction * train.steps)
-  rate = np.where(
-    step < warmup,
-    step / max(1, warmup),
-    (train.steps - step) / (train.steps - warmup or 1),
-  )
+  falling = (train.steps - step) / (train.steps - warmup or 1)
+  rate = np.where(step < warmup, step / max(1, warmup), falling)
   if train.scale_rate_by_density:
     rate *= np.sqrt(sparsity.density / block_density(sparsity, train.steps))
   return train.learning_rate * rate

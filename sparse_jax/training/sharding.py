@@ -33,21 +33,16 @@ def join_processes() -> None:
 
   A cluster that JAX knows says who they are; without one the environment does:
   JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
-
-  Raises:
-    InputError: if neither does, or the numbers make no sense.
   """
   numbers: dict[str, int | None] = {}
-  for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
-    text = os.environ.get(name)
+  for name in ("num_processes", "process_id"):
+    variable = f"JAX_{name.upper()}"
+    text = os.environ.get(variable)
     if text is not None and not text.isdecimal():
-      raise errors.bad_value(name, text, "a whole number")
+      raise errors.bad_value(variable, text, "a whole number")
     numbers[name] = None if text is None else int(text)
   try:
-    jax.distributed.initialize(
-      num_processes=numbers["JAX_NUM_PROCESSES"],
-      process_id=numbers["JAX_PROCESS_ID"],
-    )
+    jax.distributed.initialize(**numbers)
   except ValueError as e:
     raise errors.InputError(
       f"cannot join other processes: {e} Need a cluster that JAX detects, or"
@@ -57,22 +52,14 @@ def join_processes() -> None:
 
 
 def make_mesh(model_parallel: int = 1) -> Mesh:
-  """Returns the mesh `[data, model]` over all devices of all processes.
-
-  Raises:
-    InputError: if the devices do not divide by `model_parallel`.
-  """
+  """Returns the mesh `[data, model]` over all devices of all processes."""
   count = jax.device_count()
   if count % model_parallel:
-    raise errors.bad_value(
-      "train.model_parallel", model_parallel, f"a divisor of {count} devices"
-    )
+    need = f"a divisor of {count} devices"
+    raise errors.bad_value("train.model_parallel", model_parallel, need)
   shape = (count // model_parallel, model_parallel)
-  return jax.make_mesh(
-    shape,
-    ("data", "model"),
-    axis_types=(jax.sharding.AxisType.Auto,) * 2,
-  )
+  types = (jax.sharding.AxisType.Auto,) * 2
+  return jax.make_mesh(shape, ("data", "model"), axis_types=types)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -93,10 +80,9 @@ def tree_shardings(mesh: Mesh, tree) -> Any:
 
   def leaf_sharding(path, leaf):
     keys = [str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey)]
-    spec = next(
-      (s for regex, s in _SPECS if re.search(f"({regex})$", "/".join(keys))),
-      P(),
-    )
+    path = "/".join(keys)
+    matching = (s for regex, s in _SPECS if re.search(f"({regex})$", path))
+    spec = next(matching, P())
     if len(spec) > len(leaf.shape) or any(
       axis and leaf.shape[dim] % mesh.shape[axis]
       for dim, axis in enumerate(spec)

@@ -62,19 +62,12 @@ def clip_rms(limit: float = 1.0) -> optax.GradientTransformation:
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-  """How many entries of a parameter survive at each step.
+  """How many entries of a parameter survive at each step."""
 
-  Attributes:
-    table: int64 `[steps]`, survivors per matrix.
-    is_stacked: whether the leading axis is layers, each a matrix of its own.
-    unit_axis: see `rules.Rule`.
-    min_alive: protected entries per unit.
-  """
-
-  table: np.ndarray
-  is_stacked: bool
-  unit_axis: int | None
-  min_alive: int
+  table: np.ndarray  # int64 [steps], survivors per matrix.
+  is_stacked: bool  # The leading axis is layers, each a matrix of its own.
+  unit_axis: int | None  # As in `rules.Rule`.
+  min_alive: int  # Protected entries per unit.
 
   def mask(self, value: jax.Array, step: jax.Array) -> jax.Array:
     """Returns the keep-mask of a new value at a step; exactly k true each."""
@@ -91,18 +84,14 @@ class Kept:
 def _at_step(name: str, change) -> optax.GradientTransformation:
   """Returns the transform `change(step, params, updates) -> updates`."""
 
-  def init_fn(params):
-    del params
-    return optax.ScaleByScheduleState(jnp.zeros([], jnp.int32))
-
   def update_fn(updates, state, params=None):
     if params is None:
       raise ValueError(f"{name} needs `params` in update().")
-    count = optax.safe_increment(state.count)
-    updates = change(state.count, params, updates)
-    return updates, optax.ScaleByScheduleState(count)
+    after = optax.ScaleByScheduleState(optax.safe_increment(state.count))
+    return change(state.count, params, updates), after
 
-  return optax.GradientTransformation(init_fn, update_fn)
+  start = lambda params: optax.ScaleByScheduleState(jnp.zeros([], jnp.int32))
+  return optax.GradientTransformation(start, update_fn)
 
 
 def keep_largest(kept: Any) -> optax.GradientTransformation:
@@ -110,21 +99,14 @@ def keep_largest(kept: Any) -> optax.GradientTransformation:
 
   Acts through the update: a removed entry becomes exactly 0, a kept one exactly
   `p + u`. Moments are not masked, so an entry returns once a single update
-  beats the threshold (the authors' train.py).
-
-  Args:
-    kept: tree with the parameters' structure, holding a `Kept` for each sparse
-      parameter and None for each dense one.
+  beats the threshold (the authors' train.py). `kept` is of `kept_tree`.
   """
 
   def project(step, params, updates):
-    return jax.tree.map(
-      lambda k, p, u: u if k is None else jnp.where(k.mask(p + u, step), u, -p),
-      kept,
-      params,
-      updates,
-      is_leaf=is_kept,
-    )
+    def into(k, p, u):
+      return u if k is None else jnp.where(k.mask(p + u, step), u, -p)
+
+    return jax.tree.map(into, kept, params, updates, is_leaf=is_kept)
 
   return _at_step("keep_largest", project)
 
@@ -135,12 +117,7 @@ def is_kept(x: Any) -> bool:
 
 
 def kept_tree(config: config_lib.Config, params) -> Any:
-  """Returns the `Kept` of every parameter, None where it is dense.
-
-  Args:
-    config: resolved run configuration.
-    params: parameters, or their shapes.
-  """
+  """Returns the `Kept` of each parameter (or shape), None where it is dense."""
   sparsity, steps = config.sparsity, config.train.steps
   densities = {
     "block": schedules.block_density(sparsity, steps),
@@ -165,22 +142,14 @@ def decay(
 ) -> optax.GradientTransformation:
   """Decoupled weight decay on the new value: `p <- p - rate * wd * p`.
 
-  Last in the chain, after the projection, as `train.py` has it.
-
-  Args:
-    rate: learning rate of each step.
-    weight_decay: wd.
-    decays: static tree of booleans: which parameters decay.
+  Last in the chain, after the projection, as `train.py` has it. `decays` is a
+  static tree of booleans.
   """
 
   def shrink(step, params, updates):
     factor = 1 - weight_decay * lookup(rate)(step)
-    return jax.tree.map(
-      lambda d, p, u: (p + u) * factor.astype(p.dtype) - p if d else u,
-      decays,
-      params,
-      updates,
-    )
+    into = lambda d, p, u: (p + u) * factor.astype(p.dtype) - p if d else u
+    return jax.tree.map(into, decays, params, updates)
 
   return _at_step("decay", shrink)
 
@@ -206,12 +175,7 @@ def lookup(table: Sequence[float]) -> optax.Schedule:
 def sparse_adam(
   config: config_lib.Config, params
 ) -> optax.GradientTransformation:
-  """The recipe's optimizer for a model's parameters.
-
-  Args:
-    config: resolved run configuration.
-    params: parameters, or their shapes.
-  """
+  """Returns the recipe's optimizer for a model's parameters (or shapes)."""
   train = config.train
   rate = schedules.learning_rate(train, config.sparsity)
   scale = {"normalize_rms": normalize_rms, "clip_rms": clip_rms}
