@@ -59,20 +59,16 @@ def run(
 ) -> None:
   """Parses flags, calls `main` with the `--config.…` overrides and exits.
 
-  Args:
-    main: gets the overrides in order, returns the exit status (None is 0).
-    description: what the command does, for `--help`.
-    example: an override of the command's config, for `--help`.
-    kind: the dataclass that its config describes, if it has a flag `--config`.
+  `main` returns the exit status, None for 0; `example` is an override of the
+  command's config and `kind` the config's dataclass, both for `--help`.
   """
   flags.FLAGS.set_default("showprefixforinfo", False)
   logging.set_verbosity(logging.WARNING)
   sys.unraisablehook = _unraisablehook
   # Likewise: Orbax leaves futures with exceptions behind, nobody asks for them.
   stdlib_logging.getLogger("asyncio").setLevel(stdlib_logging.CRITICAL)
-  sys.exit(
-    _status(main, sys.argv, lambda f: _help(description, example, kind, f))
-  )
+  show_help = functools.partial(_help, description, example, kind)
+  sys.exit(_status(main, sys.argv, show_help))
 
 
 def _unraisablehook(unraisable) -> None:
@@ -90,12 +86,10 @@ def _status(main, argv: Sequence[str], help_text: Callable[[bool], str]) -> int:
   try:
     overrides = [a for a in argv[1:] if a.startswith("--config.")]
     others = [argv[0], *(a for a in argv[1:] if a not in overrides)]
-    asked = _HELP.intersection(others)
-    if asked:
+    if asked := _HELP.intersection(others):
       print(help_text("--helpfull" in asked))
       return 0
-    rest = flags.FLAGS(others)[1:]
-    if rest:
+    if rest := flags.FLAGS(others)[1:]:
       raise errors.InputError(
         f"argument {rest[0]!r} is not accepted; need flags as in --help"
       )
@@ -109,11 +103,8 @@ def _status(main, argv: Sequence[str], help_text: Callable[[bool], str]) -> int:
   except (errors.InputError, flags.Error) as e:
     print("error: " + " ".join(str(e).split()), file=sys.stderr)
     return 2
-  except loop.Interrupted as e:
-    print(str(e), file=sys.stderr)
-    return 130
-  except KeyboardInterrupt:
-    print("interrupted", file=sys.stderr)
+  except (loop.Interrupted, KeyboardInterrupt) as e:
+    print(str(e) or "interrupted", file=sys.stderr)
     return 130
   except OSError as e:
     where = f" {e.filename}" if e.filename else ""
@@ -144,21 +135,15 @@ def _help(description: str, example: str, kind: type, full: bool) -> str:
 
 
 def _flag_help(flag: flags.Flag) -> str:
-  note = ""
-  if flag.default not in (None, ""):
-    note = f" (default {flag.default_as_str[1:-1]})"
+  has_default = flag.default not in (None, "")
+  note = f" (default {flag.default_as_str[1:-1]})" if has_default else ""
   return _wrapped(f"--{flag.name}: {flag.help}{note}")
 
 
 def _wrapped(text: str) -> str:
-  return textwrap.fill(
-    text,
-    width=80,
-    initial_indent="  ",
-    subsequent_indent="    ",
-    break_on_hyphens=False,
-    break_long_words=False,
-  )
+  wrap = functools.partial(textwrap.fill, width=80, break_on_hyphens=False)
+  indents = {"initial_indent": "  ", "subsequent_indent": "    "}
+  return wrap(text, break_long_words=False, **indents)
 
 
 def _field_help(kind: type, prefix: str = "") -> Iterator[str]:
@@ -167,11 +152,11 @@ def _field_help(kind: type, prefix: str = "") -> Iterator[str]:
     name = prefix + field.name
     if dataclasses.is_dataclass(hints[field.name]):
       yield from _field_help(hints[field.name], f"{name}.")
-      continue
-    accepted = field.metadata.get("accepted")
-    need = f"; need {accepted.text}" if accepted else ""
-    doc = field.metadata.get("doc", "")
-    yield _wrapped(f"{name}={field.default!r}: {doc}{need}")
+    else:
+      accepted = field.metadata.get("accepted")
+      need = f"; need {accepted.text}" if accepted else ""
+      doc = field.metadata.get("doc", "")
+      yield _wrapped(f"{name}={field.default!r}: {doc}{need}")
 
 
 def load_config(
@@ -184,13 +169,10 @@ def load_config(
 
   Args:
     path: a Python file with `get_config()`, whole or partial; None is
-      `default`.
+      `default`, or the defaults of `kind`.
     overrides: `--config.a.b=VALUE` as typed.
     kind: the dataclass it describes.
-    default: a config of that kind, or None for the defaults.
-
-  Raises:
-    InputError: if the file cannot be run or a field is not accepted.
+    default: a config of that kind.
   """
   if path is not None:
     values = _file_config(path).to_dict()
@@ -205,15 +187,17 @@ def load_config(
 
 
 def _file_config(path: str) -> ml_collections.ConfigDict:
-  if not pathlib.Path(path).is_file():
-    raise errors.InputError(
-      f"--config={path}: no such file; need a Python file with get_config()"
+  def error(problem: str) -> errors.InputError:
+    return errors.InputError(
+      f"--config={path}: {problem}; need a Python file with get_config(), which"
+      " returns an ml_collections.ConfigDict"
     )
+
+  if not pathlib.Path(path).is_file():
+    raise error("no such file")
   spec = importlib.util.spec_from_file_location("experiment_config", path)
   if spec is None or spec.loader is None:
-    raise errors.InputError(
-      f"--config={path}: not a .py file; need a Python file with get_config()"
-    )
+    raise error("not a .py file")
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)
@@ -221,21 +205,18 @@ def _file_config(path: str) -> ml_collections.ConfigDict:
   except errors.InputError:
     raise
   except Exception as e:
-    raise errors.InputError(
-      f"--config={path}: {type(e).__name__}: {e}; need a Python file whose"
-      " get_config() returns an ml_collections.ConfigDict"
-    ) from e
+    raise error(f"{type(e).__name__}: {e}") from e
   if not isinstance(config, ml_collections.ConfigDict):
-    raise errors.InputError(
-      f"--config={path}: get_config() returned {type(config).__name__}; need"
-      " an ml_collections.ConfigDict"
-    )
+    raise error(f"get_config() returned {type(config).__name__}")
   return config
 
 
 def _literal(name: str, text: str, config_kind: type) -> Any:
   """Returns the value that `text` means for the field `name`."""
-  kind = _field_type(name, config_kind)
+  kind: Any = config_kind
+  for part in name.split("."):
+    is_group = dataclasses.is_dataclass(kind)
+    kind = typing.get_type_hints(kind).get(part) if is_group else None
   if kind is str:
     return text
   if kind is bool and text.lower() in ("true", "false"):
@@ -246,16 +227,6 @@ def _literal(name: str, text: str, config_kind: type) -> Any:
     if typing.get_origin(kind) is tuple:
       return tuple(part.strip() for part in text.split(",") if part.strip())
     return text
-
-
-def _field_type(name: str, config_kind: type) -> Any:
-  kind: Any = config_kind
-  for part in name.split("."):
-    known = (
-      typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
-    )
-    kind = known.get(part)
-  return kind
 
 
 def _set(values: dict[str, Any], name: str, value: Any) -> None:

@@ -13,7 +13,7 @@ from absl import flags
 from experiments import cli
 from sparse_jax import checkpoint
 from sparse_jax.model import transformer
-from sparse_jax.released import models as released_models
+from sparse_jax.released import models
 from sparse_jax.utils import errors
 
 _MODEL = flags.DEFINE_string(
@@ -35,13 +35,13 @@ def main(overrides: list[str]) -> None:
     )
   model, params = checkpoint.load_model(source)
   kept = tokenizer = None
-  if released_models.is_released(source):
-    kept = released_models.read_fields(source)
+  if models.is_released(source):
+    kept = models.read_fields(source)
   if checkpoint.has_tokenizer(source):
     tokenizer = checkpoint.load_tokenizer(source)
-  released_models.save_model(out, model, params, tokenizer, kept)
+  models.save_model(out, model, params, tokenizer, kept)
   count = transformer.num_parameters(params)
-  print(f"{count:,} parameters in {out / released_models.SAFETENSORS_WEIGHTS}")
+  print(f"{count:,} parameters in {out / models.SAFETENSORS_WEIGHTS}")
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ def main(overrides: list[str]) -> int | None:
   trained = checkpoint.load_run(_MODEL.value)
   config = cli.load_config(_CONFIG.value, overrides, default=trained)
   workdir = pathlib.Path(_WORKDIR.value)
+  page = workdir / "report.html"
   model, params = checkpoint.load_model(_MODEL.value)
   pipe = pipeline.Pipeline(
     model=model,
@@ -54,9 +55,8 @@ def main(overrides: list[str]) -> int | None:
     # Only where the files are known that the model was not trained on.
     natural=trained is not None,
   )
-  made, skipped = tasks.make_tasks(
-    _TASKS.value, checkpoint.load_tokenizer(_MODEL.value)
-  )
+  tokenizer = checkpoint.load_tokenizer(_MODEL.value)
+  made, skipped = tasks.make_tasks(_TASKS.value, tokenizer)
   below_gate = [task.name for task in made] if _BELOW_GATE.value else ()
   learned, reasons = pipe.choose(made, below_gate)
   skipped |= reasons
@@ -70,18 +70,14 @@ def main(overrides: list[str]) -> int | None:
     rows = [table_lib.row(circuit) for circuit in circuits.values()]
     table_lib.write(workdir, rows, skipped)
     table_lib.plot_curves(workdir / "curves.png", circuits.values())
-    report.write_page(
-      workdir / "report.html",
-      list(circuits.values()),
-      title="Circuits",
-    )
+    report.write_page(page, list(circuits.values()), title="Circuits")
   print(f"\n{table_lib.text(rows)}")
   if _FAITHFULNESS.value:
     for name, circuit in circuits.items():
       print(
         f"\n{name}\n{faithfulness.summary(circuit.metrics['faithfulness'])}"
       )
-  print(f"\nreport: {workdir / 'report.html'}")
+  print(f"\nreport: {page}")
   return None
 
 

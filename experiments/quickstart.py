@@ -34,27 +34,26 @@ def find_circuits(
 ) -> dict[str, Any]:
   """Prunes the tasks that the model has learned; returns metrics by task.
 
-  The first task is the headline: it is pruned in any case, and marked if the
-  model has not learned it.
+  The first task is pruned in any case, and marked if it is not learned.
   """
   pipe = pipeline.Pipeline(
     model=trained.model,
     params=trained.params,
     means=checkpoint.load_means(trained.model_directory),
     config=config,
-    # Four more prunings: `experiments.verify` does them.
-    controls=False,
+    controls=False,  # Four more prunings: `experiments.verify` does them.
   )
   made, skipped = tasks.make_tasks(config.tasks, trained.data.tokenizer)
-  metrics: dict[str, Any] = {}
+  metrics = {}
   for task in made:
     learned, reasons = pipe.choose([task], config.tasks[:1])
     skipped |= reasons
-    for name, circuit in pipe.run(learned, workdir / "circuits").items():
-      metrics[name] = circuit.metrics
-  for name, reason in skipped.items():
-    metrics[name] = {"learned": False, "reasons": [reason]}
-  return metrics
+    circuits = pipe.run(learned, workdir / "circuits")
+    metrics |= {name: circuit.metrics for name, circuit in circuits.items()}
+  return metrics | {
+    name: {"learned": False, "reasons": [reason]}
+    for name, reason in skipped.items()
+  }
 
 
 def run(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, Any]:

@@ -5,8 +5,6 @@
 The same tokenizer gives the same page.
 """
 
-import functools
-
 from absl import flags
 
 from experiments import cli
@@ -25,7 +23,7 @@ def main(overrides: list[str]) -> None:
   """Writes the page."""
   del overrides  # The command has no config.
   tokenizer = checkpoint.load_tokenizer(_MODEL.value)
-  make_task = functools.partial(tasks.make_task, tokenizer=tokenizer)
+  make_task = lambda name: tasks.make_task(name, tokenizer)
   page = docs.page(tasks.TASK_NAMES, make_task, tokenizer, progress=True)
   files.write_bytes(_OUT.value, page.encode())
   print(_OUT.value)

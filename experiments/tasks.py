@@ -31,10 +31,7 @@ _TASKS = flags.DEFINE_list("tasks", ["all"], cli.TASKS_HELP)
 _OUT = flags.DEFINE_string("out", None, "JSON file to write the metrics to.")
 _PAIRS = flags.DEFINE_integer("pairs", 256, "Test pairs a task.", lower_bound=1)
 _NATURAL = flags.DEFINE_integer(
-  "natural",
-  400,
-  "Most natural prompts a task; 0 measures none.",
-  lower_bound=0,
+  "natural", 400, "Most natural prompts a task; 0 measures none.", lower_bound=0
 )
 _SEED = flags.DEFINE_integer(
   "seed", 0, "Of the choice of pairs and prompts.", lower_bound=0
@@ -51,18 +48,10 @@ cli.require("model")
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One task's metrics.
-
-  Attributes:
-    task: the task.
-    too_long: why pairs are left out, or "".
-    test: on template test pairs.
-    natural: on natural prompts; None if there are none.
-    verdict: whether it is learned well enough to prune.
-  """
+  """One task's metrics, on template test pairs and on natural prompts."""
 
   task: tasks.Task
-  too_long: str
+  too_long: str  # Why pairs are left out, or "".
   test: evaluation.Score
   natural: evaluation.Score | None
   verdict: learned.LearnedCheck
@@ -89,11 +78,7 @@ def longest(model: transformer.Model, context_length: int) -> int:
 
 
 def drop_long(pairs: tasks.Pairs, limit: int) -> tuple[tasks.Pairs, str]:
-  """Returns the pairs of at most `limit` tokens, and a note on the others.
-
-  Raises:
-    InputError: if none is left.
-  """
+  """Returns the pairs of at most `limit` tokens, and a note on the others."""
   fits = np.maximum(pairs.lengths, pairs.counter_lengths) <= limit
   if fits.all():
     return pairs, ""
@@ -119,13 +104,9 @@ def measure(
 ) -> tuple[list[Row], dict[str, str]]:
   """Returns the tasks' metrics, and by name why others have none.
 
-  Args:
-    model: the full model.
-    params: its parameters.
-    made: the tasks.
-    prompts: natural prompts by task name, as `natural_lib.harvest` returns.
-    target_loss: what circuits are pruned to, in nats a side.
-    limit: most tokens of a prompt.
+  Natural prompts are by task name, as `natural.harvest` returns them; the
+  target loss, in nats a side, is what circuits are pruned to; a prompt has at
+  most `limit` tokens.
   """
   diffs = evaluation.make_difference_function(model, params)
   seed = _SEED.value
@@ -150,33 +131,14 @@ def measure(
   return rows, skipped
 
 
-_HEADER = (
-  "task",
-  "pairs",
-  "test loss",
-  "accuracy %",
-  "natural",
-  "natural loss",
-  "accuracy %",
-  "learned",
-)
-
-
 def table(rows: Sequence[Row]) -> str:
   """Returns the metrics as aligned columns."""
-  cells = [_HEADER]
+  header = "task|pairs|test loss|accuracy %|natural|natural loss|accuracy %"
+  cells = [(*header.split("|"), "learned")]
   for row in rows:
-    natural = row.natural
-    cells.append(
-      (
-        row.task.name,
-        str(row.test.count),
-        *_shown(row.test),
-        str(natural.count) if natural else "-",
-        *(_shown(natural) if natural else ("-", "-")),
-        "yes" if row.verdict.learned else "no",
-      )
-    )
+    scores = *_shown(row.test), *_shown(row.natural)
+    last = "yes" if row.verdict.learned else "no"
+    cells.append((row.task.name, *scores, last))
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
   return "\n".join(
     "  ".join(
@@ -187,12 +149,14 @@ def table(rows: Sequence[Row]) -> str:
   )
 
 
-def _shown(score: evaluation.Score) -> tuple[str, str]:
-  loss, accuracy = score.loss, score.accuracy
+def _shown(score: evaluation.Score | None) -> tuple[str, str, str]:
+  if not score:
+    return "-", "-", "-"
+  loss, (value, low, high) = score.loss, (100 * x for x in score.accuracy)
   return (
+    str(score.count),
     f"{loss.value:.3f} [{loss.low:.3f}, {loss.high:.3f}]",
-    f"{100 * accuracy.value:.1f} [{100 * accuracy.low:.1f},"
-    f" {100 * accuracy.high:.1f}]",
+    f"{value:.1f} [{low:.1f}, {high:.1f}]",
   )
 
 
@@ -206,18 +170,18 @@ def notes(rows: Sequence[Row], skipped: dict[str, str], natural: bool) -> str:
     f" {verdict.max_loss:g} nats"
   ]
   lines += [f"{r.task.name}: {r.too_long}" for r in rows if r.too_long]
-  for row in rows:
-    if not row.verdict.learned:
-      reasons = "; ".join(row.verdict.reasons)
-      lines.append(f"not learned: {row.task.name}: {reasons}")
-  for row in rows:
-    if natural and row.natural is None:
-      reason = (
-        row.task.natural_reason or "these files do not call for both answers"
-      )
-      lines.append(f"no natural prompts: {row.task.name}: {reason}")
-  lines += _skipped_lines(skipped)
-  return "\n".join(lines)
+  lines += [
+    f"not learned: {row.task.name}: {'; '.join(row.verdict.reasons)}"
+    for row in rows
+    if not row.verdict.learned
+  ]
+  files_lack = "these files do not call for both answers"
+  lines += [
+    f"no natural prompts: {r.task.name}: {r.task.natural_reason or files_lack}"
+    for r in rows
+    if natural and r.natural is None
+  ]
+  return "\n".join(lines + _skipped_lines(skipped))
 
 
 def _skipped_lines(skipped: dict[str, str]) -> list[str]:
@@ -236,56 +200,35 @@ def main(overrides: list[str]) -> int | None:
   prompts = {}
   natural = any(task.find_points for task in made) and _NATURAL.value > 0
   if natural:
-    prompts = natural_lib.harvest(
-      made,
-      sources.documents(config.data, "eval", progress=True),
-      _NATURAL.value,
-      _SEED.value,
-      context_length,
-      progress=True,
-    )
-  rows, failed = measure(
-    model,
-    params,
-    made,
-    prompts,
-    config.prune.target_per_side,
-    longest(model, context_length),
-  )
+    documents = sources.documents(config.data, "eval", progress=True)
+    limits = _NATURAL.value, _SEED.value, context_length
+    prompts = natural_lib.harvest(made, documents, *limits, progress=True)
+  target_loss = config.prune.target_per_side
+  limit = longest(model, context_length)
+  rows, failed = measure(model, params, made, prompts, target_loss, limit)
   skipped |= failed
   if not rows:
     print("\n".join(_skipped_lines(skipped)))
     return 1
-  print(table(rows))
-  print()
-  print(notes(rows, skipped, natural))
+  print(f"{table(rows)}\n\n{notes(rows, skipped, natural)}")
   if natural and run is None:
     print(
-      "natural files: data.source="
-      f"{config.data.source!r}; what this model was trained on is not known,"
-      " so they may not be held out"
+      f"natural files: data.source={config.data.source!r}; what this model was"
+      " trained on is not known, so they may not be held out"
     )
   if _OUT.value:
-    files.write_json(
-      _OUT.value,
-      {
-        "model_fingerprint": fingerprint_lib.fingerprint(model, params),
-        "seed": _SEED.value,
-        "target_loss": config.prune.target_per_side,
-        "gate": {
-          "min_accuracy": rows[0].verdict.min_accuracy,
-          "max_loss": rows[0].verdict.max_loss,
-        },
-        "natural": {
-          "source": config.data.source,
-          "held_out": run is not None,
-        }
-        if natural
-        else None,
-        "tasks": {row.task.name: row.to_dict() for row in rows},
-        "skipped": skipped,
-      },
-    )
+    verdict = rows[0].verdict
+    held_out = {"source": config.data.source, "held_out": run is not None}
+    written = {
+      "model_fingerprint": fingerprint_lib.fingerprint(model, params),
+      "seed": _SEED.value,
+      "target_loss": target_loss,
+      "gate": {n: getattr(verdict, n) for n in ("min_accuracy", "max_loss")},
+      "natural": held_out if natural else None,
+      "tasks": {row.task.name: row.to_dict() for row in rows},
+      "skipped": skipped,
+    }
+    files.write_json(_OUT.value, written)
   return None
 
 

@@ -45,30 +45,25 @@ def main(overrides: list[str]) -> None:
     _TORCH_PYTHON.value, "cpu" if on_cpu else "cuda"
   )
   plan = measure.CPU if on_cpu else measure.ACCELERATOR
-  if _SHORT.value:
-    plan = measure.SHORT
+  plan = measure.SHORT if _SHORT.value else plan
   todo = dict(measure.measurements(plan, baselines))
-  if _ONLY.value:
-    names = "; ".join(todo)
-    todo = {name: m for name, m in todo.items() if _ONLY.value in name}
-    if not todo:
-      raise errors.bad_value("--only", _ONLY.value, f"a part of: {names}")
+  names = "; ".join(todo)
+  todo = {name: m for name, m in todo.items() if _ONLY.value in name}
+  if not todo:
+    raise errors.bad_value("--only", _ONLY.value, f"a part of: {names}")
   environment = host.environment()
   environment["versions"]["torch"] = baselines.torch_version()
   metrics, growths = [], []
 
   def save() -> None:
     """Writes what there is: an interrupted run keeps its metrics."""
-    files.write_json(
-      _OUT.value,
-      environment
-      | {
-        "seconds": time.perf_counter() - start,
-        "short": _SHORT.value,
-        "metrics": [m.to_dict() for m in metrics],
-        "growth": [g.to_dict() for g in growths],
-      },
-    )
+    written = {
+      "seconds": time.perf_counter() - start,
+      "short": _SHORT.value,
+      "metrics": [m.to_dict() for m in metrics],
+      "growth": [g.to_dict() for g in growths],
+    }
+    files.write_json(_OUT.value, environment | written)
 
   save()
   axes = plan.growth_axes if _GROWTH.value else {}

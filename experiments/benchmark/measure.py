@@ -26,9 +26,8 @@ from sparse_jax import config as config_lib
 from sparse_jax import sites
 from sparse_jax.model import kernels as kernels_lib
 from sparse_jax.model import top_k, transformer
-from sparse_jax.pruning import batched
-from sparse_jax.pruning import masks as masks_lib
-from sparse_jax.tasks import sequences as sequences_lib
+from sparse_jax.pruning import batched, masks
+from sparse_jax.tasks.sequences import Sequences
 from sparse_jax.training import loop, transforms
 from sparse_jax.utils import errors
 
@@ -36,6 +35,7 @@ _MASK_STEPS_PER_CALL = 2
 _SAMPLES_A_ROUND = 3
 
 Sampler = Callable[[], list[float]]  # Runs a few times, returns seconds each.
+Timed = tuple[dict[str, float], dict[str, str]]  # As `interleave` returns.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,13 +43,8 @@ class Shape:
   """Shape of a training step or of a mask step.
 
   Attributes:
-    n_layer: layers.
-    d_model: residual width.
     batch_size: windows; for a mask step prompts, both sides of the pairs.
-    length: tokens of each.
-    vocab_size: tokens of the vocabulary.
     density: share of nonzero weights, the final one from the first step on.
-    activation_fraction: share of channels AbsTopK keeps.
     kernels: as `train.kernels`.
     num_runs: mask trainings in one program.
   """
@@ -70,27 +65,20 @@ class Shape:
       f" {self.batch_size}×{self.length}"
     )
 
-  def dense(self) -> "Shape":
-    """Returns the shape without weight and activation sparsity."""
-    return dataclasses.replace(self, density=1.0, activation_fraction=1.0)
-
   def config(self) -> config_lib.Config:
-    """Returns a resolved run config of this shape.
-
-    At densities where a unit's share is below the default `min_alive`, only
-    that share is protected.
-    """
+    """Returns a resolved run config; units keep no more than their share."""
     share = int(self.density * self.d_model)
+    sparsity = config_lib.SparsityConfig(
+      density=self.density,
+      activation_fraction=self.activation_fraction,
+      min_alive=min(config_lib.SparsityConfig().min_alive, share),
+      anneal_start=0.0,
+      anneal_stop=0.0,
+    )
     config = config_lib.Config(
       data=config_lib.DataConfig(context_length=self.length),
       model=config_lib.ModelConfig(n_layer=self.n_layer, d_model=self.d_model),
-      sparsity=config_lib.SparsityConfig(
-        density=self.density,
-        activation_fraction=self.activation_fraction,
-        min_alive=min(config_lib.SparsityConfig().min_alive, share),
-        anneal_start=0.0,
-        anneal_stop=0.0,
-      ),
+      sparsity=sparsity,
       train=config_lib.TrainConfig(
         batch_size=self.batch_size, kernels=self.kernels
       ),
@@ -101,7 +89,7 @@ class Shape:
     """Returns the flags that give a PyTorch baseline this shape."""
     return tuple(
       f"--{name}={value}"
-      for name, value in dataclasses.asdict(self).items()
+      for name, value in vars(self).items()
       if name not in ("kernels", "num_runs")
     )
 
@@ -111,11 +99,8 @@ class Metric:
   """What was measured, beside its target.
 
   Attributes:
-    name: what is measured.
-    shape: at which size.
     value: a ratio or a share; None if it could not be measured.
-    target: what it has to reach.
-    at_most: whether the target is an upper bound.
+    target: what it has to reach; an upper bound if `at_most`.
     note: why there is no value, or what else to know.
     details: what the value is made of; times are medians in seconds.
   """
@@ -166,15 +151,12 @@ class Plan:
   """What a run measures.
 
   Attributes:
-    steps: training steps and their targets.
-    masks: mask steps.
-    mask_target: what those have to reach.
+    mask_target: mask-steps/s over eager PyTorch's.
     fused: the step that is measured with and without fused kernels, if any.
     num_entries: of the k-th magnitude.
     rows: rows and width of AbsTopK.
     product_width: of the large matrix product.
-    growth_base: the shape that growth varies around.
-    growth_axes: values by axis.
+    growth_axes: values by the field of `growth_base` that varies.
     rounds: of every interleaving.
     baseline_steps: steps that a baseline's own median is of, in each round.
   """
@@ -234,9 +216,7 @@ SHORT = Plan(  # Every metric at tiny shapes: a trial of the machinery.
 )
 
 
-def interleave(
-  samplers: Mapping[str, Sampler], rounds: int
-) -> tuple[dict[str, float], dict[str, str]]:
+def interleave(samplers: Mapping[str, Sampler], rounds: int) -> Timed:
   """Runs every sampler in turn, `rounds` times.
 
   Returns:
@@ -245,34 +225,26 @@ def interleave(
   samples: dict[str, list[float]] = {name: [] for name in samplers}
   failed: dict[str, str] = {}
   for _ in range(rounds):
-    for name in [name for name in samplers if name not in failed]:
+    for name in list(samples):
       try:
         samples[name] += samplers[name]()
       except torch_baselines.BaselineError as e:
         failed[name] = str(e)
-  medians = {
-    name: statistics.median(times)
-    for name, times in samples.items()
-    if name not in failed
-  }
-  return medians, failed
+        del samples[name]
+  return {n: statistics.median(times) for n, times in samples.items()}, failed
 
 
 def _ratio(
-  medians: Mapping[str, float],
-  over: str,
-  under: str,
-  notes: Mapping[str, str] | None = None,
-  details: Mapping[str, Any] | None = None,
-  **fields,
+  timed: Timed, over: str, under: str, scale=1.0, details=None, **fields
 ) -> Metric:
-  """Returns the metric of one median time over another."""
+  """Returns the metric of one median time over another, times `scale`."""
+  medians, failed = timed
   has_both = over in medians and under in medians
+  seconds = {f"{name}_seconds": value for name, value in medians.items()}
   return Metric(
-    value=medians[over] / medians[under] if has_both else None,
-    note=(notes or {}).get(over, ""),
-    details={f"{name}_seconds": value for name, value in medians.items()}
-    | (details or {}),
+    value=scale * medians[over] / medians[under] if has_both else None,
+    note=failed.get(over, ""),
+    details=seconds | (details or {}),
     **fields,
   )
 
@@ -294,51 +266,41 @@ class TrainingStep:
   """A compiled training step and the state it goes on from.
 
   Attributes:
-    config: resolved.
     state: after the steps taken so far.
-    peak_bytes: arguments, results and temporaries at their peak, as the
-      compiler has planned them.
+    peak_bytes: as `peak_bytes` counts them.
   """
 
   def __init__(self, shape: Shape):
-    self.config = shape.config()
-    dtype = loop.compute_dtype(self.config.train.compute_dtype)
-    kernels = kernels_lib.choose(self.config, dtype)
-    model = transformer.Model(
-      self.config.model, self.config.sparsity, dtype, kernels
-    )
+    self.config = config = shape.config()
+    dtype = loop.compute_dtype(config.train.compute_dtype)
+    kernels = kernels_lib.choose(config, dtype)
+    model = transformer.Model(config.model, config.sparsity, dtype, kernels)
     rng = jax.random.key(0)
     shapes = jax.eval_shape(model.init, rng)
-    optimizer = transforms.sparse_adam(self.config, shapes)
+    optimizer = transforms.sparse_adam(config, shapes)
     init = functools.partial(loop.init_state, model, optimizer)
     self.state = jax.jit(init)(rng)
-    self._windows = jax.random.randint(
-      rng, (shape.batch_size, shape.length + 1), 0, shape.vocab_size
-    )
+    size = shape.batch_size, shape.length + 1
+    self._windows = jax.random.randint(rng, size, 0, shape.vocab_size)
     step = functools.partial(loop.train_step, model, optimizer)
-    self._compiled = (
-      jax.jit(step, donate_argnums=0).lower(self.state, self._windows).compile()
-    )
+    jitted = jax.jit(step, donate_argnums=0)
+    self._compiled = jitted.lower(self.state, self._windows).compile()
     self.peak_bytes = peak_bytes(self._compiled)
-    for _ in range(2):
-      self._once()
+    self.sample(2)
 
-  def _once(self) -> float:
-    start = time.perf_counter()
-    self.state, _ = self._compiled(self.state, self._windows)
-    jax.block_until_ready(self.state)
-    return time.perf_counter() - start
-
-  def sample(self) -> list[float]:
+  def sample(self, count: int = _SAMPLES_A_ROUND) -> list[float]:
     """Returns the seconds of a few steps."""
-    return [self._once() for _ in range(_SAMPLES_A_ROUND)]
+    times = []
+    for _ in range(count):
+      start = time.perf_counter()
+      self.state, _ = self._compiled(self.state, self._windows)
+      jax.block_until_ready(self.state)
+      times.append(time.perf_counter() - start)
+    return times
 
 
 def training_steps(shapes: Sequence[Shape]) -> list[TrainingStep]:
-  """Returns a step of each shape, compiled two at a time.
-
-  A compilation is mostly one thread's work.
-  """
+  """Returns a step of each shape; a compilation is mostly one thread's work."""
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
     return list(pool.map(TrainingStep, shapes))
 
@@ -362,12 +324,11 @@ def model_flops(config: config_lib.Config) -> float:
   count whether or not they are zero; lookups, norms and selection do not count.
   """
   model, length = config.model, config.data.context_length
-  tokens = config.train.batch_size * length
   blocks = sum(n for n, _, _ in config_lib.block_units(model).values())
   weights = model.n_layer * blocks + model.vocab_size * model.d_model
   # Two products, of queries with keys and of weights with values.
   attention = model.n_layer * 2 * model.d_model * (length + 1) / 2
-  return 3 * 2 * tokens * (weights + attention)
+  return 3 * 2 * config.train.batch_size * length * (weights + attention)
 
 
 def largest_matrix(config: config_lib.Config) -> tuple[str, int]:
@@ -380,11 +341,10 @@ def largest_matrix(config: config_lib.Config) -> tuple[str, int]:
   sizes = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
     name = sites.path_name(path)
-    matrix = leaf.shape[1:] if name.startswith("layers/") else leaf.shape
+    matrix = leaf.shape[name.startswith("layers/") :]
     if len(matrix) == 2:
       sizes[name] = math.prod(matrix) * leaf.dtype.itemsize
-  name = max(sizes, key=sizes.__getitem__)
-  return name, sizes[name]
+  return max(sizes.items(), key=lambda item: item[1])
 
 
 def measure_step(
@@ -394,31 +354,35 @@ def measure_step(
   targets: StepTargets,
 ) -> list[Metric]:
   """Measures the training step of a shape against all it is compared with."""
-  sparse, dense = training_steps((shape, shape.dense()))
+  no_sparsity = {"density": 1.0, "activation_fraction": 1.0}
+  sparse, dense = training_steps(
+    (shape, dataclasses.replace(shape, **no_sparsity))
+  )
   samplers = {"sparse": sparse.sample, "dense": dense.sample}
   width = plan.product_width
   dtype = loop.compute_dtype("auto")
   if targets.product_share is not None:
     x = jnp.ones((width, width), dtype)
     samplers["product"] = jitted_sampler(lambda x: x @ x, x)
-  for name, more in (("eager", ()), ("compiled", ("--compile",))):
-    if getattr(targets, name) is not None:
-      samplers[name] = baselines.sampler(
-        torch_baselines.TRAIN, plan.baseline_steps, *more, *shape.flags()
-      )
-  medians, failed = interleave(samplers, plan.rounds)
+  over_torch = {"eager": targets.eager, "compiled": targets.compiled}
+  over_torch = {k: v for k, v in over_torch.items() if v is not None}
+  for name in over_torch:
+    more = ["--compile"] if name == "compiled" else []
+    samplers[name] = baselines.sampler(
+      torch_baselines.TRAIN, plan.baseline_steps, *more, *shape.flags()
+    )
+  timed = interleave(samplers, plan.rounds)
 
-  ratio = functools.partial(_ratio, medians, shape=str(shape), notes=failed)
+  ratio = functools.partial(_ratio, timed, shape=str(shape))
   metrics = [
     ratio(
       name,
       "sparse",
       name=f"training tokens/s over PyTorch, {name}",
-      target=getattr(targets, name),
+      target=target,
       details={"tokens": shape.batch_size * shape.length},
     )
-    for name in ("eager", "compiled")
-    if name in samplers
+    for name, target in over_torch.items()
   ]
   metrics.append(
     ratio(
@@ -430,20 +394,20 @@ def measure_step(
     )
   )
   if targets.product_share is not None:
-    flops = model_flops(sparse.config)
-    product_flops = 2 * width**3
-    share = ratio(
-      "product",
-      "sparse",
-      name=f"model FLOP/s over a {width}³ product's, {dtype.name}",
-      target=targets.product_share,
-      details={
-        "model_flops_a_step": flops,
-        "product_flops_a_second": product_flops / medians["product"],
-      },
+    flops, product_flops = model_flops(sparse.config), 2 * width**3
+    metrics.append(
+      ratio(
+        "product",
+        "sparse",
+        scale=flops / product_flops,
+        name=f"model FLOP/s over a {width}³ product's, {dtype.name}",
+        target=targets.product_share,
+        details={
+          "model_flops_a_step": flops,
+          "product_flops_a_second": product_flops / timed[0]["product"],
+        },
+      )
     )
-    value = flops / product_flops * share.value
-    metrics.append(dataclasses.replace(share, value=value))
   path, size = largest_matrix(sparse.config)
   metrics.append(
     Metric(
@@ -473,22 +437,19 @@ def measure_fused(plan: Plan, shape: Shape) -> list[Metric]:
   k = int(shape.activation_fraction * width)
   with_fused = dataclasses.replace(shape, kernels="fused")
   dtype = loop.compute_dtype("auto")
-  step = {
+  at_most_1 = {"target": 1.0, "at_most": True}
+  step = at_most_1 | {
     "name": "time of the step with fused kernels over that without",
     "shape": str(shape),
   }
-  mask = {
+  mask = at_most_1 | {
     "name": "time of AbsTopK's fused mask over XLA's",
     "shape": f"{num_rows}×{width}, k = {k}, {dtype.name}",
   }
-  at_most_1 = {"target": 1.0, "at_most": True}
   try:
     fused = kernels_lib.choose(with_fused.config(), dtype)
   except errors.InputError as e:
-    return [
-      Metric(value=None, note=str(e), **fields, **at_most_1)
-      for fields in (step, mask)
-    ]
+    return [Metric(value=None, note=str(e), **m) for m in (step, mask)]
 
   x = jax.random.normal(jax.random.key(0), (num_rows, width), dtype)
   mask_sampler = lambda kernels: jitted_sampler(
@@ -500,30 +461,33 @@ def measure_fused(plan: Plan, shape: Shape) -> list[Metric]:
     (mask, mask_sampler(fused), mask_sampler(kernels_lib.XLA)),
   ):
     samplers = {"fused": fused_sampler, "xla": xla_sampler}
-    medians, _ = interleave(samplers, plan.rounds)
-    metrics.append(_ratio(medians, "fused", "xla", **fields, **at_most_1))
+    timed = interleave(samplers, plan.rounds)
+    metrics.append(_ratio(timed, "fused", "xla", **fields))
   return metrics
+
+
+def _over_top_k(rounds, size, select, sort, **fields) -> list[Metric]:
+  x = jax.random.normal(jax.random.key(0), size)
+  samplers = {
+    "select": jitted_sampler(select, x),
+    "top_k": jitted_sampler(sort, x),
+  }
+  return [_ratio(interleave(samplers, rounds), "top_k", "select", **fields)]
 
 
 def measure_kth(plan: Plan) -> list[Metric]:
   """Measures the k-th magnitude of a vector against a sort, k a tenth."""
   n = plan.num_entries
   k = max(1, n // 10)
-  x = jax.random.normal(jax.random.key(0), (n,))
-  samplers = {
-    "select": jitted_sampler(lambda x: top_k.kth_magnitude(x, k), x),
-    "top_k": jitted_sampler(lambda x: jax.lax.top_k(jnp.abs(x), k)[0][-1], x),
-  }
-  return [
-    _ratio(
-      interleave(samplers, plan.rounds)[0],
-      "top_k",
-      "select",
-      name="k-th magnitude, speed over lax.top_k",
-      shape=f"{n} entries, k = {k}",
-      target=40.0,
-    )
-  ]
+  return _over_top_k(
+    plan.rounds,
+    (n,),
+    lambda x: top_k.kth_magnitude(x, k),
+    lambda x: jax.lax.top_k(jnp.abs(x), k)[0][-1],
+    name="k-th magnitude, speed over lax.top_k",
+    shape=f"{n} entries, k = {k}",
+    target=40.0,
+  )
 
 
 def measure_abs_top_k(plan: Plan) -> list[Metric]:
@@ -534,80 +498,52 @@ def measure_abs_top_k(plan: Plan) -> list[Metric]:
   """
   num_rows, width = plan.rows
   k = width // 4
-  x = jax.random.normal(jax.random.key(0), (num_rows, width))
-  samplers = {
-    "select": jitted_sampler(lambda x: top_k.abs_top_k(x, k), x),
-    "top_k": jitted_sampler(lambda x: jax.lax.top_k(jnp.abs(x), k), x),
-  }
-  return [
-    _ratio(
-      interleave(samplers, plan.rounds)[0],
-      "top_k",
-      "select",
-      name="AbsTopK, speed over lax.top_k",
-      shape=f"{num_rows}×{width}, k = {k}",
-      target=10.0,
-    )
-  ]
+  return _over_top_k(
+    plan.rounds,
+    plan.rows,
+    lambda x: top_k.abs_top_k(x, k),
+    lambda x: jax.lax.top_k(jnp.abs(x), k),
+    name="AbsTopK, speed over lax.top_k",
+    shape=f"{num_rows}×{width}, k = {k}",
+    target=10.0,
+  )
 
 
 def _mask_program(
   shape: Shape,
-) -> tuple[batched.Program, transformer.Params, sequences_lib.Sequences]:
-  """Returns the program that the search would train so many masks with.
-
-  With its parameters and the batches of a call.
-  """
+) -> tuple[batched.Program, transformer.Params, Sequences]:
+  """Returns the search's program, with its parameters and a call's batches."""
   config = dataclasses.replace(shape, batch_size=1).config()
   model = transformer.Model(config.model, config.sparsity)
   params = jax.jit(model.init)(jax.random.key(0))
-  settings = dataclasses.replace(
+  prune = dataclasses.replace(
     config.prune,
     steps=_MASK_STEPS_PER_CALL,
     batch_size=shape.batch_size // 2,
   )
-  values = {
-    name: getattr(settings, name, 0)
-    for name in masks_lib.Hyperparameters._fields
-  } | {"k_coef": settings.k_coefs[0]}
-  many = masks_lib.Hyperparameters(
-    **{name: jnp.full(shape.num_runs, value) for name, value in values.items()}
-  )._replace(seed=jnp.arange(shape.num_runs))
-  rng = np.random.default_rng(0)
-  mean_shape = lambda name: (
-    shape.num_runs,
-    sites.num_rows(name, shape.n_layer),
-    model.config.width(name),
+  n = shape.num_runs
+  hyperparameters = masks.Hyperparameters.from_config(
+    prune, k_coef=prune.k_coefs[0], seed=np.arange(n)
   )
-  means = {
-    name: jnp.asarray(0.02 * rng.normal(size=mean_shape(name)), jnp.float32)
-    for name in settings.sites
-  }
+  rng = np.random.default_rng(0)
+  means = {}
+  for name in prune.sites:
+    layers = sites.num_rows(name, shape.n_layer)
+    values = rng.normal(size=(n, layers, model.config.width(name)))
+    means[name] = jnp.asarray(0.02 * values, jnp.float32)
   token = lambda *size: jnp.asarray(rng.integers(0, shape.vocab_size, size))
-  rows = shape.num_runs, shape.batch_size
-  sequences = sequences_lib.Sequences(
+  rows = n, shape.batch_size
+  sequences = Sequences(
     tokens=token(*rows, shape.length),
     positions=jnp.full(rows, shape.length - 1),
     correct=token(*rows),
     incorrect=token(*rows),
   )
-  program = batched.compile_runs(
-    model,
-    params,
-    settings,
-    masks_lib.Run(many, means, sequences),
-    0,
-    None,
-    shape.num_runs,
-  )
-  repeated = np.resize(np.arange(shape.num_runs), program.num_runs)
-  batches = batched.draw_batches(
-    settings,
-    jax.tree.map(lambda x: x[repeated], sequences),
-    0,
-    0,
-    program.num_steps,
-  )
+  runs = masks.Run(hyperparameters, means, sequences)
+  program = batched.compile_runs(model, params, prune, runs, 0, None, n)
+  repeated = np.resize(np.arange(n), program.num_runs)
+  sequences = jax.tree.map(lambda x: x[repeated], sequences)
+  batches = batched.draw_batches(prune, sequences, 0, 0, program.num_steps)
   return program, params, batches
 
 
@@ -634,22 +570,17 @@ def measure_mask_step(
   eager = baselines.sampler(
     torch_baselines.PRUNE, plan.baseline_steps, *shape.flags()
   )
-  samplers = {"mask_step": once, "eager": eager}
-  medians, failed = interleave(samplers, plan.rounds)
+  timed = interleave({"mask_step": once, "eager": eager}, plan.rounds)
+  details = {"runs": shape.num_runs, "group": program.group}
   return [
     _ratio(
-      medians,
+      timed,
       "eager",
       "mask_step",
-      notes=failed,
       name="mask-steps/s over PyTorch, eager",
       shape=f"{shape}, {shape.num_runs} runs, {program.group} side by side",
       target=plan.mask_target,
-      details={
-        "runs": shape.num_runs,
-        "group": program.group,
-        "peak_bytes": program.peak_bytes,
-      },
+      details=details | {"peak_bytes": program.peak_bytes},
     )
   ]
 

@@ -14,14 +14,10 @@ from sparse_jax.utils import files
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Growth:
-  """Time and memory of the step along one axis, all else held.
+  """Median seconds and memory of the step along one axis, all else held.
 
   Attributes:
-    axis: which field of `measure.Shape` varies.
-    shape: the one it varies around.
-    values: of that field.
-    seconds: median of a step, one each.
-    peak_bytes: one each.
+    axis: which field of `shape` varies.
   """
 
   axis: str
@@ -36,11 +32,9 @@ class Growth:
     The slope of the line through the last three points, both logarithmic: 1 is
     proportional.
     """
-    x = np.log(self.values[-3:])
-    slope = lambda y: float(np.polyfit(x, np.log(y[-3:]), 1)[0])
-    return {
-      name: slope(getattr(self, name)) for name in ("seconds", "peak_bytes")
-    }
+    fit = lambda y: np.polyfit(np.log(self.values[-3:]), np.log(y[-3:]), 1)
+    times, sizes = fit(self.seconds), fit(self.peak_bytes)
+    return {"seconds": float(times[0]), "peak_bytes": float(sizes[0])}
 
   def to_dict(self) -> dict[str, Any]:
     """Returns plain values, fit for JSON."""
@@ -52,17 +46,15 @@ def measure_growth(
 ) -> Growth:
   """Measures the training step at rising values of a field of `base`."""
   shapes = [dataclasses.replace(base, **{axis: value}) for value in values]
-  built = measure.training_steps(shapes)
-  steps = dict(zip(map(str, values), built, strict=True))
-  medians, _ = measure.interleave(
-    {n: s.sample for n, s in steps.items()}, rounds
-  )
+  steps = measure.training_steps(shapes)
+  samplers = {str(i): step.sample for i, step in enumerate(steps)}
+  medians, _ = measure.interleave(samplers, rounds)
   return Growth(
     axis=axis,
     shape=base,
     values=tuple(values),
-    seconds=tuple(medians[name] for name in steps),
-    peak_bytes=tuple(step.peak_bytes for step in steps.values()),
+    seconds=tuple(medians.values()),
+    peak_bytes=tuple(step.peak_bytes for step in steps),
   )
 
 
@@ -70,44 +62,31 @@ def growth_table(growths: Sequence[Growth]) -> str:
   """Returns time, memory and their slopes along every axis, as Markdown."""
   lines = ["| axis | value | step, ms | memory, MB |", "|---|---|---|---|"]
   for g in growths:
-    for value, s, size in zip(g.values, g.seconds, g.peak_bytes, strict=True):
-      lines.append(
-        f"| {g.axis} | {value:g} | {1e3 * s:.1f} | {size / 1e6:.0f} |"
-      )
-    slopes = g.slopes()
-    lines.append(
-      f"| {g.axis} | slope | {slopes['seconds']:.2f} |"
-      f" {slopes['peak_bytes']:.2f} |"
-    )
+    lines += [
+      f"| {g.axis} | {value:g} | {1e3 * s:.1f} | {size / 1e6:.0f} |"
+      for value, s, size in zip(g.values, g.seconds, g.peak_bytes, strict=True)
+    ]
+    time, memory = g.slopes().values()
+    lines.append(f"| {g.axis} | slope | {time:.2f} | {memory:.2f} |")
   return "\n".join(lines)
 
 
 def plot_growth(path: files.PathLike, growths: Sequence[Growth]) -> None:
-  """Draws time and memory against every axis, logarithmic, as PNG.
-
-  Raises:
-    InputError: if the file cannot be written.
-  """
-  figure = matplotlib.figure.Figure(
-    figsize=(3 * len(growths), 5), layout="constrained"
-  )
+  """Draws time and memory against every axis, logarithmic, as PNG."""
+  size = 3 * len(growths), 5
+  figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
   axes = figure.subplots(2, len(growths), sharey="row", squeeze=False)
   for column, g in enumerate(growths):
-    slopes = g.slopes()
-    rows = (
-      ("step, s", g.seconds, slopes["seconds"]),
-      ("memory, MB", np.array(g.peak_bytes) / 1e6, slopes["peak_bytes"]),
-    )
-    for row, (label, y, slope) in enumerate(rows):
-      ax = axes[row][column]
+    megabytes = np.array(g.peak_bytes) / 1e6
+    y_and_slope = zip((g.seconds, megabytes), g.slopes().values(), strict=True)
+    for ax, (y, slope) in zip(axes[:, column], y_and_slope, strict=True):
       ax.loglog(g.values, y, marker="o")
       ax.set_xticks(g.values, [f"{v:.3g}" for v in g.values], rotation=45)
       ax.minorticks_off()
       ax.set_title(f"slope {slope:.2f}", fontsize=9)
-      if column == 0:
-        ax.set_ylabel(label)
-      if row == 1:
-        ax.set_xlabel(g.axis)
+    ax.set_xlabel(g.axis)
+  axes[0, 0].set_ylabel("step, s")
+  axes[1, 0].set_ylabel("memory, MB")
   buffer = io.BytesIO()
   figure.savefig(buffer, format="png", dpi=110)
   files.write_bytes(path, buffer.getvalue())

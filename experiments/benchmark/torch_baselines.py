@@ -33,9 +33,6 @@ class Baselines:
   Attributes:
     python: interpreter that has PyTorch; empty if none has.
     device: "cpu" or "cuda".
-
-  Raises:
-    InputError: if the interpreter is not there.
   """
 
   python: str = ""
@@ -50,15 +47,9 @@ class Baselines:
   def sampler(
     self, script: str, steps: int, *flags: str
   ) -> Callable[[], list[float]]:
-    """Returns a function that runs a script to its end and returns one time.
-
-    Args:
-      script: `TRAIN` or `PRUNE`.
-      steps: how many steps its own median is of.
-      *flags: its shape.
-    """
-    command = (self.python, str(_SCRIPTS / script), f"--steps={steps}")
-    command = (*command, f"--device={self.device}", *flags)
+    """Returns a function that runs a script; gives its median of `steps`."""
+    flags = (f"--steps={steps}", f"--device={self.device}", *flags)
+    command = (self.python, str(_SCRIPTS / script), *flags)
 
     def sample() -> list[float]:
       if not self.python:
@@ -81,10 +72,6 @@ class Baselines:
     """Returns PyTorch's version, None without it."""
     if not self.python:
       return None
-    done = subprocess.run(
-      [self.python, "-c", "import torch; print(torch.__version__)"],
-      capture_output=True,
-      check=False,
-      text=True,
-    )
+    command = [self.python, "-c", "import torch; print(torch.__version__)"]
+    done = subprocess.run(command, capture_output=True, check=False, text=True)
     return done.stdout.strip() or None

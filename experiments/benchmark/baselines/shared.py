@@ -27,19 +27,10 @@ SITES = {  # AbsTopK acts here; widths in units of d_model.
 
 def parse_flags(**defaults):
   """Returns the flags: the shape of a step, how many, and where."""
-  shape = {
-    "d_model": 128,
-    "n_layer": 2,
-    "batch_size": 32,
-    "length": 128,
-    "vocab_size": 2048,
-    "density": 0.1,
-    "activation_fraction": 0.25,
-    "steps": 7,
-    "device": "cpu",
-  }
+  shape = {"d_model": 128, "n_layer": 2, "batch_size": 32, "length": 128}
+  shape |= {"vocab_size": 2048, "density": 0.1, "activation_fraction": 0.25}
   parser = argparse.ArgumentParser()
-  for name, value in (shape | defaults).items():
+  for name, value in {**shape, "steps": 7, "device": "cpu", **defaults}.items():
     parser.add_argument(f"--{name}", type=type(value), default=value)
   parser.add_argument("--compile", action="store_true")
   return parser.parse_args()
