@@ -12,7 +12,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -25,6 +24,7 @@ from sparse_jax.model import transformer
 from sparse_jax.released import models as released_models
 from sparse_jax.released import torch_file
 from sparse_jax.tasks import logit_difference as logit_difference_lib
+from sparse_jax.tasks import mask_evaluator
 from sparse_jax.tasks import sequences as sequences_lib
 from sparse_jax.utils import errors, files
 
@@ -40,10 +40,6 @@ def load_means(
   It maps hook names to means: "2.attn.q" or "final_resid" to `[width]`, also
   with leading axes of one; or a site without a layer to `[layers, width]`.
   Names that are not sites are passed over.
-
-  Args:
-    path: the file.
-    model: the model.
 
   Returns:
     Per site that the file has, in every layer, `[layers, width]` float32.
@@ -99,14 +95,14 @@ def load_circuit(
   Args:
     path: the file.
     model: the model it was cut from.
-    params: its parameters.
+    params: the model's.
     means: ablation values, as `load_means` gives them.
-    answers: tokens that are right after prompts of class 1 and of class 2.
-    task: name of the task.
+    answers: the correct tokens after prompts of class 1 and of class 2.
+    task: what to call it.
 
   Returns:
     The circuit. Its `test_loss` is in nats, the mean over both sides of all
-    pairs; the file's own figures, halved to the same unit, are in
+    pairs; the file's own metrics, halved to the same unit, are in
     `details["released"]`. `target_loss` is the file's, or else `test_loss`.
 
   Raises:
@@ -141,9 +137,9 @@ def load_circuit(
     edges=edges_lib.find_edges(params, node_mask),
     metrics={},
   )
-  diff = jax.jit(logit_difference_lib.logit_difference, static_argnums=(0, 3))
-  full_S = diff(model, params, sequences, None)
-  pruned_S = diff(model, params, sequences, made.hook(params, sequences.tokens))
+  evaluator = mask_evaluator.MaskEvaluator(model, params, made.means, sequences)
+  full_S = evaluator.logit_difference(evaluator.constant(1))
+  pruned_S = evaluator.logit_difference(node_mask)
   made.metrics.update(
     num_nodes=made.num_nodes,
     num_edges=made.num_edges,
@@ -152,13 +148,10 @@ def load_circuit(
     full_model_test_loss=float(logit_difference_lib.task_loss(full_S)),
     full_model_test_accuracy=float(logit_difference_lib.task_accuracy(full_S)),
     **edges_lib.count_token_edges(
-      params,
-      node_mask,
-      np.asarray(sequences.tokens),
-      np.asarray(answers),
+      params, node_mask, np.asarray(sequences.tokens), np.asarray(answers)
     ),
   )
-  stored = _stored_figures(viz, importances)
+  stored = _stored_metrics(viz, importances)
   made.details["released"] = stored
   target = stored["target_loss"]
   return dataclasses.replace(
@@ -199,12 +192,12 @@ def task_sequences(
   is_empty = ~np.any(tokens, 1)
   positions = np.where(is_empty, 0, length - 1 - num_padding)
   tokens = tokens[:, : positions.max() + 1]
-  right = np.repeat(np.array(answers, np.int32), len(tokens) // 2)
+  correct = np.repeat(np.array(answers, np.int32), len(tokens) // 2)
   return sequences_lib.Sequences(
     tokens=jnp.asarray(tokens, jnp.int32),
     positions=jnp.asarray(positions, jnp.int32),
-    correct=jnp.asarray(right),
-    incorrect=jnp.asarray(right[::-1]),
+    correct=jnp.asarray(correct),
+    incorrect=jnp.asarray(correct[::-1]),
   )
 
 
@@ -249,22 +242,21 @@ def _node_mask(
   return {name: found[name] for name in sites.SITES if name in found}
 
 
-def _stored_figures(viz: Mapping, importances: Mapping) -> dict[str, Any]:
-  """Returns the file's own figures; losses halved, from pairs to sides."""
+def _stored_metrics(viz: Mapping, importances: Mapping) -> dict[str, Any]:
+  """Returns the file's own metrics; losses halved, from pairs to sides."""
   prune_config = viz.get("prune_config")
-  settings = {}
-  if isinstance(prune_config, Mapping):
-    settings = {
-      str(k): v
-      for k, v in prune_config.items()
-      if isinstance(v, (int, float, str))
-    }
+  prune_config = prune_config if isinstance(prune_config, Mapping) else {}
+  plain = {
+    str(k): v
+    for k, v in prune_config.items()
+    if isinstance(v, (int, float, str))
+  }
   return {
     "full_model_loss": _half(importances.get("loss")),
     "circuit_loss": _half(importances.get("interv_loss")),
-    "target_loss": _half(settings.get("target_loss")),
+    "target_loss": _half(plain.get("target_loss")),
     "num_total_nodes": viz.get("num_total_nodes"),
-    "prune_config": settings,
+    "prune_config": plain,
   }
 
 

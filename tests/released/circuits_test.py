@@ -143,7 +143,7 @@ class ReleasedCircuitTest(parameterized.TestCase):
       other.metrics["test_accuracy"], 1 - made.metrics["test_accuracy"]
     )
 
-  def test_stored_figures_are_halved_and_saved(self):
+  def test_stored_metrics_are_halved_and_saved(self):
     made = self.load(viz())
     self.assertEqual(made.target_loss, 0.15)
     stored = made.details["released"]
