@@ -40,24 +40,17 @@ Timed = tuple[dict[str, float], dict[str, str]]  # As `interleave` returns.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
-  """Shape of a training step or of a mask step.
-
-  Attributes:
-    batch_size: windows; for a mask step prompts, both sides of the pairs.
-    density: share of nonzero weights, the final one from the first step on.
-    kernels: as `train.kernels`.
-    num_runs: mask trainings in one program.
-  """
+  """Shape of a training step or of a mask step."""
 
   n_layer: int = 2
   d_model: int = 128
-  batch_size: int = 32
+  batch_size: int = 32  # Windows, or prompts: both sides of the pairs.
   length: int = 128
   vocab_size: int = 2048
-  density: float = 0.1
+  density: float = 0.1  # The final one from the first step on.
   activation_fraction: float = 0.25
   kernels: str = "xla"
-  num_runs: int = 16
+  num_runs: int = 16  # Mask trainings in one program.
 
   def __str__(self) -> str:
     return (
@@ -99,18 +92,15 @@ class Metric:
   """What was measured, beside its target.
 
   Attributes:
-    value: a ratio or a share; None if it could not be measured.
-    target: what it has to reach; an upper bound if `at_most`.
-    note: why there is no value, or what else to know.
     details: what the value is made of; times are medians in seconds.
   """
 
   name: str
   shape: str
-  value: float | None
+  value: float | None  # A ratio or a share; None if there is none.
   target: float
   at_most: bool = False
-  note: str = ""
+  note: str = ""  # Why there is no value, or what else to know.
   details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
@@ -129,21 +119,13 @@ class Metric:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepTargets:
-  """What a training step has to reach; None leaves a comparison out.
+  """What a training step has to reach; None leaves a comparison out."""
 
-  Attributes:
-    eager: tokens/s over eager PyTorch's.
-    compiled: tokens/s over compiled PyTorch's.
-    sparse_over_dense: time of the sparse step over the dense one's.
-    product_share: model FLOP/s over those of a large matrix product.
-    copies: memory above the dense step's, in copies of the largest matrix.
-  """
-
-  eager: float | None = 3.0
-  compiled: float | None = 2.0
-  sparse_over_dense: float = 1.15
-  product_share: float | None = None
-  copies: float = 2.0
+  eager: float | None = 3.0  # Tokens/s over eager PyTorch's.
+  compiled: float | None = 2.0  # Tokens/s over compiled PyTorch's.
+  sparse_over_dense: float = 1.15  # Of their times.
+  product_share: float | None = None  # FLOP/s over a large matrix product's.
+  copies: float = 2.0  # Memory above the dense step's, in largest matrices.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,22 +133,16 @@ class Plan:
   """What a run measures.
 
   Attributes:
-    mask_target: mask-steps/s over eager PyTorch's.
-    fused: the step that is measured with and without fused kernels, if any.
-    num_entries: of the k-th magnitude.
-    rows: rows and width of AbsTopK.
-    product_width: of the large matrix product.
     growth_axes: values by the field of `growth_base` that varies.
-    rounds: of every interleaving.
     baseline_steps: steps that a baseline's own median is of, in each round.
   """
 
   steps: Sequence[tuple[Shape, StepTargets]] = ()
   masks: Sequence[Shape] = ()
-  mask_target: float = 4.0
-  fused: Shape | None = None
-  num_entries: int = 4 << 20
-  rows: tuple[int, int] = (4096, 1024)
+  mask_target: float = 4.0  # Mask-steps/s over eager PyTorch's.
+  fused: Shape | None = None  # Measured with and without fused kernels.
+  num_entries: int = 4 << 20  # Of the k-th magnitude.
+  rows: tuple[int, int] = (4096, 1024)  # Rows and width of AbsTopK.
   product_width: int = 2048
   growth_base: Shape = Shape(batch_size=8, length=64)
   growth_axes: Mapping[str, Sequence[float]] = dataclasses.field(
@@ -217,11 +193,7 @@ SHORT = Plan(  # Every metric at tiny shapes: a trial of the machinery.
 
 
 def interleave(samplers: Mapping[str, Sampler], rounds: int) -> Timed:
-  """Runs every sampler in turn, `rounds` times.
-
-  Returns:
-    Median seconds by name; and by name why a baseline has none.
-  """
+  """Returns median seconds by name, and by name why a baseline has none."""
   samples: dict[str, list[float]] = {name: [] for name in samplers}
   failed: dict[str, str] = {}
   for _ in range(rounds):
@@ -263,12 +235,7 @@ def jitted_sampler(function: Callable[..., Any], *args) -> Sampler:
 
 
 class TrainingStep:
-  """A compiled training step and the state it goes on from.
-
-  Attributes:
-    state: after the steps taken so far.
-    peak_bytes: as `peak_bytes` counts them.
-  """
+  """A compiled training step and the state it goes on from."""
 
   def __init__(self, shape: Shape):
     self.config = config = shape.config()
@@ -319,9 +286,8 @@ def peak_bytes(compiled: jax.stages.Compiled) -> int:
 def model_flops(config: config_lib.Config) -> float:
   """Returns the floating-point operations of a training step's products.
 
-  Two a weight and token in the forward pass, twice that in the backward pass;
-  attention over the pairs of positions that the causal mask leaves. Weights
-  count whether or not they are zero; lookups, norms and selection do not count.
+  Two a weight and token in the forward pass, twice that in the backward pass,
+  zero weights included; lookups, norms and selection do not count.
   """
   model, length = config.model, config.data.context_length
   blocks = sum(n for n, _, _ in config_lib.block_units(model).values())
@@ -332,10 +298,7 @@ def model_flops(config: config_lib.Config) -> float:
 
 
 def largest_matrix(config: config_lib.Config) -> tuple[str, int]:
-  """Returns path and bytes of the model's largest matrix.
-
-  A parameter that is stacked over layers is one matrix a layer.
-  """
+  """Returns path and bytes of the model's largest matrix, in one layer."""
   model = transformer.Model(config.model, config.sparsity)
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   sizes = {}
@@ -493,8 +456,7 @@ def measure_kth(plan: Plan) -> list[Metric]:
 def measure_abs_top_k(plan: Plan) -> list[Metric]:
   """Measures AbsTopK of a quarter of the channels against a sort of the rows.
 
-  The sort only finds magnitudes and their indices; AbsTopK also writes the
-  result.
+  The sort finds magnitudes and indices; AbsTopK also writes the result.
   """
   num_rows, width = plan.rows
   k = width // 4
@@ -550,10 +512,7 @@ def _mask_program(
 def measure_mask_step(
   plan: Plan, baselines: torch_baselines.Baselines, shape: Shape
 ) -> list[Metric]:
-  """Measures mask-steps/s of many prunings in one program.
-
-  PyTorch trains one mask at a time.
-  """
+  """Measures mask-steps/s of many prunings; PyTorch trains one at a time."""
   program, params, batches = _mask_program(shape)
   states = program.init()
 

@@ -28,15 +28,10 @@ class BaselineError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Baselines:
-  """Where the baselines run.
+  """Where the baselines run."""
 
-  Attributes:
-    python: interpreter that has PyTorch; empty if none has.
-    device: "cpu" or "cuda".
-  """
-
-  python: str = ""
-  device: str = "cpu"
+  python: str = ""  # An interpreter that has PyTorch, if there is one.
+  device: str = "cpu"  # Or "cuda".
 
   def __post_init__(self):
     if self.python and not os.path.isfile(self.python):
