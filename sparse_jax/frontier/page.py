@@ -52,7 +52,7 @@ def write(
     ratio_header=[
       ("model", ""),
       ("loss", "num"),
-      *((figures.NAMES[m], "num") for m in compare.MEASURES),
+      *((figures.SIZE_NAMES[m], "num") for m in compare.SIZES),
       ("tasks", ""),
       ("left out", ""),
     ],
@@ -110,7 +110,7 @@ def _ratio_row(ratio: Mapping[str, Any]) -> list[str]:
   return [
     ratio["model"],
     text_lib.number(ratio["loss"], 4),
-    *(compare.shown_interval(ratio["ratios"][m]) for m in compare.MEASURES),
+    *(compare.interval_text(ratio["ratios"][m]) for m in compare.SIZES),
     ratio.get("why") or ", ".join(ratio["tasks"]),
     "; ".join(ratio["left_out"]) or text_lib.MISSING,
   ]
