@@ -1,8 +1,7 @@
 """Sizes at matched loss: geometric means, a ratio, and its interval.
 
-Pure functions of finished runs (`runs.Result`). A model group is a set of runs
-that differ by seed alone; it passes a task if every one of them has learned it
-and has a circuit that meets the target on validation pairs.
+A model group passes a task if each of its runs has learned it and has a circuit
+that meets the target on validation pairs.
 
 Axes: R draws of the bootstrap, K sizes, M dense models, S seeds, T tasks.
 """
@@ -22,31 +21,22 @@ SIZES = ("num_edges", "num_essential_edges", "num_nodes")
 
 def pruned_tasks(results: Iterable[Mapping[str, Any]]) -> list[str]:
   """Returns the tasks of which some run has a circuit, each once."""
-  return list(
-    dict.fromkeys(
-      task
-      for result in results
-      for task, metrics in result["tasks"].items()
-      if "num_edges" in metrics
-    )
-  )
+  tasks = [
+    t for r in results for t, m in r["tasks"].items() if "num_edges" in m
+  ]
+  return list(dict.fromkeys(tasks))
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelGroup:
-  """Runs that differ by seed alone.
+  """Runs that differ by seed alone; tuples are by seed.
 
   Attributes:
     name: `grid.Run.model`.
-    width: `d_model`.
-    density: final share of nonzero block weights; 1 is dense.
-    variant: what else differs, or "".
-    activation_fraction: share of the channels that AbsTopK keeps; 1 is all.
-    eval_losses: held-out loss in nats a token, by seed.
-    metrics: by seed, those of every task.
+    eval_losses: held-out, in nats a token.
+    metrics: those of every task.
     target: task loss that circuits are cut to, in nats a side.
     tokens: that each run was trained on.
-    runs: their names, by seed.
   """
 
   name: str
@@ -83,7 +73,7 @@ class ModelGroup:
     )
 
   def has_edges(self, task: str) -> bool:
-    """Whether every seed's circuit of a passed task has an edge."""
+    """Whether every seed's circuit of the task has an edge."""
     return all(seed[task]["num_edges"] > 0 for seed in self.metrics)
 
   def has_sizes(self, task: str) -> bool:
@@ -97,19 +87,13 @@ class ModelGroup:
   def log_sizes(
     self, tasks: Sequence[str], sizes: Sequence[str] = SIZES
   ) -> np.ndarray:
-    """Returns the logarithms of circuit sizes, `[K, S, T]`.
-
-    NaN where a size is not known; a size of 0 counts as 1.
-    """
-    shape = len(sizes), len(self.metrics), len(tasks)
-    values = [
-      seed[task].get(size)
+    """Returns log sizes `[K, S, T]`: NaN if unknown; 0 counts as 1."""
+    values_KxSxT = [
+      [[seed[task].get(size) for task in tasks] for seed in self.metrics]
       for size in sizes
-      for seed in self.metrics
-      for task in tasks
     ]
-    known = [np.nan if v is None else max(v, 1) for v in values]
-    return np.log(np.reshape(known, shape).astype(float))
+    # None becomes NaN, which `maximum` passes on.
+    return np.log(np.maximum(np.array(values_KxSxT, float), 1))
 
   def smallest_of_seeds(self, tasks: Sequence[str]) -> "ModelGroup":
     """Returns one run of the mean loss and of every task's smallest sizes."""
@@ -128,24 +112,21 @@ def group_by_model(results: Iterable[Mapping[str, Any]]) -> list[ModelGroup]:
   groups: dict[str, list[Mapping[str, Any]]] = {}
   for result in results:
     groups.setdefault(result["model"], []).append(result)
-  return [_group(name, members) for name, members in groups.items()]
+  return list(map(_group, groups.values()))
 
 
-def _group(name: str, results: Sequence[Mapping[str, Any]]) -> ModelGroup:
-  first = results[0]
+def _group(runs: Sequence[Mapping[str, Any]]) -> ModelGroup:
+  first = runs[0]
   of = lambda kind, part: config_lib.from_dict(kind, first["settings"][part])
   sparsity = of(config_lib.SparsityConfig, "sparsity")
   return ModelGroup(
-    name=name,
-    width=first["width"],
-    density=first["density"],
-    variant=first["variant"],
+    first["model"],
+    **{k: first[k] for k in ("width", "density", "variant", "tokens")},
     activation_fraction=sparsity.activation_fraction,
-    eval_losses=tuple(r["eval_loss"] for r in results),
-    metrics=tuple(r["tasks"] for r in results),
+    eval_losses=tuple(r["eval_loss"] for r in runs),
+    metrics=tuple(r["tasks"] for r in runs),
     target=of(config_lib.PruneConfig, "prune").target_per_side,
-    tokens=first["tokens"],
-    runs=tuple(r["name"] for r in results),
+    runs=tuple(r["name"] for r in runs),
   )
 
 
@@ -163,9 +144,8 @@ def common_tasks(models: Sequence[ModelGroup]) -> tuple[str, ...]:
 
   def score(tasks):
     kinds = [m.is_dense for m in models if tasks <= m.passed]
-    both = len(set(kinds)) > 1
     weight = len(tasks) ** 0.5 * len(kinds)
-    return both, weight, len(tasks), sorted(tasks)
+    return len(set(kinds)), weight, len(tasks), sorted(tasks)
 
   return tuple(sorted(max(candidates, key=score, default=())))
 
@@ -175,8 +155,7 @@ def mean_size(
 ) -> dict[str, float | None] | None:
   """Returns a model's geometric mean size over tasks, with its 90% interval.
 
-  The bootstrap resamples seeds and tasks, as far as there are several. None
-  where a size is unknown or no task is given.
+  None where a size is unknown or no task is given.
   """
   (logs_SxT,) = model.log_sizes(tasks, [size])
   if not logs_SxT.size or np.isnan(logs_SxT).any():
@@ -187,11 +166,7 @@ def mean_size(
 
 
 def _exp_interval(value, draws_R) -> dict[str, float | None]:
-  """Returns the exponential of a value and of its interval.
-
-  `low` and `high` are None where the draws do not differ: one seed and one
-  task have no spread, which is not to say that they are exact.
-  """
+  """Returns exponentials; draws without a spread give no interval."""
   low = high = None
   if len(draws_R) and np.ptp(draws_R) > 1e-9:
     low, high = map(float, np.exp(bootstrap.interval(draws_R)))
@@ -216,9 +191,8 @@ def enclosing_pairs(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns which two neighbours among the dense losses enclose a loss.
 
-  Returns:
-    `[R, 2]` indices of the models, the one of higher loss first; and `[R]`
-    whether there are two: outside the dense range nothing is extrapolated.
+  As `[R, 2]` indices of models, the one of higher loss first, and `[R]` whether
+  there are two: outside the dense range nothing is extrapolated.
   """
   order_RxM = np.argsort(-dense_RxM, axis=1, kind="stable")
   falling_RxM = np.take_along_axis(dense_RxM, order_RxM, axis=1)
@@ -244,35 +218,22 @@ def ratio_at_matched_loss(
   these tasks, and interpolates anew; draws whose loss no two of them enclose
   are left out and counted.
 
-  Args:
-    dense: the dense models.
-    sparse: the sparse one.
-    seed: of the bootstrap.
-
   Returns:
     `ratios`: by size, `value`, `low` and `high`, or None, and then `why`;
-    `ratios_on_test`: the same over the tasks whose circuits meet the target on
-    test pairs too; `ratios_with_edges`: over those whose circuits all have an
-    edge; `ratios_of_smallest`: with the smallest circuit of a model's seeds
-    for every task, so that one failed search does not decide. The `loss` it is
-    matched at, the dense models `between` which was interpolated, the `tasks`,
-    `tasks_on_test` and `tasks_with_edges`, the number of `seeds` of each of the
-    three, `outside`: the share of draws left out,
-    `by_seed`: the ratio of edges of each of the sparse model's seeds alone,
-    None outside the dense range, and `left_out`: by task, the models that do
-    not pass it.
+    `ratios_on_test`: over the tasks whose circuits meet the target on test
+    pairs too; `ratios_with_edges`: over those whose circuits all have an edge;
+    `ratios_of_smallest`: with the smallest circuit of a model's seeds, so that
+    one failed search does not decide. The `tasks` of each, the `loss`, the
+    dense models `between` which was interpolated, the number of `seeds` of the
+    three, `outside`: the share of draws left out, `by_seed`: the ratio of edges
+    of each sparse seed alone, None outside the dense range, and `left_out`: by
+    task, the models that do not pass it.
   """
-  result: dict[str, Any] = {
-    "model": sparse.name,
-    "loss": sparse.loss,
-    "tasks": [],
-    "tasks_on_test": [],
-    "tasks_with_edges": [],
-    "by_seed": [],
-    "left_out": {},
-  }
-  for name in ("", "_on_test", "_with_edges", "_of_smallest"):
-    result[f"ratios{name}"] = dict.fromkeys(SIZES)
+  result: dict[str, Any] = {"model": sparse.name, "loss": sparse.loss}
+  result |= {f"tasks{of}": [] for of in ("", "_on_test", "_with_edges")}
+  result |= {"by_seed": [], "left_out": {}}
+  for of in ("", "_on_test", "_with_edges", "_of_smallest"):
+    result[f"ratios{of}"] = dict.fromkeys(SIZES)
   losses = np.array([[m.loss for m in dense]])
   pairs, inside = enclosing_pairs(losses, np.array([sparse.loss]))
   if not inside[0]:
@@ -326,16 +287,10 @@ def _ratios(dense, sparse, tasks, seed):
 
   def log_ratios(seeds, tasks_RxT):
     """[K, R], NaN where no two dense models enclose the sparse one's loss."""
-    loss_RxM = np.stack(
-      [x[s].mean(1) for x, s in zip(losses, seeds, strict=True)], axis=1
-    )
-    sizes_KxRxM = np.stack(
-      [
-        x[:, s[:, :, None], tasks_RxT[:, None, :]].mean((2, 3))
-        for x, s in zip(logs, seeds, strict=True)
-      ],
-      axis=2,
-    )
+    of_models = list(zip(losses, logs, seeds, strict=True))
+    loss_RxM = np.stack([x[s].mean(1) for x, _, s in of_models], axis=1)
+    drawn = [x[:, s[:, :, None], tasks_RxT[:, None]] for _, x, s in of_models]
+    sizes_KxRxM = np.stack([x.mean((2, 3)) for x in drawn], axis=2)
     pairs_Rx2, inside = enclosing_pairs(loss_RxM[:, :-1], loss_RxM[:, -1])
     draws = np.arange(len(pairs_Rx2))
     worse, better = pairs_Rx2.T
@@ -382,15 +337,12 @@ def best(ratios: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
   )
 
 
-def beside_base(
-  results: Sequence[Mapping[str, Any]],
-) -> list[dict[str, Any]]:
+def beside_base(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   """Returns every variant's run beside its base: the one without the variant.
 
-  Each has the `variant` and `seed`, its `loss`, `above`: by how much that is
-  higher than the base's, the `tasks` that both pass, `edges` over the base's
-  (geometric mean over those tasks, None without any), and how many tasks it and
-  the base have `passed`. Variants without a finished base are left out.
+  `above`: by how much its loss is higher than the base's; `edges`: over the
+  base's, geometric mean over the `tasks` that both pass, None without any;
+  `passed`: how many it and the base pass. No row without a finished base.
   """
   key = lambda r: (r["width"], r["density"], r["seed"])
   bases = {key(r): r for r in results if not r["variant"]}
@@ -421,20 +373,12 @@ def compare_runs(
 ) -> dict[str, Any]:
   """Returns what frontier.json holds of finished runs.
 
-  Args:
-    results: the finished runs.
-    contenders: variants that may be the best.
-
-  Returns:
-    `models`: each with its loss and its mean sizes over `common_tasks`, and
-    whether it is on the frontier: in the dense `baseline`, or sparse and no
-    variant, or a contender; `ratios`: of every model that is not dense, and
-    as `with_all_dense` that of edges without regard to `baseline`; `best`: the
-    largest among the sparse models on the frontier. The choice of the largest
-    is not corrected for.
-    `variants`: as `beside_base` returns.
-    `without_edges`: runs and tasks whose circuit has no edge and counts as
-    one.
+  `models`: with mean sizes over `common_tasks`, and whether they are on the
+  frontier: in the dense `baseline`, or sparse and no variant, or a contender;
+  `ratios`: of every sparse model, `with_all_dense` that of edges without regard
+  to `baseline`; `best`: the largest on the frontier, a choice that is not
+  corrected for; `variants`: as of `beside_base`; `without_edges`: runs and
+  tasks whose circuit has no edge and counts as one.
   """
   models = group_by_model(results)
   dense = [m for m in models if m.is_dense]
@@ -450,13 +394,10 @@ def compare_runs(
     for m in sparse
   ]
   on_frontier = {m.name for m in frontier}
+  fields = "name", "width", "density", "variant", "activation_fraction"
   described = [
     {
-      "name": m.name,
-      "width": m.width,
-      "density": m.density,
-      "variant": m.variant,
-      "activation_fraction": m.activation_fraction,
+      **{field: getattr(m, field) for field in fields},
       "on_frontier": m.name in on_frontier,
       "runs": list(m.runs),
       "tokens": m.tokens,
@@ -490,6 +431,4 @@ def interval_text(estimate: Mapping[str, float | None] | None) -> str:
   if not estimate:
     return "–"
   value, low, high = (estimate[k] for k in ("value", "low", "high"))
-  if low is None:
-    return f"{value:.3g}"
-  return f"{value:.3g} [{low:.3g}, {high:.3g}]"
+  return f"{value:.3g}" + ("" if low is None else f" [{low:.3g}, {high:.3g}]")

@@ -25,6 +25,7 @@ _BEATEN = "#9aa0a6"
 _LOSS = "held-out loss, nats a token"
 _LINE = {"marker": "o", "ms": 4, "lw": 1.2}
 _SMALL = {"fontsize": 8, "frameon": False}
+_BESIDE = {"xytext": (5, 5), "textcoords": "offset points", "fontsize": 7}
 
 
 def _save(drawing: figure.Figure, path: pathlib.Path) -> None:
@@ -77,13 +78,8 @@ def _against_loss(axes: axes_lib.Axes, xlabel: str, ylabel: str) -> None:
 def _legend_below(drawing: figure.Figure, handles, labels) -> None:
   """Puts one legend for all panels below them, if there is anything in it."""
   if labels:
-    drawing.legend(
-      list(handles),
-      list(labels),
-      loc="outside lower center",
-      ncols=len(labels),
-      **_SMALL,
-    )
+    style = {"loc": "outside lower center", "ncols": len(labels), **_SMALL}
+    drawing.legend(list(handles), list(labels), **style)
 
 
 def plot_frontier(path: pathlib.Path, comparison: Mapping[str, Any]) -> None:
@@ -103,9 +99,7 @@ def plot_frontier(path: pathlib.Path, comparison: Mapping[str, Any]) -> None:
         axes.annotate(
           f"d{m['width']}" if is_dense else f"1/{1 / m['density']:.3g}",
           (x, y["value"]),
-          xytext=(5, 5),
-          textcoords="offset points",
-          fontsize=7,
+          **_BESIDE,
           color=colour,
         )
     axes.margins(x=0.12)
@@ -122,15 +116,7 @@ def plot_frontier(path: pathlib.Path, comparison: Mapping[str, Any]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-  """Where a circuit is in a picture.
-
-  Attributes:
-    run: name of the model's run.
-    task: what the circuit does.
-    edges: how many it has.
-    x: share of the picture's width, from the left.
-    y: share of its height, from the top.
-  """
+  """Where a circuit is in a picture, in shares of it from the top left."""
 
   run: str
   task: str
@@ -146,8 +132,7 @@ def plot_tasks(
 ) -> list[Point]:
   """Writes a PNG of each circuit's edges against its model's loss, by task.
 
-  Returns:
-    Where its points are, so that a page can link each to its circuit.
+  Returns where its points are, so that a page can link each to its circuit.
   """
   tasks = compare.pruned_tasks(results)
   rows = max(-(-len(tasks) // 4), 1)
@@ -160,13 +145,12 @@ def plot_tasks(
       axes.set_axis_off()
       continue
     for label, colour, curve in _curves(comparison["models"]):
-      for name in (name for m in curve for name in m["runs"]):
-        metrics = by_name[name]["tasks"].get(task, {})
+      for run in (by_name[name] for m in curve for name in m["runs"]):
+        metrics = run["tasks"].get(task, {})
         if metrics.get("meets_target"):
-          edges = metrics["num_edges"]
-          at = by_name[name]["eval_loss"], max(edges, 1)
+          at = run["eval_loss"], max(metrics["num_edges"], 1)
           (handles[label],) = axes.plot(*at, "o", ms=4, color=colour)
-          drawn.append((name, task, edges, axes, at))
+          drawn.append((run["name"], task, metrics["num_edges"], axes, at))
     axes.set_title(task, fontsize=9)
     axes.set_yscale("log")
     axes.grid(alpha=0.2)
@@ -196,13 +180,11 @@ def plot_followup(path: pathlib.Path, comparison: Mapping[str, Any]) -> None:
     style = {"label": label, "color": colour}
     densities = [m["density"] for m in curve]
     of_loss.plot(densities, [m["eval_loss"] for m in curve], **_LINE, **style)
-    shown = [m for m in curve if m["sizes"]["num_edges"]]
-    if shown:
-      sizes = [m["sizes"]["num_edges"] for m in shown]
-      _errorbar(of_size, [m["density"] for m in shown], sizes, **style)
-  densities = sorted(
-    {m["density"] for m in comparison["models"] if m["density"] < 1}
-  )
+    sized = {m["density"]: m["sizes"]["num_edges"] for m in curve}
+    sized = {density: size for density, size in sized.items() if size}
+    if sized:
+      _errorbar(of_size, list(sized), sized.values(), **style)
+  densities = sorted({m["density"] for m in comparison["models"]} - {1})
   for axes, name in ((of_loss, _LOSS), (of_size, "edges")):
     _against_loss(axes, "share of nonzero block weights", name)
     axes.set(xscale="log")
@@ -220,19 +202,12 @@ def _plot_variants(axes: axes_lib.Axes, rows) -> None:
   axes.plot([0], [1], marker="*", ms=11, ls="", color=_DENSE, label="base")
   for i, name in enumerate(dict.fromkeys(v["variant"] for v in rows)):
     shown = [v for v in rows if v["variant"] == name and v["edges"]]
-    axes.plot(
-      [v["above"] for v in shown],
-      [v["edges"] for v in shown],
-      "o",
-      ms=5,
-      color=f"C{i}",
-      label=grid.changes(name),
-    )
+    points = [v["above"] for v in shown], [v["edges"] for v in shown]
+    axes.plot(*points, "o", ms=5, color=f"C{i}", label=grid.changes(name))
   above = "held-out loss above the base's, nats a token"
   _against_loss(axes, above, "edges over the base's")
-  axes.set_title(
-    "one thing changed at a time" if rows else "no variant is finished"
-  )
+  title = "one thing changed at a time" if rows else "no variant is finished"
+  axes.set_title(title)
   for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
     ticks("{x:g}")
   axes.legend(**_SMALL)

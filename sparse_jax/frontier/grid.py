@@ -1,5 +1,6 @@
 """Which models are compared: width x density x seed, and variants of one."""
 
+import collections
 import dataclasses
 import pathlib
 from collections.abc import Mapping
@@ -32,22 +33,20 @@ def changes(variant: str) -> str:
 class FrontierConfig:
   """A grid of models that share data, tasks and the search for circuits.
 
+  Widths are `d_model`, steps those of the optimizer.
+
   Attributes:
     run: what all runs share: data, shape, optimizer, pruning. Each sets its
       own width, density, steps and seed.
-    dense_widths: `d_model` of the dense models: density 1, no AbsTopK.
-    sparse_widths: `d_model` of the sparse models.
+    dense_widths: of models of density 1 without AbsTopK.
     densities: final share of nonzero block weights, for every sparse width that
       allows it: `sparsity.min_alive` sets a least density.
-    dense_steps: optimizer steps of a dense model.
-    sparse_steps: those of a sparse one, which needs more tokens.
+    sparse_steps: more than `dense_steps`: a sparse model needs more tokens.
     seeds: of initialisation, data order and pruning.
     tasks: names, or "all"; a model is pruned on those it has learned.
     variants: names in `VARIANTS`, each trained with the first seed.
     contenders: those of them that are trained with every seed: their models
       stand on the frontier and may be its headline.
-    variant_width: `d_model` of the variants.
-    variant_density: their density.
     faithfulness: whether to measure that of the circuits of the best sparse
       model's first seed, on the tasks of its ratio.
   """
@@ -74,13 +73,15 @@ class FrontierConfig:
     for name in ("dense_steps", "sparse_steps"):
       if getattr(self, name) < 1:
         raise errors.bad_value(name, getattr(self, name), "at least 1")
-    for name in ("densities", "variant_density"):
-      values = getattr(self, name)
-      for density in values if isinstance(values, tuple) else (values,):
-        if not 0 < density < 1:
-          raise errors.bad_value(
-            name, density, "above 0 and below 1, which is dense"
-          )
+    densities = [("densities", density) for density in self.densities]
+    for name, density in (
+      *densities,
+      ("variant_density", self.variant_density),
+    ):
+      if not 0 < density < 1:
+        raise errors.bad_value(
+          name, density, "above 0 and below 1, which is dense"
+        )
     for name in self.variants:
       if name not in VARIANTS:
         raise errors.unknown_name("variant", name, VARIANTS)
@@ -90,22 +91,14 @@ class FrontierConfig:
         raise errors.bad_value(name, values, "each name once")
     for name in self.contenders:
       if name not in self.variants:
-        raise errors.bad_value(
-          "contenders", name, f"names in variants={self.variants}"
-        )
+        accepted = f"names in variants={self.variants}"
+        raise errors.bad_value("contenders", name, accepted)
     make_runs(self)  # Every run's own settings are checked at once.
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """One model of the grid.
-
-  Attributes:
-    width: `d_model`.
-    density: final share of nonzero block weights; 1 is a dense model.
-    seed: of everything random in it.
-    variant: a name in `VARIANTS`, or "".
-  """
+  """One model of the grid, its variant a name in `VARIANTS`, or ""."""
 
   width: int
   density: float
@@ -118,7 +111,7 @@ class Run:
 
   @property
   def model(self) -> str:
-    """Its name without the seed: runs of one model differ by seed alone."""
+    """Its name without the seed."""
     if self.is_dense:
       return f"dense_d{self.width}"
     variant = f"_{self.variant}" if self.variant else ""
@@ -133,8 +126,7 @@ class Run:
 def make_runs(config: FrontierConfig) -> tuple[list[Run], dict[str, str]]:
   """Returns the runs, first seed first, and by name why others are left out.
 
-  Raises:
-    InputError: if a width, or a variant, does not fit the shared settings.
+  Raises InputError if a width, or a variant, does not fit the shared settings.
   """
   wanted = []
   for seed in config.seeds:
@@ -149,11 +141,10 @@ def make_runs(config: FrontierConfig) -> tuple[list[Run], dict[str, str]]:
     for name in config.variants
     for seed in config.seeds[: None if name in config.contenders else 1]
   ]
-  names = [run.name for run in wanted]
-  twice = next((n for n in names if names.count(n) > 1), None)
-  if twice:
+  (name, count), *_ = collections.Counter(r.name for r in wanted).most_common(1)
+  if count > 1:
     raise errors.bad_value(
-      "densities", twice, "densities that differ in four significant digits"
+      "densities", name, "densities that differ in four significant digits"
     )
   kept, left_out = [], {}
   for run in wanted:
@@ -171,15 +162,9 @@ def make_runs(config: FrontierConfig) -> tuple[list[Run], dict[str, str]]:
 def run_config(
   config: FrontierConfig, run: Run, data: pathlib.Path | None = None
 ) -> config_lib.Config:
-  """Returns a run's own settings.
+  """Returns a run's own settings; `data` is where the shared tokens are kept.
 
-  Args:
-    config: the grid.
-    run: one of it.
-    data: where the tokens that all runs share are kept.
-
-  Raises:
-    InputError: naming the field that a run of this kind cannot have.
+  Raises InputError naming the field that a run of this kind cannot have.
   """
   values = config_lib.to_config_dict(config.run)
   values.seed = run.seed

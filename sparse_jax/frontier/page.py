@@ -19,27 +19,19 @@ def write(
   points: Sequence[figures.Point],
   headline: str,
 ) -> None:
-  """Writes frontier.html into a grid's directory.
+  """Writes frontier.html into a grid's directory, which holds the pictures.
 
   Self-contained but for the links to the runs' own pages, which are relative.
-
-  Args:
-    workdir: of the grid, with the pictures.
-    results: its finished runs.
-    comparison: as `compare.compare_runs` returns, with `grid`.
-    points: of tasks.png, as `figures.plot_tasks` returns.
-    headline: what the grid has shown, in a sentence.
-
-  Raises:
-    InputError: if a picture is missing or the disk refuses.
+  `points` are those of tasks.png. Raises InputError if a picture is missing.
   """
-  pngs = {
-    name: _read(workdir / f"{name}.png")
-    for name in ("frontier", "tasks", "followup")
-  }
+  pngs = {}
+  for name in ("frontier", "tasks", "followup"):
+    with files.disk_errors(path := workdir / f"{name}.png"):
+      pngs[name] = path.read_bytes()
   # A PNG's first chunk holds its size in pixels.
   width, height = struct.unpack(">II", pngs["tasks"][16:24])
   grid, tasks = comparison["grid"], compare.pruned_tasks(results)
+  learned = {r["name"]: runs.learned_tasks(r) for r in results}
   text = page.document(
     "frontier.html",
     "Sparse and dense circuits at the same loss",
@@ -47,12 +39,22 @@ def write(
     pictures={name: _data_url(png) for name, png in pngs.items()},
     width=width,
     height=height,
-    links=_links(points, results, width, height),
+    # Where on the picture to click for each circuit.
+    links=[
+      {
+        "href": _page_of(p.run)
+        + f"#{section.anchor(learned[p.run].index(p.task))}",
+        "title": f"{p.run}, {p.task}: {text_lib.plural(p.edges, 'edge')}",
+        "x": p.x * width,
+        "y": p.y * height,
+      }
+      for p in points
+    ],
     missing=f"{len(grid['missing'])} of {grid['num_runs']} runs missing",
     ratio_header=[
       ("model", ""),
       ("loss", "num"),
-      *((figures.NAMES[m], "num") for m in compare.MEASURES),
+      *((figures.SIZE_NAMES[m], "num") for m in compare.SIZES),
       ("tasks", ""),
       ("left out", ""),
     ],
@@ -60,22 +62,15 @@ def write(
     task_header=[(name, "num") for name in tasks],
     runs=[
       {
-        "name": result["name"],
-        "page": _page_of(result["name"])
-        if runs.learned_tasks(result)
-        else None,
-        "loss": result["eval_loss"],
-        "edges": [result["tasks"].get(t, {}).get("num_edges") for t in tasks],
+        "name": r["name"],
+        "page": _page_of(r["name"]) if learned[r["name"]] else None,
+        "loss": r["eval_loss"],
+        "edges": [r["tasks"].get(t, {}).get("num_edges") for t in tasks],
       }
-      for result in results
+      for r in results
     ],
   )
   files.write_bytes(workdir / "frontier.html", text.encode())
-
-
-def _read(path: pathlib.Path) -> bytes:
-  with files.disk_errors(path):
-    return path.read_bytes()
 
 
 def _data_url(png: bytes) -> str:
@@ -86,31 +81,11 @@ def _page_of(run: str) -> str:
   return f"runs/{run}/report.html"
 
 
-def _links(
-  points: Sequence[figures.Point],
-  results: Sequence[runs.Result],
-  width: int,
-  height: int,
-) -> list[dict[str, Any]]:
-  """Returns where on the picture to click for each circuit."""
-  learned = {r["name"]: runs.learned_tasks(r) for r in results}
-  return [
-    {
-      "href": f"{_page_of(p.run)}"
-      f"#{section.anchor(learned[p.run].index(p.task))}",
-      "title": f"{p.run}, {p.task}: {text_lib.plural(p.edges, 'edge')}",
-      "x": p.x * width,
-      "y": p.y * height,
-    }
-    for p in points
-  ]
-
-
 def _ratio_row(ratio: Mapping[str, Any]) -> list[str]:
   return [
     ratio["model"],
     text_lib.number(ratio["loss"], 4),
-    *(compare.shown_interval(ratio["ratios"][m]) for m in compare.MEASURES),
+    *(compare.interval_text(ratio["ratios"][m]) for m in compare.SIZES),
     ratio.get("why") or ", ".join(ratio["tasks"]),
     "; ".join(ratio["left_out"]) or text_lib.MISSING,
   ]

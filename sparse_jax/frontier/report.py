@@ -45,23 +45,17 @@ def write(
   environment: Mapping[str, Any],
   docs: files.PathLike | None = None,
 ) -> str:
-  """Writes everything that the finished runs show; returns the Markdown.
-
-  `frontier.json`, `frontier.csv`, `results.md`, `frontier.html`, and the
-  pictures `frontier.png`, `tasks.png` and `followup.png`.
+  """Writes all that finished runs, at least one, show; returns results.md.
 
   Args:
-    workdir: of the grid.
-    results: its finished runs, at least one.
+    workdir: gets `frontier.json`, `.csv`, `.html`, `results.md` and pictures.
+    results: the finished runs.
     comparison: as `compare.compare_runs` returns, with `grid`, the summary of
       `runs.Status`, and perhaps `criteria`, as `runs.check_faithfulness`
       returns, and `criteria_of`: the run.
     command: what a reader types to make all of it again.
     environment: as `host.environment` returns.
     docs: another directory that gets `results.md` and the pictures.
-
-  Raises:
-    InputError: if the disk refuses.
   """
   workdir = pathlib.Path(workdir)
   files.write_json(
@@ -83,21 +77,20 @@ def write(
   page.write(workdir, results, comparison, points, headline(comparison))
   if docs is not None:
     for name in ("results.md", "frontier.png", "tasks.png", "followup.png"):
-      data = (workdir / name).read_bytes()
-      files.write_bytes(pathlib.Path(docs) / name, data)
+      files.write_bytes(pathlib.Path(docs, name), (workdir / name).read_bytes())
   return text
 
 
 def _csv(results: Sequence[runs.Result]) -> str:
-  """Returns a row per run and task."""
   out = io.StringIO()
   shared = ("name", "width", "density", "variant", "seed", "eval_loss")
   writer = csv.writer(out)
   writer.writerow([*shared, "task", *_METRICS])
-  for result in results:
-    first = [result[n] for n in shared]
-    for task, metrics in result["tasks"].items():
-      writer.writerow([*first, task, *map(metrics.get, _METRICS)])
+  writer.writerows(
+    [*map(result.get, shared), task, *map(metrics.get, _METRICS)]
+    for result in results
+    for task, metrics in result["tasks"].items()
+  )
   return out.getvalue()
 
 
@@ -106,8 +99,7 @@ def resampled(ratio: Mapping[str, Any]) -> str:
   seeds, tasks = ratio["seeds"], len(ratio["tasks"])
   over = [f"{tasks} tasks"] if tasks > 1 else []
   if max(seeds) > 1:
-    few, many = min(seeds), max(seeds)
-    count = f"{few}" if few == many else f"{few} to {many}"
+    count = " to ".join(map(str, sorted({min(seeds), max(seeds)})))
     over.append(f"{count} seeds a model")
   if not over:
     return "one task and one seed a model: no interval"
@@ -130,8 +122,8 @@ def headline(comparison: Mapping[str, Any]) -> str:
       " common with them yet: there is no ratio."
     )
   edges, essential, nodes = _intervals(best["ratios"])
-  models = {m["name"]: m for m in comparison["models"]}
-  changed = grid.changes(models[best["model"]]["variant"])
+  variants = {m["name"]: m["variant"] for m in comparison["models"]}
+  changed = grid.changes(variants[best["model"]])
   recipe = f" ({changed})" if changed else ""
   return (
     f"At a held-out loss of {best['loss']:.3f} nats a token, dense circuits"
@@ -204,16 +196,17 @@ def _model_table(models) -> str:
 
 
 def _circuit_table(results) -> str:
-  """Returns every circuit's edges, essential edges in brackets."""
   names = compare.pruned_tasks(results)
 
   def shown(metrics):
     if "num_edges" not in metrics:
       return None
     essential = metrics.get("num_essential_edges")
-    text = f"{metrics['num_edges']}"
-    text += "" if essential is None else f" ({essential})"
-    return text if metrics["meets_target"] else f"{text}, misses"
+    return (
+      f"{metrics['num_edges']}"
+      + ("" if essential is None else f" ({essential})")
+      + ("" if metrics["meets_target"] else ", misses")
+    )
 
   return tables.markdown(
     ["run", *names],
@@ -227,25 +220,23 @@ def _circuit_table(results) -> str:
 def _ratio_table(ratios) -> str:
   def compared(ratio):
     """The tasks; those with an empty circuit are marked."""
-    marks = {t: "" if t in ratio["tasks_with_edges"] else "\\*" for t in tasks}
-    return f"{len(tasks)}: {', '.join(t + marks[t] for t in tasks)}"
+    some = ratio["tasks_with_edges"]
+    tasks = [t if t in some else f"{t}\\*" for t in ratio["tasks"]]
+    return f"{len(tasks)}: {', '.join(tasks)}"
 
-  rows = []
-  for ratio in ratios:
-    tasks = ratio["tasks"]
-    rows.append(
-      [
-        f"`{ratio['model']}`",
-        f"{ratio['loss']:.3f}",
-        *_intervals(ratio["ratios"]),
-        ratio.get("why") or compared(ratio),
-      ]
-    )
+  rows = [
+    [
+      f"`{ratio['model']}`",
+      f"{ratio['loss']:.3f}",
+      *_intervals(ratio["ratios"]),
+      ratio.get("why") or compared(ratio),
+    ]
+    for ratio in ratios
+  ]
   return tables.markdown(["model", "loss", *_SIZES, "tasks"], rows)
 
 
 def _sensitivity_table(ratios) -> str:
-  """Returns the ratios of edges of other choices of seeds and tasks, or ""."""
   shown = lambda value: tables.MISSING if value is None else f"{value:.3g}"
   rows = [
     [
@@ -270,7 +261,6 @@ def _sensitivity_table(ratios) -> str:
 
 
 def _variant_table(variants) -> str:
-  """Returns every variant beside its base, or ""."""
   rows = [
     [
       f"{v['variant']} ({grid.changes(v['variant'])})",
@@ -290,7 +280,6 @@ def _variant_table(variants) -> str:
 
 
 def _criteria_table(by_task: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-  """Returns which criteria hold of which circuit, or ""."""
   criteria = {c["name"]: c["need"] for cs in by_task.values() for c in cs}
   holds = {(t, c["name"]): c["holds"] for t, cs in by_task.items() for c in cs}
   shown = {True: "yes", False: "**no**", None: None}
@@ -328,16 +317,20 @@ def paper_findings(comparison: Mapping[str, Any]) -> Iterator[str]:
     )
   models = comparison["models"]
   sparse = [m for m in models if m["density"] < 1 and not m["variant"]]
-  for width in sorted({m["width"] for m in sparse}):
-    curve = [m for m in sparse if m["width"] == width]
-    yield from _along_density(width, sorted(curve, key=_denser_first))
+  sparse.sort(key=lambda m: (m["width"], -m["density"]))
+  for width, curve in itertools.groupby(sparse, lambda m: m["width"]):
+    yield from _along_density(width, list(curve))
   for density in sorted({m["density"] for m in sparse}, reverse=True):
     row = [m for m in sparse if m["density"] == density]
-    row.sort(key=lambda m: m["width"])
     if len(row) > 1:
       losses = ", ".join(f"{m['eval_loss']:.3f} (d{m['width']})" for m in row)
       yield f"Width at density {density:.3g}: loss {losses}."
-  varied = [m for m in _with_base(models) if _varies_activation(m)]
+  alone = {"sparsity.activation_fraction"}
+  varied = [
+    m
+    for m in _with_base(models)
+    if alone.issuperset(grid.VARIANTS.get(m["variant"], ()))
+  ]
   varied.sort(key=lambda m: -m["activation_fraction"])
   if len(varied) > 1:
     losses = ", ".join(
@@ -351,15 +344,14 @@ def paper_findings(comparison: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-def _denser_first(model) -> float:
-  return -model["density"]
-
-
 def _along_density(width, curve) -> Iterator[str]:
   """In the paper the loss rises and circuits shrink as density falls."""
   losses = [(m["density"], m["eval_loss"]) for m in curve]
-  edges = [(m["density"], m["sizes"]["num_edges"]) for m in curve]
-  edges = [(density, size["value"]) for density, size in edges if size]
+  edges = [
+    (m["density"], size["value"])
+    for m in curve
+    if (size := m["sizes"]["num_edges"])
+  ]
   for what, verb, in_order, points in (
     ("the loss", "rises", operator.le, losses),
     ("the mean number of edges", "falls", operator.ge, edges),
@@ -372,11 +364,6 @@ def _along_density(width, curve) -> Iterator[str]:
       f"d_model {width}: {what} is {shown}; it {verb} as density falls, as in"
       f" the paper: {'yes' if holds else 'no'}."
     )
-
-
-def _varies_activation(model) -> bool:
-  changed = set(grid.VARIANTS.get(model["variant"], {}))
-  return changed <= {"sparsity.activation_fraction"}
 
 
 def _with_base(models):

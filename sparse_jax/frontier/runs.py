@@ -16,9 +16,9 @@ from sparse_jax import checkpoint, faithfulness, report, tasks
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
 from sparse_jax.data import tokens as tokens_lib
+from sparse_jax.faithfulness import pipeline
 from sparse_jax.frontier import grid
 from sparse_jax.model import fingerprint as fingerprint_lib
-from sparse_jax.pruning import search
 from sparse_jax.tasks import evaluation
 from sparse_jax.tasks import sequences as sequences_lib
 from sparse_jax.training import loop
@@ -38,7 +38,6 @@ class Status:
   """What has become of a grid's runs, in its order.
 
   Attributes:
-    finished: what their run.json holds.
     diverged: by name, why training stopped.
     missing: names of those not finished yet.
     left_out: by name, why the shape does not allow the density.
@@ -55,20 +54,12 @@ class Status:
 
   def summary(self) -> dict[str, Any]:
     """Returns what frontier.json says of it."""
-    return {
-      "num_runs": self.num_runs,
-      "missing": self.missing,
-      "diverged": self.diverged,
-      "left_out": self.left_out,
-    }
+    names = "num_runs", "missing", "diverged", "left_out"
+    return {name: getattr(self, name) for name in names}
 
 
 def status(config: grid.FrontierConfig, workdir: files.PathLike) -> Status:
-  """Reads what has become of a grid's runs.
-
-  Raises:
-    InputError: if a run was made with other settings, naming the field.
-  """
+  """Reads what has become of a grid's runs; errors are those of `load`."""
   workdir = pathlib.Path(workdir).absolute()
   wanted, left_out = grid.make_runs(config)
   found = Status([], {}, [], left_out)
@@ -88,8 +79,7 @@ def load(
 ) -> Result | None:
   """Returns a finished or diverged run, or None if there is work left.
 
-  Raises:
-    InputError: if it was made with other settings, naming the field.
+  Raises InputError if it was made with other settings, naming the field.
   """
   path = directory_of(workdir, run) / FILE
   if not path.exists():
@@ -98,8 +88,7 @@ def load(
   if not isinstance(result, dict) or result.get("name") != run.name:
     raise errors.InputError(f"{path}: not run {run.name}; need its {FILE}")
   mine = _settings(config, run, workdir)
-  differs = config_lib.first_difference(mine, result.get("settings"))
-  if differs:
+  if differs := config_lib.first_difference(mine, result.get("settings")):
     name, theirs, ours = differs
     raise errors.InputError(
       f"{path} was made with {name}={theirs!r}, this config has {ours!r}; need"
@@ -122,11 +111,6 @@ def run_grid(
 
   Runs that another process works on stay missing; `say` is told of them, of
   those that diverge, and of what remains, line by line.
-
-  Args:
-    config: the grid.
-    workdir: holds `data/` and `runs/NAME/`.
-    say: called with each line.
   """
   workdir = pathlib.Path(workdir).absolute()
   wanted, left_out = grid.make_runs(config)
@@ -157,9 +141,7 @@ def prepare_data(
   """Makes the tokens that all runs share, or finds them.
 
   They are made once: later runs take them even if the source has changed.
-
-  Raises:
-    InputError: if the source is too small, or a task of the grid is unknown.
+  Raises InputError if it is too small, or a task of the grid is unknown.
   """
   directory = pathlib.Path(workdir).absolute() / "data"
   tokens = tokens_lib.prepare(
@@ -177,18 +159,14 @@ def remaining_text(
 ) -> str:
   """Returns how many runs remain and about how long they will take.
 
-  Args:
-    config: the grid.
-    so_far: what is finished.
-    processes: how many work on it, of what the finished runs had each.
+  Each of the processes at work has the cores that a finished run had.
   """
   text = f"{len(so_far.missing)} of {so_far.num_runs} runs remain"
   if not so_far.finished:
     return text
+  cost = lambda own: grid.cost(own, config.run.data.vocab_size)
   costs = {
-    run.name: grid.cost(
-      grid.run_config(config, run), config.run.data.vocab_size
-    )
+    run.name: cost(grid.run_config(config, run))
     for run in grid.make_runs(config)[0]
   }
   seconds = sum(r["seconds"] for r in so_far.finished)
@@ -267,9 +245,8 @@ def prune(
 ) -> dict[str, dict[str, Any]]:
   """Prunes a trained model on the tasks it has learned; saves its circuits.
 
-  Returns:
-    By task whether it is `learned`, the full model's validation loss and
-    accuracy, and, if it is learned, the circuit's metrics.
+  Returns by task whether it is `learned`, the full model's validation loss and
+  accuracy, and, if it is learned, the circuit's metrics.
   """
   difference_function = evaluation.make_difference_function(
     trained.model, trained.params
@@ -279,39 +256,31 @@ def prune(
     name: {"learned": False, "reasons": [reason]}
     for name, reason in skipped.items()
   }
-  learned = []
   for task in made:
-    verdict = evaluation.check_learned(
+    check = evaluation.check_learned(
       difference_function, task, own.prune, own.seed
     )
     metrics[task.name] = {
-      "learned": verdict.learned,
-      "reasons": list(verdict.reasons),
-      "full_model_loss": verdict.loss,
-      "full_model_accuracy": verdict.accuracy,
+      "learned": check.learned,
+      "reasons": list(check.reasons),
+      "full_model_loss": check.loss,
+      "full_model_accuracy": check.accuracy,
     }
-    if verdict.learned:
-      learned.append(task)
+  learned = {task: True for task in made if metrics[task.name]["learned"]}
   if not learned:
     return metrics
-
-  def save(circuit):
-    circuit.metrics["learned"] = True
-    circuit.save(directory / "circuits" / circuit.task)
-    metrics[circuit.task] |= circuit.metrics
-
+  pipe = pipeline.Pipeline(
+    model=trained.model,
+    params=trained.params,
+    means=checkpoint.load_means(trained.model_directory),
+    config=own,
+    faithfulness=False,
+  )
   with files.exclusive(directory):
-    search.find_circuits(
-      trained.model,
-      trained.params,
-      learned,
-      own.prune,
-      checkpoint.load_means(trained.model_directory),
-      own.seed,
-      workdir=directory,
-      on_circuit=save,
-    )
-    write_page(directory, [t.name for t in learned])
+    circuits = pipe.run(learned, directory / "circuits", journal=directory)
+    for name, circuit in circuits.items():
+      metrics[name] |= circuit.metrics
+    write_page(directory, list(circuits))
   return metrics
 
 
@@ -321,11 +290,11 @@ def learned_tasks(result: Result) -> list[str]:
 
 
 def write_page(directory: pathlib.Path, names: Sequence[str]) -> None:
-  """Writes report.html of a run's circuits."""
+  """Writes report.html of a run's saved circuits."""
+  load = lambda name: circuit_lib.Circuit.load(directory / "circuits" / name)
+  title = f"Circuits of {directory.name}"
   report.write_page(
-    directory / "report.html",
-    [circuit_lib.Circuit.load(directory / "circuits" / name) for name in names],
-    title=f"Circuits of {directory.name}",
+    directory / "report.html", list(map(load, names)), title=title
   )
 
 
@@ -336,21 +305,14 @@ def check_faithfulness(
   names: Sequence[str],
   add_missing: bool,
 ) -> dict[str, list[dict[str, Any]]]:
-  """Returns by task the criteria of its circuit's faithfulness.
+  """Returns the criteria of faithfulness of a finished run's circuits, by task.
 
-  Faithfulness that a circuit already has is not measured again.
-
-  Args:
-    config: the grid.
-    result: the finished run.
-    workdir: of the grid.
-    names: tasks that the run passes.
-    add_missing: whether to measure that of circuits that have none; else they
-      are left out.
+  Circuits of which it is not known are measured, or, without `add_missing`,
+  left out; `names` are tasks that the run passes.
   """
   workdir = pathlib.Path(workdir).absolute()
-  wanted, _ = grid.make_runs(config)
-  run = next(run for run in wanted if run.name == result["name"])
+  runs = {run.name: run for run in grid.make_runs(config)[0]}
+  run = runs[result["name"]]
   directory = directory_of(workdir, run)
   own = grid.run_config(config, run, workdir / "data")
   tokenizer = checkpoint.load_tokenizer(directory / "model")

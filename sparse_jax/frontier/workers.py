@@ -10,7 +10,7 @@ import pathlib
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from sparse_jax.utils import errors, files, progress
 
@@ -30,23 +30,14 @@ def run_workers(
   total: int,
   num_finished: Callable[[], int],
 ) -> None:
-  """Runs `count` processes until they end; shows how many runs are finished.
+  """Runs a command in `count` processes; shows how many runs are finished.
 
-  Ctrl-C stops them, and waits until they have left their checkpoints.
-
-  Args:
-    command: what each of them runs.
-    count: of processes.
-    logs: directory of what they print, `worker-N.log`.
-    total: runs that are to be made.
-    num_finished: returns how many of them have been.
-
-  Raises:
-    InputError: if one of them failed, naming its log.
+  Ctrl-C stops them, and waits until they have left their checkpoints. They
+  print to `worker-N.log` in `logs`, which the InputError for a failure names.
   """
   with files.disk_errors(logs):
     logs.mkdir(parents=True, exist_ok=True)
-  processes: list[tuple[subprocess.Popen, pathlib.Path]] = []
+  processes: dict[subprocess.Popen, pathlib.Path] = {}
   bar = progress.progress_bar(total, num_finished(), "runs")
   with _signals_as_interrupts():
     try:
@@ -60,17 +51,17 @@ def run_workers(
             # A Ctrl-C is the parent's to pass on, once.
             start_new_session=True,
           )
-        processes.append((process, path))
+        processes[process] = path
         # Before it has loaded what starts threads: they inherit it.
         if hasattr(os, "sched_setaffinity") and cores:
           os.sched_setaffinity(process.pid, cores)
-      while any(process.poll() is None for process, _ in processes):
+      while any(process.poll() is None for process in processes):
         time.sleep(_POLL_SECONDS)
         bar.update(num_finished() - bar.n)
     finally:
       bar.close()
-      _stop([process for process, _ in processes])
-  for process, path in processes:
+      _stop(processes)
+  for process, path in processes.items():
     if process.returncode:
       lines = path.read_text(errors="replace").strip().splitlines()
       raise errors.InputError(
@@ -106,7 +97,7 @@ def _cores() -> set[int]:
   return set(range(os.cpu_count() or 1))
 
 
-def _stop(processes: Sequence[subprocess.Popen]) -> None:
+def _stop(processes: Iterable[subprocess.Popen]) -> None:
   running = [p for p in processes if p.poll() is None]
   for process in running:
     process.send_signal(signal.SIGINT)

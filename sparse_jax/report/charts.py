@@ -37,11 +37,8 @@ class Axis(NamedTuple):
       return ticks(self.low, self.high)
     first, last = math.log10(self.low), math.log10(self.high)
     steps = (1, 2, 5) if last - first <= 4 else (1,)
-    values = [
-      step * 10.0**power
-      for power in range(math.floor(first), math.floor(last) + 1)
-      for step in steps
-    ]
+    powers = range(math.floor(first), math.floor(last) + 1)
+    values = [step * 10.0**power for power in powers for step in steps]
     slack = 1 + 1e-9
     return [v for v in values if self.low / slack <= v <= self.high * slack]
 
@@ -81,11 +78,8 @@ def column(
   rows: Sequence[Mapping[str, Any]], name: str, x: str = "step"
 ) -> list[tuple[float, float]]:
   """Returns (row[x], row[name]) where both are finite numbers."""
-  return [
-    (row[x], row[name])
-    for row in rows
-    if text.is_number(row.get(x)) and text.is_number(row.get(name))
-  ]
+  pairs = [(row.get(x), row.get(name)) for row in rows]
+  return [pair for pair in pairs if all(map(text.is_number, pair))]
 
 
 def line_chart(
@@ -96,15 +90,10 @@ def line_chart(
   right: Axis | None = None,
   line: tuple[str, float] | None = None,
 ) -> dict[str, Any]:
-  """Returns curves over two axes, or three, in pixels, for the template.
+  """Returns curves, the last on top, in pixels, for the template.
 
-  Args:
-    title: what the chart shows.
-    curves: what to draw, the last on top.
-    x: the axis below.
-    y: the axis on the left.
-    right: the axis of curves that are `on_right`.
-    line: (label, value of y) drawn across.
+  `right` is the axis of curves that are `on_right`; `line`, a label and a value
+  of y, is drawn across.
   """
   to_x = lambda v: LEFT + (RIGHT - LEFT) * x.share(v)
   to_y = lambda axis, v: BOTTOM - (BOTTOM - TOP) * axis.share(v)
@@ -146,13 +135,9 @@ def _summary(curve: Curve, x_label: str) -> str:
 
 
 def training(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-  """Returns losses (left) and weight density (right) by step.
+  """Returns losses, in nats a token, and weight density by step.
 
-  Args:
-    rows: lines of `metrics.jsonl`; losses in nats a token.
-
-  Returns:
-    The chart, or None if no row has a step and a loss.
+  None if no row of `metrics.jsonl` has a step and a loss.
   """
   train, evals = column(rows, "train_loss"), column(rows, "eval_loss")
   density = column(rows, "density")
@@ -163,8 +148,7 @@ def training(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
   low, high = min(losses), max(losses)
   pad = 0.05 * (high - low) or 0.5
   low, high = max(0.0, low - pad) if low >= 0 else low - pad, high + pad
-  curves = []
-  right = None
+  curves, right = [], None
   if density:
     values = [value for _, value in density]
     # Densities that span too much for a linear axis get a logarithmic one.
@@ -191,9 +175,7 @@ def size_curves(
 ) -> dict[str, Any] | None:
   """Returns task loss in nats against nodes kept, from one node; None if empty.
 
-  Args:
-    curves: (nodes, loss) points each; curves without points are left out.
-    target: loss drawn across, or None.
+  Points are (nodes, loss); the target is drawn across.
   """
   curves = [
     c._replace(points=sorted(p for p in c.points if p[0] > 0)) for c in curves
@@ -220,15 +202,11 @@ def loss_bars(
 ) -> dict[str, Any]:
   """Returns losses as labelled bars, lengths in pixels, for the template.
 
-  Args:
-    bars: (label, loss in nats or None, class).
-    lines: (label, loss) drawn across, such as a target.
+  Bars are (label, loss in nats or None, class), lines across (label, loss).
   """
   lines = [line for line in lines if text.is_number(line[1])]
-  values = [v for _, v, _ in bars if text.is_number(v)]
-  scale = max(
-    (v for v in [*values, *(v for _, v in lines)] if v > 0), default=1
-  )
+  values = [v for _, v, *_ in (*bars, *lines) if text.is_number(v) and v > 0]
+  scale = max(values, default=1)
   length = lambda v: 356 * max(0.0, v) / scale if text.is_number(v) else 0.0
   return {
     "rows": [(label, class_, v, length(v)) for label, v, class_ in bars],

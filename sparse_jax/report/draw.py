@@ -18,12 +18,10 @@ class Drawing(NamedTuple):
   """Everything the template needs, in pixels.
 
   Attributes:
-    task: the task's name.
-    geometry: where everything lies.
     layers: (name, left, right, columns); a column is (x, block, sites).
     edges: (edge, path, stroke width).
     head_links: (node, other node of the same head, path).
-    nodes: by node: what it is called, its column, its part in residual wiring.
+    nodes: what each is called, its column, its part in residual wiring.
     notes: what was left out.
   """
 
@@ -54,12 +52,8 @@ def strongest(
   edges: Sequence[graph.Edge], limit: int = MAX_EDGES
 ) -> list[graph.Edge]:
   """Returns at most `limit` edges of largest |weight|, the strongest last."""
-  ranked = heapq.nlargest(
-    limit,
-    enumerate(edges),
-    key=lambda item: (item[1].magnitude, -item[0]),
-  )
-  return [edge for _, edge in reversed(ranked)]
+  # Like `sorted`, it keeps the order of equal ones.
+  return heapq.nlargest(limit, edges, key=lambda edge: edge.magnitude)[::-1]
 
 
 def degrees(edges: Sequence[graph.Edge]):
@@ -162,17 +156,14 @@ def _head_links(shown, nodes, geometry: layout.Layout):
 def _nodes(shown, nodes, geometry: layout.Layout):
   num_in, num_out = degrees(shown.edges)
   columns: dict[float, int] = {}
+  roles = dict.fromkeys(layout.WRITES, "write")
+  roles |= dict.fromkeys(layout.READS, "read")
   drawn = {}
   for node in nodes:
     head = shown.head(node)
-    label = (
-      f"{node.site} channel {node.index}"
-      + (f", head {head}" if head is not None else "")
-      + f"; edges in {num_in[node]}, out {num_out[node]}"
-    )
+    of_head = "" if head is None else f", head {head}"
+    label = f"{node.site} channel {node.index}{of_head}"
+    label += f"; edges in {num_in[node]}, out {num_out[node]}"
     column = columns.setdefault(geometry.at[node][0], len(columns))
-    role = "write" if node.name in layout.WRITES else None
-    if node.name in layout.READS:
-      role = "read"
-    drawn[node] = label, column, role
+    drawn[node] = label, column, roles.get(node.name)
   return drawn

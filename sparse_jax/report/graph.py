@@ -61,8 +61,7 @@ class Graph(NamedTuple):
 def from_circuit(circuit: circuit_lib.Circuit) -> Graph:
   """Returns a circuit's graph.
 
-  Raises:
-    InputError: if an edge does not join two of the circuit's nodes.
+  Raises InputError if an edge does not join two of the circuit's nodes.
   """
   nodes = tuple(Node(n["site"], n["index"]) for n in circuit.nodes)
   known = set(nodes)

@@ -64,16 +64,10 @@ class Layout(NamedTuple):
   """A drawing's geometry, in pixels from its top left corner.
 
   Attributes:
-    at: centre of each node, by node.
+    at: centre of each node.
     lanes: by column, in forward order.
-    wires: residual wiring.
     tracks: residual wiring that skips columns.
     num_channels_left_out: residual channels with no track left for them.
-    node_width: width of a node.
-    node_height: height of a node.
-    width: of the drawing.
-    height: of the drawing.
-    tracks_top: where the tracks begin.
   """
 
   at: Mapping[graph.Node, tuple[float, float]]
@@ -117,28 +111,33 @@ def _column_key(node: graph.Node):
 
 def columns(nodes: Sequence[graph.Node]) -> list[list[list[graph.Node]]]:
   """Returns the nodes by column and lane, in forward order."""
+  ordered = sorted(nodes, key=forward_order)
   return [
-    [
-      list(lane)
-      for _, lane in itertools.groupby(column, lambda node: node.site)
-    ]
-    for _, column in itertools.groupby(
-      sorted(nodes, key=forward_order), _column_key
-    )
+    [list(lane) for _, lane in itertools.groupby(column, lambda n: n.site)]
+    for _, column in itertools.groupby(ordered, _column_key)
   ]
+
+
+def _flat(column) -> list[graph.Node]:
+  return list(itertools.chain.from_iterable(column))
+
+
+def _columns_of(cols) -> dict[graph.Node, int]:
+  return {node: i for i, col in enumerate(cols) for node in _flat(col)}
 
 
 def residual_pairs(
   nodes: Sequence[graph.Node],
 ) -> list[tuple[graph.Node, graph.Node]]:
   """Returns all pairs (write, later read) of one residual channel."""
+  ordered = sorted(nodes, key=forward_order)
   reads = defaultdict(list)
-  for node in sorted(nodes, key=forward_order):
+  for node in ordered:
     if node.name in READS:
       reads[node.index].append(node)
   return [
     (write, read)
-    for write in sorted(nodes, key=forward_order)
+    for write in ordered
     if write.name in WRITES
     for read in reads[write.index]
     if _column_key(read) > _column_key(write)
@@ -146,11 +145,7 @@ def residual_pairs(
 
 
 def crossings(links: Sequence[tuple[float, float]]) -> int:
-  """Returns how many pairs of links between two columns cross.
-
-  Args:
-    links: (place in the left column, place in the right column).
-  """
+  """Returns how many pairs of links, (left place, right place), cross."""
   seen, total = [], 0
   for _, group in itertools.groupby(sorted(links), lambda link: link[0]):
     rights = [right for _, right in group]
@@ -163,10 +158,7 @@ def crossings(links: Sequence[tuple[float, float]]) -> int:
 def spread(wanted: Sequence[float], offsets: Sequence[float]) -> list[float]:
   """Returns places nearest to `wanted` (least squares) that keep distances.
 
-  Args:
-    wanted: where each item would like to be.
-    offsets: ascending; item j stays at least `offsets[j] - offsets[i]` below
-      item i.
+  Item j stays at least `offsets[j] - offsets[i]` below item i.
   """
   blocks = []  # (mean, size), pooled until the means ascend.
   for want, offset in zip(wanted, offsets, strict=True):
@@ -182,17 +174,11 @@ def spread(wanted: Sequence[float], offsets: Sequence[float]) -> list[float]:
 
 def _order(cols, neighbours) -> list[list[list[graph.Node]]]:
   """Returns the columns with lanes reordered to cross few links."""
-  column_of = {
-    node: i for i, col in enumerate(cols) for lane in col for node in lane
-  }
+  column_of = _columns_of(cols)
 
   def places(cols):
-    place = {}
-    for col in cols:
-      flat = list(itertools.chain.from_iterable(col))
-      for i, node in enumerate(flat):
-        place[node] = (i + 0.5) / len(flat)
-    return place
+    flat = map(_flat, cols)
+    return {n: (i + 0.5) / len(col) for col in flat for i, n in enumerate(col)}
 
   def total(cols):
     place = places(cols)
@@ -230,19 +216,18 @@ def _order(cols, neighbours) -> list[list[list[graph.Node]]]:
 
 def _heights(cols, neighbours, pitch: float) -> dict[graph.Node, float]:
   """Returns each node's height, the topmost at 0."""
-  flat, offsets = [], []
+  flat, offsets = list(map(_flat, cols)), []
   for col in cols:
-    flat.append(list(itertools.chain.from_iterable(col)))
     below, here = [], 0.0
     for lane in col:
       below += [here + i * pitch for i in range(len(lane))]
       here = below[-1] + pitch + _LANE_GAP
     offsets.append(below)
+  pairs = list(zip(flat, offsets, strict=True))
   y = {}
-  for nodes, below in zip(flat, offsets, strict=True):
+  for nodes, below in pairs:
     y |= {n: o - below[-1] / 2 for n, o in zip(nodes, below, strict=True)}
   for sweep in range(2 * _SWEEPS):
-    pairs = list(zip(flat, offsets, strict=True))
     for nodes, below in pairs if sweep % 2 == 0 else reversed(pairs):
       wanted = []
       for node in nodes:
@@ -277,18 +262,13 @@ def place(
   margin: float,
   width: float = 1140,
 ) -> Layout:
-  """Returns where to draw a circuit; the same input gives the same drawing.
+  """Returns where to draw nodes, at least one, and the edges among them.
 
-  Args:
-    nodes: at least one.
-    edges: those to draw; their ends are among `nodes`.
-    margin: empty space around, in pixels.
-    width: of the drawing, in pixels, as far as columns allow it.
+  The same input gives the same drawing. Margin and width are in pixels; the
+  drawing is wider where its columns need it.
   """
   cols = columns(nodes)
-  column_of = {
-    node: i for i, col in enumerate(cols) for lane in col for node in lane
-  }
+  column_of = _columns_of(cols)
   pairs = residual_pairs(nodes)
   short = [p for p in pairs if column_of[p[1]] == column_of[p[0]] + 1]
   neighbours = defaultdict(list)
@@ -304,31 +284,21 @@ def place(
   node_width = max(30, 8 * digits + 8)
   gap = (width - 2 * margin - len(cols) * node_width) / max(1, len(cols) - 1)
   gap = round(min(_WIDEST_GAP, max(_NARROWEST_GAP, gap)))
-  x = [
-    margin + node_width / 2 + i * (node_width + gap) for i in range(len(cols))
-  ]
-  top = margin + node_height / 2
+  half, high = node_width / 2, node_height / 2
+  x = [margin + half + i * (node_width + gap) for i in range(len(cols))]
+  top = margin + high
   at = {node: (x[column_of[node]], top + y[node]) for node in nodes}
+  ends = lambda lane: (at[lane[0]][1] - high, at[lane[-1]][1] + high)
   lanes = [
-    [
-      Lane(
-        lane[0].site,
-        x[i],
-        at[lane[0]][1] - node_height / 2,
-        at[lane[-1]][1] + node_height / 2,
-      )
-      for lane in col
-    ]
+    [Lane(lane[0].site, x[i], *ends(lane)) for lane in col]
     for i, col in enumerate(cols)
   ]
   bottom = max(lane.bottom for col in lanes for lane in col)
   tracks_top = bottom + 1.5 * margin
-  half = node_width / 2
   wires, tracks, left_out = _route(
     pairs, column_of, x, at, half, gap, tracks_top, _strength(edges)
   )
-  if tracks:
-    bottom = max(track.y for track in tracks)
+  bottom = max((track.y for track in tracks), default=bottom)
   return Layout(
     at=at,
     lanes=lanes,
@@ -380,16 +350,12 @@ def _route(pairs, column_of, x, at, half, gap, tracks_top, strength):
     rows = _pack(spans)
   tracks = []
   for channel, left, right in sorted(spans):
-    track = Track(
-      channel, left, right, tracks_top + _TRACK_PITCH * rows[channel]
-    )
-    tracks.append(track)
+    y = tracks_top + _TRACK_PITCH * rows[channel]
+    tracks.append(Track(channel, left, right, y))
     for node in sorted(entries[channel], key=forward_order):
       x1, y1 = at[node][0] + half, at[node][1]
-      path = curve(x1, y1, x1 + gap, track.y, 0.8)
-      wires[Wire(channel, path)] = None
+      wires[Wire(channel, curve(x1, y1, x1 + gap, y, 0.8))] = None
     for node in sorted(exits[channel], key=forward_order):
       x2, y2 = at[node][0] - half, at[node][1]
-      path = curve(x2 - gap, track.y, x2, y2, 0.8)
-      wires[Wire(channel, path)] = None
+      wires[Wire(channel, curve(x2 - gap, y, x2, y2, 0.8))] = None
   return list(wires), tracks, len(entries) - len(spans)

@@ -27,18 +27,10 @@ def write_page(
   training: Iterable[Mapping[str, Any]] | None = None,
   title: str = "Sparse circuits",
 ) -> None:
-  """Writes one self-contained page about circuits.
+  """Writes one self-contained page about circuits, complete or not at all.
 
-  The file replaces an older one only when it is complete.
-
-  Args:
-    path: file to write; its directory is made if needed.
-    circuits: in the order of the page.
-    training: rows of `metrics.jsonl`; losses in nats a token.
-    title: heading of the page.
-
-  Raises:
-    InputError: if a circuit is damaged or the file cannot be written.
+  `training` are rows of `metrics.jsonl`; losses in nats a token. Raises
+  InputError if a circuit is damaged or the file cannot be written.
   """
   path = pathlib.Path(path)
   if not path.name:
@@ -64,13 +56,7 @@ def render(
 
 
 def document(template: str, title: str, **context) -> str:
-  """Returns a whole page as HTML.
-
-  Args:
-    template: the file's name; it extends `base.html`.
-    title: heading of the page.
-    **context: the template's variables.
-  """
+  """Returns a whole page as HTML, of a template that extends `base.html`."""
   css, script = source("page.css") + source("drawing.css"), source("page.js")
   policy = (
     f"default-src 'none'; style-src '{_hash(css)}';"

@@ -22,8 +22,7 @@ def write_picture(
 ) -> None:
   """Writes the page's drawing of a circuit as a PNG on white.
 
-  Raises:
-    InputError: if the circuit is empty or the file cannot be written.
+  Raises InputError if the circuit is empty or the file cannot be written.
   """
   shown = graph.from_circuit(circuit)
   if not shown.nodes:
@@ -58,10 +57,6 @@ def _style() -> text.Markup:
   light, _, _ = page.source("page.css").partition("}")
   colours = dict(re.findall(r"--([\w-]+): ([^;]+);", light))
   colours |= _FONTS | {"paper": "#fff", "panel": "#fff"}
-  return text.Markup(
-    re.sub(
-      r"var\(--([\w-]+)\)",
-      lambda match: colours[match[1]],
-      str(page.source("drawing.css")),
-    )
-  )
+  css = str(page.source("drawing.css"))
+  value = lambda match: colours[match[1]]
+  return text.Markup(re.sub(r"var\(--([\w-]+)\)", value, css))

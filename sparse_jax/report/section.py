@@ -48,8 +48,7 @@ def anchor(index: int) -> str:
 def section(circuit: circuit_lib.Circuit, index: int) -> dict[str, Any]:
   """Returns what the template shows of a page's circuit of that index.
 
-  Raises:
-    InputError: if the circuit's edges, examples or notes are damaged.
+  Raises InputError if the circuit's edges, examples or notes are damaged.
   """
   where = f"circuit.json of {circuit.task}"
   metrics = _checked(f"{where}: metrics", circuit.metrics, dict)
@@ -60,7 +59,7 @@ def section(circuit: circuit_lib.Circuit, index: int) -> dict[str, Any]:
   )
   # On test pairs: the model's name, its task loss and its accuracy.
   losses = [
-    (name, metrics.get(f"{p}test_loss"), metrics.get(f"{p}test_accuracy"))
+    (name, *(metrics.get(f"{p}test_{k}") for k in ("loss", "accuracy")))
     for name, p, _ in MODELS
   ]
   bars = [(name, metrics.get(f"{p}test_loss"), c) for name, p, c in MODELS]
@@ -111,18 +110,16 @@ def _disagreement(metrics: Mapping[str, Any], shown: graph.Graph) -> str:
 def _facts(circuit: circuit_lib.Circuit) -> list[tuple[str, str, str, bool]]:
   """Returns (name, value, meaning, whether the name is a metric's)."""
   ablation = str(circuit.ablation)
-  ablation = _ABLATIONS.get(ablation, ablation)
-  facts = [
-    ("target loss", f"{text.number(circuit.target_loss)} nats"),
-    ("value of ablated nodes", ablation or text.MISSING),
-    ("model fingerprint", circuit.model_fingerprint or text.MISSING),
-  ]
+  facts = {
+    "target loss": f"{text.number(circuit.target_loss)} nats",
+    "value of ablated nodes": _ABLATIONS.get(ablation, ablation),
+    "model fingerprint": circuit.model_fingerprint,
+  }
   return [
-    *((name, value, "", False) for name, value in facts),
-    *(
-      (name, value, _MEANINGS.get(name, ""), True)
-      for name, value in _further(circuit.metrics)
-    ),
+    (k, value or text.MISSING, "", False) for k, value in facts.items()
+  ] + [
+    (name, value, _MEANINGS.get(name, ""), True)
+    for name, value in _further(circuit.metrics)
   ]
 
 
@@ -165,20 +162,17 @@ def _example(where: str, example: Any) -> dict[str, Any]:
     tokens = _checked(key, example.get(f"{prefix}prompt_tokens", []), list)
     for token in tokens:
       _checked(key, token, str)
-    answer = example.get(f"{prefix}answer", "")
-    _checked(f"{where}.{prefix}answer", answer, str)
+    key = f"{prefix}answer"
+    answer = _checked(f"{where}.{key}", example.get(key, ""), str)
     sides.append({"name": name, "tokens": tokens, "answer": answer})
   marks = _differences(*(side["tokens"] for side in sides))
   for side, marked in zip(sides, marks, strict=True):
     side["marked"] = marked
+  clip = lambda v: min(1.0, max(0.0, v)) if text.is_number(v) else 0.0
+  circuit, full = example.get("circuit_prob"), example.get("full_prob")
   meters = [
-    (name, share, class_, min(1.0, max(0.0, share)) if is_known else 0.0)
-    for name, key, class_ in (
-      ("circuit", "circuit_prob", "circuit"),
-      ("full model", "full_prob", "full"),
-    )
-    for share in [example.get(key)]
-    for is_known in [text.is_number(share)]
+    ("circuit", circuit, "circuit", clip(circuit)),
+    ("full model", full, "full", clip(full)),
   ]
   # A circuit of one-sided prompts has no counter-prompts.
   return {"sides": sides if sides[1]["tokens"] else sides[:1], "meters": meters}

@@ -22,11 +22,9 @@ _LONGEST_TOKEN = 200
 
 def finalize(value):
   """Returns a template's value ready to be escaped; None is left out."""
-  if value is None:
-    return ""
   if isinstance(value, str) and not isinstance(value, Markup):
     return spell_out(value)
-  return value
+  return "" if value is None else value
 
 
 def _is_unsafe(char: str) -> bool:
@@ -47,12 +45,7 @@ def spell_out(text: str) -> str:
 
 
 def token(text: str, class_: str = "") -> Markup:
-  """Returns a token in a box, with its whitespace made visible.
-
-  Args:
-    text: any string at all, as a byte-level tokenizer decodes one token.
-    class_: further classes of the box.
-  """
+  """Returns a token, any string at all, in a box, its whitespace visible."""
   pieces = []
   for kind, run in itertools.groupby(text[:_LONGEST_TOKEN], _kind):
     chars = "".join(run)
@@ -85,12 +78,7 @@ def _span(class_: str, text: str) -> Markup:
 
 
 def tokens(texts: Sequence[str], marked: Collection[int] = ()) -> Markup:
-  """Returns a run of token boxes; a line break follows each newline token.
-
-  Args:
-    texts: the tokens.
-    marked: positions to set off.
-  """
+  """Returns token boxes: `marked` ones set off, newlines break lines."""
   pieces = []
   for position, text in enumerate(texts):
     pieces.append(token(text, "mark" if position in marked else ""))
