@@ -7,8 +7,8 @@ of the token embedding and unembedding are counted apart.
 
 import dataclasses
 import html
-import math
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -360,7 +360,8 @@ def _edge_entry(circuit: Circuit, edge: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _is_number(value: Any) -> bool:
   number = isinstance(value, int | float) and not isinstance(value, bool)
-  return number and math.isfinite(value)
+  # Not `math.isfinite`, which cannot take an integer of 400 digits.
+  return number and abs(value) <= sys.float_info.max
 
 
 def _load_means(
