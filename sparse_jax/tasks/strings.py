@@ -3,38 +3,102 @@
 from sparse_jax.tasks import natural_rules
 from sparse_jax.tasks.spec import Spec, contrast, substitute
 
-# `~` stands for the quote, `<...>` for a slot.
+# `~` stands for the quote, `<...>` for a slot. The string is the last argument
+# of the only open call, and no other quote stands before it.
 _QUOTE_PROMPTS = {
   "train": (
     "print(~<adjective> <noun>",
-    "    print(~<noun> <noun2>",
     "raise ValueError(~<adjective> <noun> <noun2>",
-    "        raise TypeError(~<noun> <adjective> <noun2>",
+    "    if <name> is None:\n"
+    "        raise TypeError(~<noun> is not <adjective>",
     "<name> = <name2>.get(~<noun>",
-    "    <name> = os.path.join(<name2>, ~<noun>",
-    "    return <name>.split(~<noun>",
-    "self.assertEqual(<name>, ~<noun>",
-    "        self.assertIn(~<adjective> <noun>",
-    "parser.add_argument(~<noun>",
+    "        self.<name> = <name2>.<name3>.get(~<noun>_<noun2>",
+    "import os\n\n<name> = os.path.join(<name2>, ~<noun>-<noun2>",
+    "    return getattr(<name>, ~<noun>_<noun2>",
+    "        self.assertEqual(<name>.<name2>, ~<noun>",
+    "        self.assertTrue(<name> in <name2>, ~no <adjective> <noun>",
+    "<name> = argparse.ArgumentParser()\n<name>.add_argument(~--<noun>-<noun2>",
+    "    <name> = self.<function>(<name2>, <name3>=~<noun>",
+    "<name> = <class>(<name2>, <number>, ~<noun> <noun2>",
+    "        logging.info(~<noun> <noun2> is <adjective>",
+    "def <function>(<name>):\n    <name>.append(~<noun>",
+    "    try:\n        <name> = <name2>[<number>]\n"
+    "    except IndexError:\n        print(~no <noun> in <noun2>",
+    "for <name> in range(<number>):\n"
+    "    <name2>.<function>(<name>, ~<noun>_<noun2>",
+    "class <class>(<class2>):\n    <name> = <class3>(~<noun>-<noun2>",
+    "    @property\n    def <name>(self):\n"
+    "        return self.<name2>.<function>(~<noun>",
+    "    # the <noun> and its <noun2>\n"
+    "    <name> = <name2>.<function>(~<noun3>",
+    "<name> = []\n<name2> = {}\n<function>(<name>, <name2>, ~<noun>",
+    "            <name>.<name2>.<function>(<number>, ~<adjective>-<noun>",
+    "    assert isinstance(<name>, dict)\n"
+    "    <name2> = <name>.pop(~<noun>_<noun2>",
+    "    with open(<name>) as <name2>:\n"
+    "        <name2>.write(~<adjective> <noun> <number>",
+    "        return <class>(<name>.<name2>, <name3>=~<noun>_<noun2>",
+    "    if not hasattr(self, ~<noun>_<noun2>",
+    "    <name> = None\n    for <name2> in self.<name3>:\n"
+    "        <name2>.<function>(~<noun>",
+    "<name> = lambda <name2>: <name2>.<function>(~<noun>",
+    "    <name>[<number>] = <function>(<name2>, ~<noun>/<noun2>",
+    "    if <name> != <number>:\n        sys.exit(~<noun> <noun2> failed",
+    "        del self.<name>[<name2>]\n"
+    "        self.<function>(<name2>, None, ~<noun>",
+    "    <name> = <name2>.<function>()\n"
+    "    <name>.<function2>(True, ~<adjective> <noun>",
+    "        self.<name>.setObjectName(~<noun>_<noun2>",
+    "    <name>, <name2> = <name3>.<function>(<number>, <number2>, ~<noun>",
+    "        return super().<function>(<name>, ~<noun>",
+    "@<name>.route(~/<noun>/<noun2>",
+    "from .<noun> import <class>\n\n<name> = <class>(~<noun2> <noun3>",
+    "    <name> += <name2>.<function>(<name3> + <number>, ~<noun>",
+    "    await <name>.<function>(~<noun>-<noun2>-<noun3>",
+    "    <name> = <name2> if <name3> else <function>(~<noun>",
+    "    return <name>\n\n\n<name2> = <class>(~<noun> <noun2>",
   ),
   "validation": (
-    "logger.info(~<adjective> <noun>",
-    "    logging.warning(~<noun> <adjective> <noun2>",
-    "        raise KeyError(~<adjective> <noun>",
-    "<name> = getattr(<name2>, ~<noun>",
-    "    if <name>.startswith(~<noun>",
-    "    <name>.append(~<noun> <noun2>",
-    "<name> = <name2>.find(~<noun>",
+    "logger.warning(~<adjective> <noun> <noun2>",
+    "    print(<name>, <name2>.<name3>, ~<noun>",
+    "    if <name> not in <name2>:\n"
+    "        raise KeyError(~<noun> not in <noun2>",
+    "<name> = <name2>.getAttribute(~<noun>",
+    "import shutil\n\n<name> = shutil.which(~<noun>-<noun2>",
+    "        return self.<name>.<function>(<name2>, ~<noun>_<noun2>",
+    "        self.assertFalse(<name>, ~<noun> is <adjective>",
+    "    def <function>(self, <name>):\n        <name>.<function2>(~<noun>",
+    "class <class>:\n    <name> = <class2>(<number>, ~<adjective> <noun>",
+    "for <name> in reversed(<name2>):\n"
+    "    <name>.<name3>.<function>(~<noun>_<noun2>",
+    "    <name> = int(<name2>)\n"
+    "    <name3> = <function>(<name>, <name4>=~<noun>",
+    "    except OSError:\n"
+    "        <name>.<function>(<name2>, ~unable to open <noun>",
+    "            yield <class>(<name>.<name2>, ~<noun>/<noun2>",
+    "    if <name>.startswith(~<noun>_<noun2>",
+    "@<name>.<function>(~<noun>-<noun2>",
+    "from <noun> import <class>\n\n<class>(<name>, ~<noun2> <noun3> <number>",
   ),
   "test": (
-    "log.debug(~<adjective> <noun>",
-    "    warnings.warn(~<noun> <adjective> <noun2>",
-    "        raise RuntimeError(~<adjective> <noun>",
-    "<name> = open(<name2>, ~<noun>",
-    "    if hasattr(<name>, ~<noun>",
-    "    <name>.write(~<noun> <noun2>",
-    "<name> = <name2>.pop(~<noun>",
-    "sys.stdout.write(~<adjective> <noun>",
+    "warnings.warn(~<adjective> <noun> <noun2>",
+    "        print(<name>[<number>], ~<adjective> <noun>",
+    "    if not isinstance(<name>, list):\n"
+    "        raise RuntimeError(~<noun> must be <adjective>",
+    "<name> = <name2>.getlist(~<noun>",
+    "import pathlib\n\n<name> = pathlib.PurePath(<name2>, ~<noun>-<noun2>",
+    "        delattr(self.<name>, ~<noun>_<noun2>",
+    "        self.assertNotEqual(<name>.<name2>, ~<noun>",
+    "class <class>(object):\n    def <function>(self):\n"
+    "        self.<name>.<function2>(~<noun>",
+    "    <name>.<name2> = <class>(<name3>, <number>, ~<noun> <noun2>",
+    "while <name> < <number>:\n    <name2>.<function>(<name>, ~<noun>_<noun2>",
+    "    <name> = str(<name2>)\n    return <function>(<name>, <name3>=~<noun>",
+    "    finally:\n        <name>.<function>(~<noun> was <adjective>",
+    "    yield self.<name>.<function>(<name2>, ~<noun>/<noun2>",
+    "            elif <name>.endswith(~<noun>_<noun2>",
+    "<name> = <name2> or <function>(~<noun>-<noun2>",
+    "    <name> = False\n    <name2>.<function>(<number>, ~<adjective> <noun>",
   ),
 }
 

@@ -126,6 +126,14 @@ class TasksTest(parameterized.TestCase):
         self.assertEqual(seen.setdefault(text, split), split)
 
   @parameterized.parameters(*tasks.TASK_NAMES)
+  def test_every_split_has_many_templates(self, name):
+    if name not in self.tasks:
+      self.skipTest("not expressible in this tokenizer")
+    generate = self.tasks[name].generate
+    for split, least in zip(tasks.SPLITS, (24, 10, 10), strict=True):
+      self.assertGreaterEqual(len(set(generate.templates[split])), least)
+
+  @parameterized.parameters(*tasks.TASK_NAMES)
   def test_splits_share_no_template(self, name):
     if name not in self.tasks:
       self.skipTest("not expressible in this tokenizer")
