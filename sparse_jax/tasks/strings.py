@@ -124,24 +124,196 @@ SINGLE_DOUBLE_QUOTE = Spec(
   find_points=natural_rules.quotes,
 )
 
+# What stands before, then side A's f-string and side B's call.
 _FSTRING_PROMPTS = {
   "train": (
-    ('print(f"<noun> {<name>', 'print(f("<noun>", <name>'),
-    ('    print(f"<noun>: {<name>', '    print(f("<noun>:", <name>'),
-    ('<name> = f"<noun> {<name2>', '<name> = f("<noun>", <name2>'),
-    ('    return f"<noun> {<name>', '    return f("<noun>", <name>'),
+    ("<name> = ", 'f"<noun> {<name2>', 'f("<noun>", <name2>'),
+    ("    return ", 'f"<noun>: {<name>', 'f("<noun>:", <name>'),
+    ("        self.<name> = ", 'f"<noun>-{<name2>', 'f("<noun>-", <name2>'),
+    ("print(", 'f"<noun> {<name>', '"<noun> is", <name>'),
+    (
+      "    raise ValueError(",
+      'f"<adjective> <noun> {<name>',
+      '"<adjective> <noun> in", <name>',
+    ),
+    (
+      "def <function>(<name>):\n    return ",
+      'f"<noun> {<name>',
+      "f(<name2>, <name>",
+    ),
+    (
+      "    if not <name>:\n        <name> = ",
+      'f"<adjective> {<name2>',
+      'f("<adjective>", <name2>',
+    ),
+    ("<name> += ", 'f"<noun>, {<name2>', 'f("<noun>,", <name2>'),
+    (
+      "import sys\n\n<name> = ",
+      'f"<adjective> <noun> {<name2>',
+      'f("<adjective> <noun>", <name2>',
+    ),
+    ("    yield ", 'f"<noun>/{<name>', 'f("<noun>/", <name>'),
+    (
+      "for <name> in range(<number>):\n    print(",
+      'f"<noun> {<name>',
+      "<name2>[0], <name>",
+    ),
+    ("    <name>[<name2>] = ", 'f"<noun>_{<name2>', 'f("<noun>_", <name2>'),
+    ("<name> = <name2> or ", 'f"<noun> {<name3>', 'f("<noun>", <name3>'),
+    (
+      "        try:\n            <name> = ",
+      'f"<noun>={<name2>',
+      'f("<noun>=", <name2>',
+    ),
+    (
+      "class <class>:\n    <name> = <number>\n    <name2> = ",
+      'f"<noun> {<name>',
+      'f("<noun>", <name>',
+    ),
+    (
+      "    <name> = int(<name2>)\n    return ",
+      'f"the <noun> {<name>',
+      'f("the <noun>", <name>',
+    ),
+    (
+      "    @property\n    def <name>(self):\n        return ",
+      'f"<adjective> <noun> {self.<name2>',
+      'f("<adjective> <noun>", self.<name2>',
+    ),
+    ("        assert <name> == ", 'f"<noun>.{<name2>', 'f("<noun>.", <name2>'),
+    (
+      "<name> = []\n<name2> = ",
+      'f"<noun> <noun2> {<name>',
+      'f("<noun> <noun2>", <name>',
+    ),
+    (
+      "    # the <noun>\n    <name> = ",
+      'f"<noun> {<name2>.<name3>',
+      'f("<noun>", <name2>.<name3>',
+    ),
+    (
+      "<name> = <number>\n<name2> = <name3> + ",
+      'f"<noun> {<name>',
+      'f("<noun>", <name>',
+    ),
+    (
+      "            <name> = ",
+      'f"<noun>: {self.<name2>',
+      'f("<noun>:", self.<name2>',
+    ),
+    ("<name> = lambda <name2>: ", 'f"<noun> {<name2>', "f(<number>, <name2>"),
+    (
+      "    except KeyError:\n        raise RuntimeError(",
+      'f"no <noun> {<name>',
+      '"no <noun> for", <name>',
+    ),
+    (
+      "        <name>.<name2> = <name3> if <name4> else ",
+      'f"<noun> {<name4>',
+      'f("<noun>", <name4>',
+    ),
+    (
+      "    with open(<name>) as <name2>:\n        <name3> = ",
+      'f"<noun> in {<name>',
+      'f("<noun> in", <name>',
+    ),
+    ("<name>, <name2> = None, ", 'f"<noun> {<name3>', 'f("<noun>", <name3>'),
+    (
+      "    <name> = <name2>.<function>()\n    <name3> = ",
+      'f"<adjective> <noun> <noun2> {<name2>',
+      'f("<adjective> <noun> <noun2>", <name2>',
+    ),
   ),
   "validation": (
-    ('logger.info(f"<noun> {<name>', 'logger.info(f("<noun>", <name>'),
-    ('    yield f"<noun> {<name>', '    yield f("<noun>", <name>'),
-    ('<name> += f"<noun>: {<name2>', '<name> += f("<noun>:", <name2>'),
+    ("<name> = ", 'f"<adjective> {<name2>', 'f("<adjective>", <name2>'),
+    ("        return ", 'f"<noun>-{<name>', 'f("<noun>-", <name>'),
+    ("    print(", 'f"<adjective> {<name>', '"<adjective> in", <name>'),
+    (
+      "    if <name> is None:\n        raise TypeError(",
+      'f"<noun> {<name2>',
+      '"<noun> in", <name2>',
+    ),
+    (
+      "    def <function>(self, <name>):\n        return ",
+      'f"<noun>: {<name>',
+      'f("<noun>:", <name>',
+    ),
+    ("<name> = <name2> + ", 'f"<noun>, {<name3>', 'f("<noun>,", <name3>'),
+    (
+      "import shutil\n\n<name> = ",
+      'f"<noun>/{<name2>',
+      'f("<noun>/", <name2>',
+    ),
+    (
+      "for <name> in <name2>:\n    <name3> = ",
+      'f"<noun> <noun2> {<name>',
+      'f("<noun> <noun2>", <name>',
+    ),
+    ("    yield ", 'f"<noun> of {<name>', 'f("<noun> of", <name>'),
+    (
+      "    <name>[<number>] = ",
+      'f"<noun> {self.<name2>',
+      'f("<noun>", self.<name2>',
+    ),
+    (
+      "        <name> = len(<name2>)\n        self.<name3> = ",
+      'f"<noun> {<name>',
+      "f(<name2>, <name>",
+    ),
+    (
+      "    else:\n        <name> += ",
+      'f"<noun>_{<name2>',
+      'f("<noun>_", <name2>',
+    ),
   ),
   "test": (
-    ('log.debug(f"<noun> {<name>', 'log.debug(f("<noun>", <name>'),
-    ('<name>[0] = f"<noun> {<name2>', '<name>[0] = f("<noun>", <name2>'),
+    ("<name>: str = ", 'f"<noun> {<name2>', 'f("<noun>", <name2>'),
     (
-      '    self.<name> = f"<noun> {<name2>',
-      '    self.<name> = f("<noun>", <name2>',
+      "    return <name> + ",
+      'f"<adjective> {<name2>',
+      'f("<adjective>", <name2>',
+    ),
+    (
+      "        print(",
+      'f"<noun> <noun2> {<name>',
+      '"<noun> <noun2> is", <name>',
+    ),
+    (
+      "    if <name> > <number>:\n        raise IndexError(",
+      'f"<noun> {<name>',
+      '"<noun> in", <name>',
+    ),
+    (
+      "class <class>(object):\n    <name> = ",
+      'f"<noun>/{<name2>',
+      'f("<noun>/", <name2>',
+    ),
+    (
+      "    <name> = str(<name2>)\n    <name3> += ",
+      'f"<noun>, {<name>',
+      'f("<noun>,", <name>',
+    ),
+    (
+      "import pathlib\n\n<name> = ",
+      'f"<noun>-{<name2>',
+      'f("<noun>-", <name2>',
+    ),
+    (
+      "while <name>:\n    <name2> = ",
+      'f"<noun>: {<name>',
+      'f("<noun>:", <name>',
+    ),
+    ("            yield ", 'f"<noun>_{<name>', 'f("<noun>_", <name>'),
+    ("    <name>.<name2> = ", 'f"<noun> at {<name3>', 'f("<noun> at", <name3>'),
+    (
+      "    <name> = False\n    return ",
+      'f"<noun> {<name2>.<name3>',
+      'f("<noun>", <name2>.<name3>',
+    ),
+    (
+      "        finally:\n            self.<name> = ",
+      'f"<noun> {<name2>',
+      "f(<number>, <name2>",
     ),
   ),
 }
@@ -150,6 +322,12 @@ FSTRING_BRACE = Spec(
   name="fstring_brace",
   rule="A name in an f-string closes with a brace, an argument with a"
   " parenthesis.",
-  variants=contrast(_FSTRING_PROMPTS, ("}", ")")),
+  variants=contrast(
+    {
+      split: [(before + a, before + b) for before, a, b in rows]
+      for split, rows in _FSTRING_PROMPTS.items()
+    },
+    ("}", ")"),
+  ),
   find_points=natural_rules.fields,
 )
