@@ -59,8 +59,8 @@ def run(
 ) -> None:
   """Parses flags, calls `main` with the `--config.…` overrides and exits.
 
-  `main` returns the exit status, None for 0; `example` is an override of the
-  command's config and `kind` the config's dataclass, both for `--help`.
+  `main` returns the exit status, None for 0. For `--help`: `example` is an
+  override of the command's config, `kind` the config's dataclass.
   """
   flags.FLAGS.set_default("showprefixforinfo", False)
   logging.set_verbosity(logging.WARNING)
@@ -74,9 +74,8 @@ def run(
 def _unraisablehook(unraisable) -> None:
   """Reports exceptions nobody can catch, but for TensorStore's belated ones.
 
-  When one array of a checkpoint cannot be read or written, the others' threads
-  still report to an event loop that is closed by then; each would print a
-  traceback around the one line that says what is wrong.
+  When one array of a checkpoint fails, the others' threads still report to an
+  event loop that is closed by then: tracebacks around the line that matters.
   """
   if str(unraisable.exc_value) != "Event loop is closed":
     sys.__unraisablehook__(unraisable)
@@ -140,10 +139,14 @@ def _flag_help(flag: flags.Flag) -> str:
   return _wrapped(f"--{flag.name}: {flag.help}{note}")
 
 
-def _wrapped(text: str) -> str:
-  wrap = functools.partial(textwrap.fill, width=80, break_on_hyphens=False)
-  indents = {"initial_indent": "  ", "subsequent_indent": "    "}
-  return wrap(text, break_long_words=False, **indents)
+_wrapped = functools.partial(
+  textwrap.fill,
+  width=80,
+  initial_indent="  ",
+  subsequent_indent="    ",
+  break_on_hyphens=False,
+  break_long_words=False,
+)
 
 
 def _field_help(kind: type, prefix: str = "") -> Iterator[str]:
@@ -167,12 +170,9 @@ def load_config(
 ) -> Any:
   """Returns the validated config of a file, with overrides applied.
 
-  Args:
-    path: a Python file with `get_config()`, whole or partial; None is
-      `default`, or the defaults of `kind`.
-    overrides: `--config.a.b=VALUE` as typed.
-    kind: the dataclass it describes.
-    default: a config of that kind.
+  The file has a `get_config()` that returns a whole or partial config; without
+  one it is `default`, or the defaults of the dataclass `kind`. Overrides are
+  `--config.a.b=VALUE` as typed.
   """
   if path is not None:
     values = _file_config(path).to_dict()

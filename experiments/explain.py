@@ -13,10 +13,10 @@ import sys
 import numpy as np
 from absl import flags
 
-from experiments import cli
+from experiments import circuit_paths, cli
 from sparse_jax import checkpoint, explain, faithfulness
 from sparse_jax import circuit as circuit_lib
-from sparse_jax.utils import errors, files, progress
+from sparse_jax.utils import errors, files, progress, tables
 
 _MODEL = flags.DEFINE_string("model", None, "Model directory.")
 _CIRCUITS = flags.DEFINE_list(
@@ -36,31 +36,10 @@ _NUM_NODES = 12
 _NUM_LOOKS = 3
 
 
-def circuit_directories(paths: list[str]) -> list[pathlib.Path]:
-  """Returns the circuit directories that paths name or hold.
-
-  Raises:
-    InputError: if one of them is none and holds none.
-  """
-  directories = []
-  for path in map(pathlib.Path, paths):
-    inside = [path] if (path / "circuit.json").is_file() else []
-    if not inside and path.is_dir():
-      inside = sorted(p.parent for p in path.glob("*/circuit.json"))
-    if not inside:
-      raise errors.InputError(
-        f"--circuits={path}: no circuit.json there; need a circuit directory,"
-        " or one that holds some"
-      )
-    directories += inside
-  return directories
-
-
 def read_prompt(text: str | None, path: str | None) -> tuple[str, str]:
   """Returns (the flag that gives the prompt, the prompt).
 
-  Raises:
-    InputError: if not exactly one is given, or it is no UTF-8.
+  Raises InputError if not exactly one is given, or it is no UTF-8.
   """
   if (text is None) == (path is None):
     given = "neither" if text is None else "both"
@@ -85,8 +64,7 @@ def read_prompt(text: str | None, path: str | None) -> tuple[str, str]:
 def prompt_tokens(model, tokenizer, flag: str, prompt: str) -> list[int]:
   """Returns the tokens that the model reads: the last ones, if there are many.
 
-  Raises:
-    InputError: if there are none, or more than the model has positions for.
+  Raises InputError if there are none, or more than the model has positions for.
   """
   tokens = tokenizer.encode(prompt)
   limit = model.config.context_length
@@ -109,20 +87,15 @@ def prompt_tokens(model, tokenizer, flag: str, prompt: str) -> list[int]:
 
 def influences_text(influences: list[explain.Influence]) -> str:
   """Returns the circuits' table; logit differences in nats."""
-  width = max(len(i.task) for i in influences)
-  lines = [
-    f"{'circuit':<{width}} {'answers':<18} {'mass':>6} {'model':>7}"
-    f" {'circuit':>8} {'without':>8} {'effect':>7}"
-  ]
+  header = "circuit", "answers", "mass", "model", "circuit", "without", "effect"
+  rows = []
   for i in influences:
+    of = i.full_difference, i.circuit_difference, i.without_difference, i.effect
+    differences = (f"{difference:.2f}" for difference in of)
     answers = " over ".join(map(repr, i.answers))
-    lines.append(
-      f"{i.task:<{width}} {answers:<18} {i.mass:>6.1%}"
-      f" {i.full_difference:>7.2f} {i.circuit_difference:>8.2f}"
-      f" {i.without_difference:>8.2f} {i.effect:>7.2f}"
-      f"{'  decides' if i.decides else ''}"
-    )
-  return "\n".join(lines)
+    decides = "decides" if i.decides else ""
+    rows.append((i.task, answers, f"{i.mass:.1%}", *differences, decides))
+  return tables.text((*header, ""), rows, left=(0, 1, 7))
 
 
 def choice_text(i: explain.Influence) -> str:
@@ -147,15 +120,14 @@ def parts_text(parts: list[explain.Part], texts: list[str]) -> str:
   """Returns the nodes' table; `texts` are the prompt's tokens in quotes."""
   if not parts:
     return "it has no nodes"
-  lines = [f"{'node':<22} {'importance':>10} {'value':>8} {'ablated':>8}  at"]
-  lines += [
-    f"{p.node:<22} {p.importance:>10.2f} {p.value:>8.3f} {p.ablated:>8.3f} "
-    f" {p.position} {texts[p.position]}"
-    for p in parts[:_NUM_NODES]
-  ]
-  if len(parts) > _NUM_NODES:
-    lines.append(f"and {len(parts) - _NUM_NODES} more nodes")
-  return "\n".join(lines)
+  rows = []
+  for p in parts[:_NUM_NODES]:
+    numbers = f"{p.importance:.2f}", f"{p.value:.3f}", f"{p.ablated:.3f}"
+    rows.append((p.node, *numbers, f"{p.position} {texts[p.position]}"))
+  header = "node", "importance", "value", "ablated", "at"
+  text = tables.text(header, rows, left=(0, 4))
+  more = len(parts) - _NUM_NODES
+  return f"{text}\nand {more} more nodes" if more > 0 else text
 
 
 def looks_text(looks: dict[str, np.ndarray], texts: list[str]) -> str:
@@ -173,48 +145,36 @@ def main(overrides: list[str]) -> None:
   """Explains as the flags say."""
   del overrides
   flag, prompt = read_prompt(_PROMPT.value, _PROMPT_FILE.value)
-  directories = circuit_directories(_CIRCUITS.value)
+  directories = circuit_paths.find(_CIRCUITS.value)
   model, params = checkpoint.load_model(_MODEL.value)
   tokenizer = checkpoint.load_tokenizer(_MODEL.value)
   tokens = prompt_tokens(model, tokenizer, flag, prompt)
   texts = [explain.shown(tokenizer, t) for t in tokens]
   top, probabilities = explain.top_tokens(model, params, tokens)
+  shown = lambda t: f"{explain.shown(tokenizer, t)} ({probabilities[t]:.1%})"
   print("prompt: " + " ".join(texts))
-  print(
-    "the model goes on with "
-    + ", ".join(
-      f"{explain.shown(tokenizer, int(t))} ({probabilities[t]:.1%})"
-      for t in top
-    )
-  )
+  print("the model goes on with " + ", ".join(map(shown, top.tolist())))
+  prompt_of = tokenizer, tokens, probabilities
   explanations = []
   with progress.progress_bar(len(directories), 0, "circuits") as bar:
     for directory in directories:
       circuit = circuit_lib.Circuit.load(directory)
       faithfulness.check_circuit(model, params, circuit)
-      explanations.append(
-        explain.explain(
-          model, params, circuit, tokenizer, tokens, probabilities
-        )
-      )
+      explanations.append(explain.explain(model, params, circuit, *prompt_of))
       bar.update()
   influences = [e.influence for e in explanations]
   chosen = explain.deciding(influences) or explain.nearest(influences)
   explanation = next(e for e in explanations if e.influence is chosen)
   parts = explain.parts(explanation, tokenizer)
-  looks = looks_text(explain.attention_of(explanation), texts)
-  sections = (
-    influences_text(influences),
-    choice_text(chosen),
-    parts_text(parts, texts),
-    looks,
-  )
-  for section in filter(None, sections):
-    print("\n" + section)
+  print("\n" + influences_text(influences))
+  print("\n" + choice_text(chosen))
+  print("\n" + parts_text(parts, texts))
+  if looks := explain.attention_of(explanation):
+    print("\n" + looks_text(looks, texts))
   if _OUT.value:
-    written = explain.to_dict(influences, chosen, parts)
-    tokens_written = [tokenizer.token_text(t) for t in tokens]
-    files.write_json(_OUT.value, {"prompt_tokens": tokens_written, **written})
+    written = {"prompt_tokens": [tokenizer.token_text(t) for t in tokens]}
+    written |= explain.to_dict(influences, chosen, parts)
+    files.write_json(_OUT.value, written)
 
 
 if __name__ == "__main__":

@@ -53,23 +53,16 @@ def command(overrides: list[str]) -> str:
     config = config.relative_to(root)
   workdir = pathlib.Path(_WORKDIR.value)
   if workdir.is_absolute():
-    workdir = pathlib.Path("runs") / workdir.name
-  parts = [
-    "python",
-    "-m",
-    "experiments.frontier",
-    f"--config={config}",
-    f"--workdir={workdir}",
-    *([f"--docs={_DOCS.value}"] if _DOCS.value else []),
-    *overrides,
-  ]
-  return shlex.join(parts)
+    workdir = pathlib.Path("runs", workdir.name)
+  parts = ["python", "-m", "experiments.frontier", f"--config={config}"]
+  docs = [f"--docs={_DOCS.value}"] if _DOCS.value else []
+  return shlex.join([*parts, f"--workdir={workdir}", *docs, *overrides])
 
 
 def run_grid(config: frontier.FrontierConfig, workdir: pathlib.Path) -> None:
   """Makes the runs that are not finished, in this process or in several."""
   on_cpu = jax.default_backend() == "cpu"
-  count = _WORKERS.value or (workers.default_count() if on_cpu else 1)
+  count = _WORKERS.value or (len(workers.usable_cores()) if on_cpu else 1)
   say = lambda text: print(text, flush=True)
   before = frontier.status(config, workdir)
   total = len(before.missing)
@@ -78,34 +71,27 @@ def run_grid(config: frontier.FrontierConfig, workdir: pathlib.Path) -> None:
     frontier.run_grid(config, workdir, say)
     return
   frontier.prepare_data(config, workdir)
-  say(
-    f"{frontier.remaining_text(config, before, count)}; {count} processes,"
-    f" {workdir / 'logs'} holds what they print"
-  )
+  remaining = frontier.remaining_text(config, before, count)
+  logs = workdir / "logs"
+  say(f"{remaining}; {count} processes, {logs} holds what they print")
+  program = [sys.executable, "-m", "experiments.frontier", *sys.argv[1:]]
   workers.run_workers(
-    [
-      sys.executable,
-      "-m",
-      "experiments.frontier",
-      *sys.argv[1:],
-      "--workers=1",
-      "--runs_only",
-    ],
+    [*program, "--workers=1", "--runs_only"],
     count,
-    workdir / "logs",
+    logs,
     total,
     lambda: total - len(frontier.status(config, workdir).missing),
   )
 
 
-def main(overrides: list[str]) -> int | None:
+def main(overrides: list[str]) -> None:
   """Runs the grid as the flags say."""
   config = cli.load_config(_CONFIG.value, overrides, frontier.FrontierConfig)
   workdir = pathlib.Path(_WORKDIR.value)
   if not _REPORT.value:
     run_grid(config, workdir)
   if _RUNS_ONLY.value:
-    return None
+    return
   status = frontier.status(config, workdir)
   if not status.finished:
     raise errors.InputError(
@@ -114,17 +100,10 @@ def main(overrides: list[str]) -> int | None:
     )
   comparison = frontier.compare_runs(status.finished, config.contenders)
   comparison["grid"] = status.summary()
-  write = lambda: frontier.write(
-    workdir,
-    status.finished,
-    comparison,
-    command(overrides),
-    host.environment(),
-    _DOCS.value,
-  )
+  shown = workdir, status.finished, comparison, command(overrides)
+  write = lambda: frontier.write(*shown, host.environment(), _DOCS.value)
   write()
-  best = comparison["best"]
-  if best:
+  if best := comparison["best"]:
     # After the rest is safe: faithfulness takes minutes.
     of_best = next(r for r in status.finished if r["model"] == best["model"])
     add_missing = config.faithfulness and not _REPORT.value
@@ -135,7 +114,6 @@ def main(overrides: list[str]) -> int | None:
     write()
   print(f"\n{frontier.headline(comparison)}\n")
   print(f"page: {workdir / 'frontier.html'}, text: {workdir / 'results.md'}")
-  return None
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from absl import flags
 
 from experiments import cli
 from sparse_jax import checkpoint, faithfulness, report, tasks
+from sparse_jax import circuit as circuit_lib
 from sparse_jax.faithfulness import pipeline
 from sparse_jax.pruning import table as table_lib
 from sparse_jax.utils import files
@@ -30,8 +31,8 @@ _STORAGE = flags.DEFINE_string(
   None,
   "Optuna URL, or a journal file, that several machines may share.",
 )
-_BELOW_GATE = flags.DEFINE_bool(
-  "below_gate", False, "Also prune tasks the model has not learned; marked."
+_UNLEARNED = flags.DEFINE_bool(
+  "unlearned", False, "Also prune tasks the model has not learned; marked."
 )
 _FAITHFULNESS = flags.DEFINE_bool(
   "faithfulness", True, "Whether to measure faithfulness: minutes a circuit."
@@ -57,26 +58,30 @@ def main(overrides: list[str]) -> int | None:
   )
   tokenizer = checkpoint.load_tokenizer(_MODEL.value)
   made, skipped = tasks.make_tasks(_TASKS.value, tokenizer)
-  below_gate = [task.name for task in made] if _BELOW_GATE.value else ()
-  learned, reasons = pipe.choose(made, below_gate)
+  unlearned = [task.name for task in made] if _UNLEARNED.value else ()
+  learned, reasons = pipe.choose(made, unlearned)
   skipped |= reasons
   for name, reason in skipped.items():
     print(f"{name}: not pruned, {reason}", flush=True)
   if not learned:
-    print("no task is left; --below_gate prunes what is not learned, marked")
+    print("no task is left; --unlearned prunes what is not learned, marked")
     return 1
   with files.exclusive(workdir):
-    circuits = pipe.run(learned, workdir, workdir, _STORAGE.value)
-    rows = [table_lib.row(circuit) for circuit in circuits.values()]
+    storage = _STORAGE.value or workdir / "search.journal"
+    found = pipe.run(learned, workdir, storage)
+    rows = [table_lib.row(*circuits) for circuits in found.values()]
     table_lib.write(workdir, rows, skipped)
-    table_lib.plot_curves(workdir / "curves.png", circuits.values())
-    report.write_page(page, list(circuits.values()), title="Circuits")
+    cores = [circuits.core for circuits in found.values()]
+    table_lib.plot_curves(workdir / "curves.png", cores)
+    saved = [circuit_lib.load_all(workdir / name) for name in found]
+    report.write_page(page, saved, title="Circuits")
   print(f"\n{table_lib.text(rows)}")
   if _FAITHFULNESS.value:
-    for name, circuit in circuits.items():
-      print(
-        f"\n{name}\n{faithfulness.summary(circuit.metrics['faithfulness'])}"
-      )
+    for name, circuits in found.items():
+      for which, circuit in circuits._asdict().items():
+        if circuit is not None:
+          print(f"\n{name}, {which} circuit")
+          print(faithfulness.summary(circuit.metrics["faithfulness"]))
   print(f"\nreport: {page}")
   return None
 

@@ -48,8 +48,11 @@ def find_circuits(
   for task in made:
     learned, reasons = pipe.choose([task], config.tasks[:1])
     skipped |= reasons
-    circuits = pipe.run(learned, workdir / "circuits")
-    metrics |= {name: circuit.metrics for name, circuit in circuits.items()}
+    found = pipe.run(learned, workdir / "circuits")
+    for name, circuits in found.items():
+      metrics[name] = circuits.core.metrics
+      if circuits.robust is not None:
+        metrics[name] = metrics[name] | {"robust": circuits.robust.metrics}
   return metrics | {
     name: {"learned": False, "reasons": [reason]}
     for name, reason in skipped.items()
@@ -66,7 +69,7 @@ def run(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, Any]:
     report.write_page(
       workdir / "report.html",
       [
-        circuit_lib.Circuit.load(workdir / "circuits" / name)
+        circuit_lib.load_all(workdir / "circuits" / name)
         for name, m in metrics.items()
         if "num_nodes" in m
       ],
@@ -94,26 +97,35 @@ def summary_text(summary: dict[str, Any]) -> str:
     f" at most {summary['peak_memory_bytes'] / 2**30:.1f} GiB of memory",
     "",
     "test loss in nats and accuracy, on prompts of templates never seen before",
-    f"{'task':<20} {'nodes':>5} {'edges':>6} {'circuit':>13}"
+    f"{'circuit':<28} {'nodes':>5} {'edges':>6} {'circuit':>13}"
     f" {'full model':>13} {'without it':>13}",
   ]
   for name, m in summary["tasks"].items():
     if "num_nodes" not in m:
-      lines.append(f"{name:<20} not pruned, {'; '.join(m['reasons'])}")
+      lines.append(f"{name:<28} not pruned, {'; '.join(m['reasons'])}")
       continue
-    columns = [
-      f"{m[f'{p}test_loss']:.3f} ({100 * m[f'{p}test_accuracy']:.1f}%)"
-      for p in ("", "full_model_", "without_circuit_")
-    ]
-    row = f"{name:<20} {m['num_nodes']:>5} {m['num_edges']:>6}"
-    lines.append(" ".join([row, *(f"{c:>13}" for c in columns)]))
-    if not m["meets_target"]:
-      lines.append("  misses the target loss on validation pairs")
-    lines += ["", f"is {name}'s circuit what the model computes?"]
-    lines += [faithfulness.summary(m["faithfulness"]), ""]
+    circuits = {f"{name}, core": m}
+    if "robust" in m:
+      circuits[f"{name}, robust"] = m["robust"]
+    lines += [_row(label, metrics) for label, metrics in circuits.items()]
+    for label, metrics in circuits.items():
+      if not metrics["meets_target"]:
+        lines.append(f"  {label}: misses its target on validation pairs")
+      lines += ["", f"{label} circuit: is it what the model computes?"]
+      lines += [faithfulness.summary(metrics["faithfulness"])]
+    lines.append("")
     if not m["learned"]:
-      lines.append("  below the gate: the full model has not learned this task")
+      lines.append("  not learned: the full model does not do this task")
   return "\n".join(lines)
+
+
+def _row(label: str, metrics: dict[str, Any]) -> str:
+  columns = [
+    f"{metrics[p + 'loss']:.3f} ({100 * metrics[p + 'accuracy']:.1f}%)"
+    for p in ("test_", "full_model_test_", "without_circuit_test_")
+  ]
+  row = f"{label:<28} {metrics['num_nodes']:>5} {metrics['num_edges']:>6}"
+  return " ".join([row, *(f"{c:>13}" for c in columns)])
 
 
 def main(overrides: list[str]) -> None:

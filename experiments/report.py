@@ -1,4 +1,4 @@
-"""Draws saved circuits: all on one page, or the first one as a picture.
+"""Draws saved circuits: all on one page, or the first core as a picture.
 
   python -m experiments.report --circuits=runs/quickstart/circuits \
     --out=report.html --picture=circuit.png
@@ -22,7 +22,7 @@ _CIRCUITS = flags.DEFINE_list(
 )
 _OUT = flags.DEFINE_string("out", None, "The HTML page to write.")
 _PICTURE = flags.DEFINE_string(
-  "picture", None, "The PNG to write: the drawing of the first circuit."
+  "picture", None, "The PNG to write: the drawing of the first core."
 )
 _METRICS = flags.DEFINE_string(
   "metrics", None, "metrics.jsonl of the training run, for its curve."
@@ -43,14 +43,13 @@ def main(overrides: list[str]) -> None:
       raise errors.bad_value("--metrics", _METRICS.value, "an existing file")
     training = metric_log.read_jsonl(_METRICS.value)
   circuits = [
-    circuit_lib.Circuit.load(path)
-    for path in circuit_paths.find(_CIRCUITS.value)
+    circuit_lib.load_all(path) for path in circuit_paths.find(_CIRCUITS.value)
   ]
   if _OUT.value:
     report.write_page(_OUT.value, circuits, training=training)
     print(f"report: {_OUT.value}")
   if _PICTURE.value:
-    picture.write_picture(_PICTURE.value, circuits[0])
+    picture.write_picture(_PICTURE.value, circuits[0]["core"])
     print(f"picture: {_PICTURE.value}")
 
 

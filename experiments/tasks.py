@@ -22,9 +22,10 @@ from sparse_jax import config as config_lib
 from sparse_jax.data import sources
 from sparse_jax.model import fingerprint as fingerprint_lib
 from sparse_jax.model import transformer
-from sparse_jax.tasks import evaluation, learned
+from sparse_jax.tasks import evaluation
+from sparse_jax.tasks import learned as learned_lib
 from sparse_jax.tasks import natural as natural_lib
-from sparse_jax.utils import errors, files, progress
+from sparse_jax.utils import errors, files, progress, tables
 
 _MODEL = flags.DEFINE_string("model", None, "A model directory.")
 _TASKS = flags.DEFINE_list("tasks", ["all"], cli.TASKS_HELP)
@@ -54,7 +55,7 @@ class Row:
   too_long: str  # Why pairs are left out, or "".
   test: evaluation.Score
   natural: evaluation.Score | None
-  verdict: learned.LearnedCheck
+  verdict: learned_lib.LearnedCheck
 
   def to_dict(self) -> dict[str, Any]:
     """Returns what the JSON file holds of it."""
@@ -121,12 +122,11 @@ def measure(
       except errors.InputError as e:
         skipped[task.name] = str(e)
         continue
-      test = evaluation.score_pairs(diffs, pairs, seed)
+      test = evaluation.score(diffs, pairs, seed)
       found = prompts.get(task.name)
-      natural = evaluation.score_prompts(diffs, found, seed) if found else None
-      verdict = learned.LearnedCheck(
-        test.loss.value, test.accuracy.value, target_loss
-      )
+      natural = evaluation.score(diffs, found, seed) if found else None
+      reached = test.loss.value, test.accuracy.value
+      verdict = learned_lib.LearnedCheck(*reached, target_loss)
       rows.append(Row(task, too_long, test, natural, verdict))
   return rows, skipped
 
@@ -134,19 +134,12 @@ def measure(
 def table(rows: Sequence[Row]) -> str:
   """Returns the metrics as aligned columns."""
   header = "task|pairs|test loss|accuracy %|natural|natural loss|accuracy %"
-  cells = [(*header.split("|"), "learned")]
+  cells = []
   for row in rows:
     scores = *_shown(row.test), *_shown(row.natural)
-    last = "yes" if row.verdict.learned else "no"
-    cells.append((row.task.name, *scores, last))
-  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-  return "\n".join(
-    "  ".join(
-      cell.ljust(width) if i in (0, 7) else cell.rjust(width)
-      for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-    ).rstrip()
-    for line in cells
-  )
+    learned = "yes" if row.verdict.learned else "no"
+    cells.append((row.task.name, *scores, learned))
+  return tables.text((*header.split("|"), "learned"), cells, left=(0, 7))
 
 
 def _shown(score: evaluation.Score | None) -> tuple[str, str, str]:
@@ -160,7 +153,7 @@ def _shown(score: evaluation.Score | None) -> tuple[str, str, str]:
   )
 
 
-def notes(rows: Sequence[Row], skipped: dict[str, str], natural: bool) -> str:
+def notes(rows: Sequence[Row], skips: Sequence[str], natural: bool) -> str:
   """Returns, line by line, what is missing from the table and why."""
   num_learned = sum(row.verdict.learned for row in rows)
   verdict = rows[0].verdict
@@ -171,9 +164,9 @@ def notes(rows: Sequence[Row], skipped: dict[str, str], natural: bool) -> str:
   ]
   lines += [f"{r.task.name}: {r.too_long}" for r in rows if r.too_long]
   lines += [
-    f"not learned: {row.task.name}: {'; '.join(row.verdict.reasons)}"
-    for row in rows
-    if not row.verdict.learned
+    f"not learned: {r.task.name}: {'; '.join(r.verdict.reasons)}"
+    for r in rows
+    if not r.verdict.learned
   ]
   files_lack = "these files do not call for both answers"
   lines += [
@@ -181,11 +174,7 @@ def notes(rows: Sequence[Row], skipped: dict[str, str], natural: bool) -> str:
     for r in rows
     if natural and r.natural is None
   ]
-  return "\n".join(lines + _skipped_lines(skipped))
-
-
-def _skipped_lines(skipped: dict[str, str]) -> list[str]:
-  return [f"skipped: {name}: {why}" for name, why in skipped.items()]
+  return "\n".join([*lines, *skips])
 
 
 def main(overrides: list[str]) -> int | None:
@@ -198,8 +187,7 @@ def main(overrides: list[str]) -> int | None:
   made, skipped = tasks.make_tasks(_TASKS.value, tokenizer)
   context_length = model.config.context_length or config.data.context_length
   prompts = {}
-  natural = any(task.find_points for task in made) and _NATURAL.value > 0
-  if natural:
+  if natural := any(task.find_points for task in made) and _NATURAL.value > 0:
     documents = sources.documents(config.data, "eval", progress=True)
     limits = _NATURAL.value, _SEED.value, context_length
     prompts = natural_lib.harvest(made, documents, *limits, progress=True)
@@ -207,23 +195,24 @@ def main(overrides: list[str]) -> int | None:
   limit = longest(model, context_length)
   rows, failed = measure(model, params, made, prompts, target_loss, limit)
   skipped |= failed
+  skips = [f"skipped: {name}: {why}" for name, why in skipped.items()]
   if not rows:
-    print("\n".join(_skipped_lines(skipped)))
+    print("\n".join(skips))
     return 1
-  print(f"{table(rows)}\n\n{notes(rows, skipped, natural)}")
+  print(f"{table(rows)}\n\n{notes(rows, skips, natural)}")
   if natural and run is None:
     print(
       f"natural files: data.source={config.data.source!r}; what this model was"
       " trained on is not known, so they may not be held out"
     )
   if _OUT.value:
-    verdict = rows[0].verdict
+    gate = rows[0].verdict
     held_out = {"source": config.data.source, "held_out": run is not None}
     written = {
       "model_fingerprint": fingerprint_lib.fingerprint(model, params),
       "seed": _SEED.value,
       "target_loss": target_loss,
-      "gate": {n: getattr(verdict, n) for n in ("min_accuracy", "max_loss")},
+      "gate": {"min_accuracy": gate.min_accuracy, "max_loss": gate.max_loss},
       "natural": held_out if natural else None,
       "tasks": {row.task.name: row.to_dict() for row in rows},
       "skipped": skipped,

@@ -1,6 +1,5 @@
 """Model directories: configuration, weights, tokenizer, mean activations."""
 
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -31,21 +30,18 @@ def save_model(
 ) -> None:
   """Writes a model directory: config.json, tokenizer.json, checkpoint/.
 
-  A complete new directory replaces an empty one or an earlier model's.
-  `load_model` returns the model in float32. `run`, the configuration that
-  trained it, is kept for later commands. `means`, every node's mean over the
-  pretraining distribution, per site `[layers, width]`, goes to means.npz:
-  pruning ablates with it.
+  A complete new directory replaces an empty one or an earlier model's. `run`,
+  the configuration that trained it, is kept for later commands, and `means`,
+  the nodes' pretraining means per site `[layers, width]`, for pruning.
   """
   with files.replace_directory(directory, "config.json") as new:
     # Orbax would expect every process to write its share of JAX arrays.
     arrays = jax.tree.map(np.asarray, params)
-    with orbax_errors.writing(os.fspath(directory)):
-      with _checkpointer() as checkpointer:
-        checkpointer.save(new.absolute() / "checkpoint", arrays)
+    with orbax_errors.writing(str(directory)), _checkpointer() as checkpointer:
+      checkpointer.save(new.absolute() / "checkpoint", arrays)
     tokenizer.save(new / "tokenizer.json")
     if means is not None:
-      np.savez(new / _MEANS, **{n: np.asarray(m) for n, m in means.items()})
+      np.savez(new / _MEANS, **means)
     described = {
       "format": _FORMAT,
       "model": config_lib.to_dict(model.config),
@@ -69,11 +65,10 @@ def load_model(
   if released_models.is_released(directory):
     return released_models.load_model(directory)
   described = _read_config(directory)
+  read = config_lib.from_dict
   model = transformer.Model(
-    config_lib.from_dict(config_lib.ModelConfig, described["model"], "model."),
-    config_lib.from_dict(
-      config_lib.SparsityConfig, described["sparsity"], "sparsity."
-    ),
+    read(config_lib.ModelConfig, described["model"], "model."),
+    read(config_lib.SparsityConfig, described["sparsity"], "sparsity."),
   )
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   params = _restore(directory / "checkpoint", shapes)
@@ -140,17 +135,15 @@ def _read_config(directory: pathlib.Path) -> dict[str, Any]:
 def _check_is_model(directory: pathlib.Path) -> None:
   """Raises InputError for what is easily taken for a model directory."""
   inside = directory / "model"
+  found = None
   if directory.is_file():
-    raise errors.InputError(f"{directory} is a file; need a model directory")
-  if (directory / "circuit.json").is_file():
-    raise errors.InputError(
-      f"{directory} holds a circuit, which Circuit.load reads; need a model"
-      " directory"
-    )
-  if (inside / "config.json").is_file():
-    raise errors.InputError(
-      f"{directory} is no model directory; did you mean {inside}?"
-    )
+    found = "is a file; need a model directory"
+  elif (directory / "circuit.json").is_file():
+    found = "holds a circuit, which Circuit.load reads; need a model directory"
+  elif (inside / "config.json").is_file():
+    found = f"is no model directory; did you mean {inside}?"
+  if found:
+    raise errors.InputError(f"{directory} {found}")
 
 
 def _checkpointer() -> ocp.StandardCheckpointer:

@@ -23,6 +23,8 @@ from sparse_jax.utils import errors, files
 
 _FORMAT = "sparse_jax circuit 2"
 _EARLIER_FORMATS = ("sparse_jax circuit 1",)
+# A directory holds a core and, around it, a robust circuit.
+_FILES = {"core": "circuit.json", "robust": "robust.json"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,6 +70,11 @@ class Circuit:
   def num_edges(self) -> int:
     """Number of nonzero weights between kept nodes."""
     return len(self.edges)
+
+  @property
+  def is_robust(self) -> bool:
+    """Whether it was pruned under an adversary outside it."""
+    return self.metrics.get("validation_robust_loss") is not None
 
   @property
   def nodes(self) -> list[dict[str, Any]]:
@@ -119,41 +126,53 @@ class Circuit:
     logits = self.model.apply(params, tokens, self.hook(params, tokens))
     return self.logit_scale * logits
 
-  def save(self, directory: files.PathLike) -> None:
-    """Writes circuit.json and arrays.npz; an earlier circuit is replaced.
+  def save(
+    self, directory: files.PathLike, robust: "Circuit | None" = None
+  ) -> None:
+    """Writes circuit.json and arrays.npz; earlier circuits are replaced.
+
+    Args:
+      directory: of this circuit alone, or of both.
+      robust: the circuit around this one, for robust.json.
 
     Raises:
-      InputError: if the directory holds something else or cannot be written.
+      InputError: if the directory holds something else or cannot be written, or
+        `robust` does not contain this circuit.
     """
+    if robust is not None:
+      _check_contains(robust, self)
     with files.replace_directory(directory, "circuit.json") as new:
       np.savez(
         new / "arrays.npz",
         **{f"means/{k}": np.asarray(v) for k, v in self.means.items()},
       )
-      files.write_json(
-        new / "circuit.json",
-        {
-          "format": _FORMAT,
-          "task": self.task,
-          "model_fingerprint": self.model_fingerprint,
-          "model": config_lib.to_dict(self.model_config),
-          "sparsity": config_lib.to_dict(self.sparsity),
-          "ablation": self.ablation,
-          "freeze_norms": self.freeze_norms,
-          "target_loss": self.target_loss,
-          "logit_scale": self.logit_scale,
-          "sites": list(self.node_mask),
-          "nodes": self.nodes,
-          "edges": self.edges,
-          "metrics": self.metrics,
-          **self.details,
-        },
-      )
+      for name, circuit in (("core", self), ("robust", robust)):
+        if circuit is not None:
+          files.write_json(new / _FILES[name], circuit._to_json())
+
+  def _to_json(self) -> dict[str, Any]:
+    return {
+      "format": _FORMAT,
+      "task": self.task,
+      "model_fingerprint": self.model_fingerprint,
+      "model": config_lib.to_dict(self.model_config),
+      "sparsity": config_lib.to_dict(self.sparsity),
+      "ablation": self.ablation,
+      "freeze_norms": self.freeze_norms,
+      "target_loss": self.target_loss,
+      "logit_scale": self.logit_scale,
+      "sites": list(self.node_mask),
+      "nodes": self.nodes,
+      "edges": self.edges,
+      "metrics": self.metrics,
+      **self.details,
+    }
 
   @classmethod
   def load(
     cls,
     directory: files.PathLike,
+    which: str = "core",
     *,
     model: transformer.Model | None = None,
     params: transformer.Params | None = None,
@@ -162,6 +181,7 @@ class Circuit:
 
     Args:
       directory: as `save` writes it.
+      which: "core", or "robust" for the one around it.
       model: the model that it has to be cut from; None does not check.
       params: the parameters that it has to be cut from; None does not check.
 
@@ -170,8 +190,10 @@ class Circuit:
         is another model's.
     """
     directory = pathlib.Path(directory)
-    path = directory / "circuit.json"
-    raw = files.read_json(path, "the circuit.json of a circuit directory")
+    if which not in _FILES:
+      raise errors.unknown_name("circuit", which, _FILES)
+    path = directory / _FILES[which]
+    raw = files.read_json(path, f"the {path.name} of a circuit directory")
     try:
       _check_format(path, raw.pop("format"))
       config = config_lib.from_dict(
@@ -252,6 +274,55 @@ class Circuit:
       for k, v in self._summary().items()
     )
     return f"<table>{rows}</table>"
+
+
+def _check_contains(robust: Circuit, core: Circuit) -> None:
+  """Raises InputError unless both are of one model and task, and nested."""
+  same = all(
+    getattr(robust, name) == getattr(core, name)
+    for name in ("task", "model_fingerprint", "ablation")
+  )
+  inside = robust.node_mask.keys() == core.node_mask.keys() and not any(
+    np.any(mask & ~robust.node_mask[name])
+    for name, mask in core.node_mask.items()
+  )
+  if not (same and inside):
+    raise errors.InputError(
+      f"robust circuit of {robust.task}: need one of the core's model, task and"
+      f" ablation that contains it, {core!r}"
+    )
+
+
+def load_all(directory: files.PathLike) -> dict[str, Circuit]:
+  """Reads a directory's "core", and the "robust" circuit if there is one."""
+  found = {"core": Circuit.load(directory)}
+  if (pathlib.Path(directory) / _FILES["robust"]).is_file():
+    found["robust"] = Circuit.load(directory, "robust")
+    _check_contains(found["robust"], found["core"])
+  return found
+
+
+def in_model(
+  circuit: Circuit,
+  model: transformer.Model,
+  params: transformer.Params,
+  means: Mapping[str, np.ndarray],
+) -> Circuit:
+  """Returns a circuit's nodes in another model of the same shape.
+
+  `means` are that model's ablation values, per site `[layers, width]`. Metrics
+  that were measured in the circuit's own model stay behind.
+  """
+  check_model(circuit, f"circuit of {circuit.task}", model, None)
+  edges = edges_lib.find_edges(params, circuit.node_mask)
+  sizes = {"num_nodes": circuit.num_nodes, "num_edges": len(edges)}
+  return dataclasses.replace(
+    circuit,
+    model_fingerprint=fingerprint.fingerprint(model, params),
+    means={name: np.asarray(means[name]) for name in circuit.node_mask},
+    edges=edges,
+    metrics=sizes,
+  )
 
 
 def _shown(value: Any) -> str:

@@ -264,6 +264,8 @@ class TrainConfig(_Checked):
     adam_b2: decay of the second moment
     adam_eps: ε, deliberately huge in the recipe
     weight_decay: decoupled, times the current rate; matrices only
+    node_noise: share of the steps in which random channels are moved part of
+      the way to their mean (`hooks.loosen`)
     compute_dtype: "auto" is bfloat16 on accelerators and float32 on CPU
     kernels: "xla" runs everywhere; "fused" computes attention and AbsTopK by
       kernels for one GPU, in bfloat16, with a d_head that is a multiple of 8
@@ -285,6 +287,7 @@ class TrainConfig(_Checked):
   adam_b2: float = field(0.95, BELOW_1)
   adam_eps: float = field(0.1, POSITIVE)
   weight_decay: float = field(0.1, NOT_NEGATIVE)
+  node_noise: float = field(0.0, FRACTION)
   compute_dtype: str = field("auto", one_of("auto", "float32", "bfloat16"))
   kernels: str = field("xla", one_of("xla", "fused"))
   checkpoint_every: int = field(500, AT_LEAST_1)
@@ -295,6 +298,7 @@ class TrainConfig(_Checked):
 
 
 ABLATIONS = ("mean_pretrain", "mean_task", "zero")
+OUTSIDE = ("plain", "stochastic", "adversarial")
 
 
 @_group
@@ -315,6 +319,8 @@ class PruneConfig(_Checked):
     k_coefs: cost of an open gate, a run each; one given again runs with another
       seed
     num_runs: runs a task: those of k_coefs, then proposals from `search.SPACE`
+    robust_k_coefs: the same for the robust circuit, which costs more nodes
+    num_robust_runs: runs of its search, none of them for seeds
     num_seeds: how many of the runs repeat the best hyperparameters with other
       seeds
     round_size: runs a task that are proposed at once
@@ -327,16 +333,35 @@ class PruneConfig(_Checked):
     curve_targets: further target losses whose circuit sizes are reported
     ablation: value of a closed node: its mean over the pretraining
       distribution, over the task's prompts, or zero
+    ablation_outside: what closed nodes do while masks are trained: "plain"
+      holds them at their ablation value (paper); "stochastic" leaves each on
+      by a uniform share r, anew every step; "adversarial" by an r that climbs
+      the loss
+    outside_weight: share of the loss that is taken under r; the rest is plain
+    outside_sources: adversarial r's, kept from step to step; each sees its part
+      of a batch
+    outside_momentum: decay of the running mean of slopes that an adversary
+      climbs by
+    outside_life: steps after which an adversary's r starts anew, each in turn
+    outside_draws: uniform r's that see a part beside them, drawn anew every
+      step; a closed path that is partly on has a gradient, one that is shut
+      twice has none
+    outside_rate: length of an adversary's sign step
+    outside_steps: steps of the adversary that a robust circuit is held against
     freeze_norms: whether a circuit runs with every RMS norm's scale held at the
       whole model's on the same prompt, so that no circuit can live on what
       ablation does to the norms (a variant of Drori's replication, 2026)
     sites: sites whose channels are gated
-    target_loss: task loss the binarized circuit has to reach, in nats
-    selection_margin: validation pairs must meet this share of the target: test
-      pairs differ
+    target_loss: task loss the binarized circuit has to reach, in nats; under
+      the worst ablation outside it, above the whole model's
     loss_unit: what `target_loss` counts: "per_side" is the mean over the two
       sides of a pair; "per_pair" their sum, as the released files store it
-    num_train: training pairs
+    num_train: distinct training pairs; 0 is as many as the steps take, so that
+      each is seen once
+    behind_code: share of training and validation pairs that stand behind lines
+      of the files that the model was trained on
+    real_prompts: share of training pairs that are the task's decisions in those
+      files
     num_validation: pairs that choose the size and the run
     num_test: pairs that the saved metrics are measured on
     mean_batches: batches of windows that give the pretraining means, after
@@ -354,6 +379,8 @@ class PruneConfig(_Checked):
   init_scale: float = 1e-2
   k_coefs: tuple[float, ...] = field((3e-4, 1e-3, 3e-3), COSTS)
   num_runs: int = field(32, AT_LEAST_1)
+  robust_k_coefs: tuple[float, ...] = field((2e-5, 5e-5, 1e-4), COSTS)
+  num_robust_runs: int = field(8, AT_LEAST_1)
   num_seeds: int = 3
   round_size: int = field(8, AT_LEAST_1)
   site_costs: tuple[str, ...] = ()
@@ -363,12 +390,21 @@ class PruneConfig(_Checked):
     (0.05, 0.1, 0.15, 0.2, 0.3, 0.5), ALL_POSITIVE
   )
   ablation: str = field("mean_pretrain", one_of(*ABLATIONS))
+  ablation_outside: str = field("adversarial", one_of(*OUTSIDE))
+  outside_weight: float = field(0.8, FRACTION)
+  outside_sources: int = field(1, NOT_NEGATIVE)
+  outside_momentum: float = field(0.5, BELOW_1)
+  outside_life: int = field(40, AT_LEAST_1)
+  outside_draws: int = field(1, NOT_NEGATIVE)
+  outside_rate: float = field(0.1, POSITIVE)
+  outside_steps: int = field(40, AT_LEAST_1)
   freeze_norms: bool = False
   sites: tuple[str, ...] = field(sites.LAYER_NODE_SITES, SOME_SITES)
   target_loss: float = field(0.15, POSITIVE)
-  selection_margin: float = field(1.0, DENSITY)
   loss_unit: str = field("per_side", one_of("per_side", "per_pair"))
-  num_train: int = field(512, AT_LEAST_1)
+  num_train: int = field(0, NOT_NEGATIVE)
+  behind_code: float = field(0.5, FRACTION)
+  real_prompts: float = field(0.25, BELOW_1)
   num_validation: int = field(128, AT_LEAST_1)
   num_test: int = field(128, AT_LEAST_1)
   mean_batches: int = field(16, AT_LEAST_1)
@@ -394,6 +430,39 @@ class PruneConfig(_Checked):
       if not costs[name] >= 0:
         raise errors.bad_value("prune.site_costs", text, "SITE=COST, 0 or more")
     return costs
+
+  @property
+  def num_r(self) -> int:
+    """How many r's train a mask: the adversary's, then the uniform ones."""
+    if self.ablation_outside == "plain":
+      return 0
+    return self.num_sources + self.outside_draws
+
+  @property
+  def num_sources(self) -> int:
+    """How many of them climb the loss."""
+    adversarial = self.ablation_outside == "adversarial"
+    return self.outside_sources if adversarial else 0
+
+  @property
+  def core(self) -> "PruneConfig":
+    """The settings of the search inside the robust circuit."""
+    return dataclasses.replace(self, ablation_outside="plain")
+
+  @property
+  def robust(self) -> "PruneConfig":
+    """The settings of the search for the robust circuit."""
+    return dataclasses.replace(
+      self,
+      k_coefs=self.robust_k_coefs,
+      num_runs=self.num_robust_runs,
+      num_seeds=0,
+    )
+
+  def num_pairs(self, split: str) -> int:
+    """Returns how many pairs of a split are asked for."""
+    count = getattr(self, f"num_{split}")
+    return count or self.steps * self.batch_size
 
   @property
   def target_per_side(self) -> float:

@@ -7,8 +7,7 @@ without it.
 """
 
 import dataclasses
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -28,25 +27,18 @@ _NUM_TOP = 5
 
 @dataclasses.dataclass(frozen=True)
 class Influence:
-  """What one circuit says of a prompt; logit differences are in nats.
+  """What one circuit says of a prompt.
 
-  Attributes:
-    task: the circuit's task.
-    answers: texts of its two answers, the likelier one first.
-    mass: the model's probability of the two together.
-    full_difference: first answer's logit minus the second's, whole model.
-    circuit_difference: the same of the circuit alone, as it is calibrated.
-    without_difference: the same of the model without the circuit.
-    has_top: whether the model's most likely next token is one of the answers.
+  A difference is the first answer's logit minus the second's, in nats.
   """
 
   task: str
-  answers: tuple[str, str]
-  mass: float
-  full_difference: float
-  circuit_difference: float
-  without_difference: float
-  has_top: bool
+  answers: tuple[str, str]  # The circuit's two, the likelier one first.
+  mass: float  # The model's probability of the two together.
+  full_difference: float  # Of the whole model.
+  circuit_difference: float  # Of the circuit alone, as it is calibrated.
+  without_difference: float  # Of the model without the circuit.
+  has_top: bool  # Whether the model's likeliest next token is an answer.
 
   @property
   def effect(self) -> float:
@@ -66,23 +58,14 @@ class Influence:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """What one node of a circuit does on a prompt.
+  """What one node of a circuit does on a prompt."""
 
-  Attributes:
-    node: "0.attn.q:3".
-    position: where its value is furthest from its ablation value.
-    token: the prompt's token there.
-    value: its value there, in the circuit.
-    ablated: its ablation value.
-    importance: the circuit's logit difference minus that without the node.
-  """
-
-  node: str
-  position: int
-  token: str
-  value: float
-  ablated: float
-  importance: float
+  node: str  # "0.attn.q:3".
+  position: int  # Where its value is furthest from its ablation value.
+  token: str  # The prompt's token there.
+  value: float  # Its value there, in the circuit.
+  ablated: float  # Its ablation value.
+  importance: float  # The circuit's logit difference, less that without it.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,23 +80,21 @@ class Explanation:
 def answer_pairs(circuit: circuit_lib.Circuit) -> list[tuple[str, str]]:
   """Returns the answers of a circuit's examples, each pair once.
 
-  Raises:
-    InputError: if it has none: then nothing says what it decides between.
+  Raises InputError if it has none: nothing says what it decides between.
   """
-  examples = circuit.details.get("examples") or ()
+  need = "need a circuit that the search saved"
+  examples = circuit.details.get("examples")
+  if not examples:
+    raise errors.InputError(
+      f"circuit of {circuit.task} has no examples; {need}"
+    )
   try:
-    pairs = dict.fromkeys((e["answer"], e["counter_answer"]) for e in examples)
+    pairs = [(e["answer"], e["counter_answer"]) for e in examples]
   except (KeyError, TypeError) as e:
     raise errors.InputError(
-      f"circuit of {circuit.task}: its examples have no {e}; need a circuit"
-      " that the search saved"
+      f"circuit of {circuit.task}: its examples have no {e}; {need}"
     ) from e
-  if not pairs:
-    raise errors.InputError(
-      f"circuit of {circuit.task} has no examples; need a circuit that the"
-      " search saved"
-    )
-  return list(pairs)
+  return list(dict.fromkeys(pairs))
 
 
 def shown(tokenizer, token: int) -> str:
@@ -143,20 +124,11 @@ def explain(
   tokens: Sequence[int],
   probabilities: np.ndarray,
 ) -> Explanation:
-  """Returns what a circuit says of a prompt.
+  """Returns what a circuit says of a prompt of at least one token.
 
-  Of several pairs of answers the one that the model finds likeliest counts.
-
-  Args:
-    model: the model it was cut from.
-    params: the model's.
-    circuit: the circuit.
-    tokenizer: the model's.
-    tokens: of the prompt, at least one.
-    probabilities: of the next token, `[V]`, as `top_tokens` returns.
-
-  Raises:
-    InputError: if the circuit's answers are unknown or are no single tokens.
+  `probabilities` are of the next token, `[V]`, as `top_tokens` returns. Of
+  several pairs of answers the one that the model finds likeliest counts. Raises
+  InputError if the circuit's answers are unknown or are no single tokens.
   """
   pairs = []
   for texts in answer_pairs(circuit):
@@ -174,6 +146,7 @@ def explain(
     positions=jnp.array([len(tokens) - 1]),
     correct=jnp.array([correct]),
     incorrect=jnp.array([incorrect]),
+    groups=jnp.zeros(1, jnp.int32),
   )
   evaluator = mask_evaluator.MaskEvaluator(
     model, params, circuit.means, sequence, circuit.freeze_norms
@@ -186,9 +159,8 @@ def explain(
   sign_S = logit_difference_lib.answer_sign(
     sequence.correct, sequence.incorrect
   )
-  calibration = logit_difference_lib.Calibration(
-    circuit.logit_scale, circuit.details.get("answer_shift", 0.0)
-  )
+  shift = circuit.details.get("answer_shift", 0.0)
+  calibration = logit_difference_lib.Calibration(circuit.logit_scale, shift)
   influence = Influence(
     task=circuit.task,
     answers=(tokenizer.token_text(correct), tokenizer.token_text(incorrect)),
@@ -225,18 +197,12 @@ def parts(explanation: Explanation, tokenizer) -> list[Part]:
   Exact leave-one-out within the circuit, with its fitted scale.
   """
   circuit, evaluator = explanation.circuit, explanation.evaluator
-  tokens = np.asarray(evaluator.sequences.tokens[0])
+  tokens = evaluator.sequences.tokens[0].tolist()
   acts = _record(explanation)
-  nodes = [
-    (name, row, index)
-    for name, mask in circuit.node_mask.items()
-    for row, index in np.argwhere(mask)
-  ]
+  kept = circuit.node_mask
+  nodes = [(name, *at) for name, m in kept.items() for at in np.argwhere(m)]
   # The first row is the whole circuit.
-  masks = {
-    name: np.repeat(mask[None], 1 + len(nodes), 0)
-    for name, mask in circuit.node_mask.items()
-  }
+  masks = {n: np.repeat(m[None], 1 + len(nodes), 0) for n, m in kept.items()}
   for i, (name, row, index) in enumerate(nodes, 1):
     masks[name][i, row, index] = False
   diff_M = evaluator.logit_differences(masks)[:, 0]
@@ -247,16 +213,10 @@ def parts(explanation: Explanation, tokenizer) -> list[Part]:
     value_L = np.asarray(acts[site][0, :, index])
     ablated = float(circuit.means[name][row, index])
     position = int(np.argmax(np.abs(value_L - ablated)))
-    found.append(
-      Part(
-        node=f"{site}:{index}",
-        position=position,
-        token=tokenizer.token_text(int(tokens[position])),
-        value=float(value_L[position]),
-        ablated=ablated,
-        importance=float(lost),
-      )
-    )
+    token = tokenizer.token_text(tokens[position])
+    value = float(value_L[position])
+    node = f"{site}:{index}"
+    found.append(Part(node, position, token, value, ablated, float(lost)))
   return sorted(found, key=lambda part: -abs(part.importance))
 
 
@@ -265,39 +225,30 @@ def attention_of(explanation: Explanation) -> dict[str, np.ndarray]:
 
   Each `[L]`, less what the sink takes; in the circuit.
   """
-  evaluator = explanation.evaluator
-  config = evaluator.model.config
+  model, params = explanation.evaluator.model, explanation.evaluator.params
   value = explanation.circuit.node_mask.get("attn.v")
   if value is None or not value.any():
     return {}
-  pattern = np.asarray(
-    hooks.attention_patterns(
-      evaluator.model, evaluator.params, _record(explanation)
-    )
-  )
-  kept = np.asarray(value).reshape(config.n_layer, config.n_head, -1).any(-1)
+  acts = _record(explanation)
+  pattern = np.asarray(hooks.attention_patterns(model, params, acts))
+  shape = model.config.n_layer, model.config.n_head, -1
   return {
     f"{layer}.{head}": pattern[layer, 0, -1, head]
-    for layer, head in zip(*np.nonzero(kept), strict=True)
+    for layer, head in np.argwhere(value.reshape(shape).any(-1))
   }
 
 
 def _record(explanation) -> dict[str, jax.Array]:
   """Returns the values at all sites, `[1, L, width]`, in the circuit."""
-  e, mask = explanation.evaluator, explanation.circuit.node_mask
-  mask, means = jax.tree.map(jnp.asarray, (dict(mask), dict(e.means)))
-  return _values(
-    e.model, e.freeze_norms, e.params, e.sequences.tokens, mask, means
-  )
+  return _values(explanation.evaluator, dict(explanation.circuit.node_mask))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _values(model, freeze_norms, params, tokens, mask, means):
-  hook = hooks.circuit_hook(
-    model, params, tokens, None, mask, means, freeze_norms
-  )
+@jax.jit
+def _values(e: mask_evaluator.MaskEvaluator, mask):
+  run = e.model, e.params, e.sequences.tokens
+  hook = hooks.circuit_hook(*run, None, mask, e.means, e.freeze_norms)
   acts: dict[str, jax.Array] = {}
-  model.residual(params, tokens, hooks.compose(hook, hooks.record(acts)))
+  e.model.residual(*run[1:], hooks.compose(hook, hooks.record(acts)))
   return acts
 
 
@@ -305,12 +256,11 @@ def to_dict(
   influences: Sequence[Influence], chosen: Influence, of_chosen: Sequence[Part]
 ) -> dict[str, Any]:
   """Returns plain values, fit for JSON."""
-  rows: list[Mapping[str, Any]] = [
-    dataclasses.asdict(i) | {"effect": i.effect, "decides": i.decides}
-    for i in influences
-  ]
   return {
-    "circuits": rows,
+    "circuits": [
+      dataclasses.asdict(i) | {"effect": i.effect, "decides": i.decides}
+      for i in influences
+    ],
     "nodes_of": chosen.task,
     "nodes": [dataclasses.asdict(part) for part in of_chosen],
   }

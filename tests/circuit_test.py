@@ -87,6 +87,7 @@ class CircuitTest(parameterized.TestCase):
       np.full(len(tokens), tokens.shape[1] - 1),
       np.arange(len(tokens)),
       np.arange(len(tokens)) + 20,
+      np.arange(len(tokens)),
     )
     hook = hooks.circuit_hook(
       model,

@@ -92,6 +92,7 @@ def random_sequences(count=8, length=9, seed=3):
     positions=jnp.asarray(rng.integers(3, length, count)),
     correct=jnp.asarray(rng.integers(0, 20, count)),
     incorrect=jnp.asarray(rng.integers(20, 40, count)),
+    groups=jnp.tile(jnp.arange(-(-count // 2)), 2)[:count],
   )
 
 

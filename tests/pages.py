@@ -110,6 +110,36 @@ def small(task="single_double_quote", **fields):
   )
 
 
+def alone(*args, **fields):
+  """Returns what `load_all` does where there is no robust circuit."""
+  return {"core": small(*args, **fields)}
+
+
+def nested(task="single_double_quote", num_support=6, **fields):
+  """Returns what `load_all` does: `small` and `num_support` nodes around it.
+
+  Fields are those of the core. Support joins the core and other support.
+  """
+  shape = {"d_model": 1024, "d_mlp": 1024}
+  core = small(task, **shape, **fields)
+  hidden = [("0.mlp.post_act", 300 + i) for i in range((num_support + 1) // 2)]
+  writes = [("0.mlp.resid_delta", 20 + i) for i in range(num_support // 2)]
+  new = [edge(("0.mlp.act_in", 5), h, math.sin(1 + h[1])) for h in hidden]
+  new += [edge(hidden[i], w, math.cos(i)) for i, w in enumerate(writes)]
+  sizes = {
+    "num_nodes": core.num_nodes + num_support,
+    "num_edges": core.num_edges + len(new),
+  }
+  robust = small(
+    task,
+    **shape,
+    nodes=core.nodes + [node(*n) for n in hidden + writes],
+    edges=core.edges + new,
+    metrics=core.metrics | sizes | {"test_loss": 0.0456},
+  )
+  return {"core": core, "robust": robust}
+
+
 def example(text="x"):
   return {
     "prompt_tokens": ["a", text, "\n", " b"],
@@ -170,7 +200,34 @@ def faithfulness_metrics():
       }
     },
     "interchange": {"curve": [score(0.1, 0.97), score(0.12, 0.97)]},
-    "partial_ablation": {"adversarial": score(2.0, 0.4)},
+    "partial_ablation": {
+      "adversarial": {"by": "sign_ascent_ones", **score(2.0, 0.4)},
+      "random": [
+        {"fraction": f, **score(0.05 + f / 20, 0.99)} for f in (0.0, 0.5, 1.0)
+      ],
+      "random_circuit": [
+        {"fraction": f, **score(0.05 + f / 2, 0.7)} for f in (0.0, 0.5, 1.0)
+      ],
+      "by_steps": {
+        "circuit": [{"steps": n, "loss": 0.1 + n / 80} for n in (0, 40, 320)],
+        "random_circuit": [
+          {"steps": n, "loss": 0.3 + n / 40} for n in (0, 40, 320)
+        ],
+      },
+      "by_size": [
+        {"num_nodes": n, "loss": 9 / n, "accuracy_lost": 3 / n}
+        for n in (10, 100, 1000)
+      ],
+      "budget": {"steps": 40, "rate": 0.1, "starts": ["ones", "zeros"]},
+    },
+    "curve": {
+      "points": [
+        {"share": s, "num_nodes": round(1e3 * s), "faithfulness": s**0.25}
+        for s in (0.0, 0.01, 0.1, 1.0)
+      ],
+      "cpr": 0.75,
+      "cmd": 0.25,
+    },
     "controls": {
       "same": control(10, True),
       "nonsense": control(40, True),
@@ -206,7 +263,7 @@ class Page(html.parser.HTMLParser):
 
   def handle_starttag(self, tag, attrs):
     self.elements.append((tag, dict(attrs), []))
-    if tag not in ("meta", "link", "br"):
+    if tag not in ("meta", "link", "br", "input"):
       self.open.append(self.elements[-1])
 
   def handle_endtag(self, tag):

@@ -62,7 +62,7 @@ def quickstart(tmp_path_factory):
   circuit.metrics.update(
     num_nodes=circuit.num_nodes, num_edges=circuit.num_edges, test_loss=0.1
   )
-  circuit.save(directory / "circuits" / TASK)
+  circuit.save(directory / "circuits" / TASK, robust=circuit)
   return root
 
 

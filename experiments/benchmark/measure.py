@@ -1,21 +1,20 @@
 """The speed metrics: ratios and shares, both sides measured in one run.
 
-A measurement is a function that returns `Metric` records. What it compares runs
-in turn, round after round, so that whatever else the machine does slows both
-sides; a metric is made of medians. Nothing here asserts a time: a metric says
-whether it reached its target.
-
-Without PyTorch its metrics have no value, and a note says why.
+What a measurement compares runs in turn, round after round, so that whatever
+else the machine does slows both sides; a metric is made of medians and says
+whether it reached its target. Without PyTorch, its metrics say why they have no
+value.
 """
 
 import concurrent.futures
 import dataclasses
 import functools
 import math
+import operator
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,13 +28,11 @@ from sparse_jax.model import top_k, transformer
 from sparse_jax.pruning import batched, masks
 from sparse_jax.tasks.sequences import Sequences
 from sparse_jax.training import loop, transforms
-from sparse_jax.utils import errors
+from sparse_jax.utils import errors, tables
 
-_MASK_STEPS_PER_CALL = 2
 _SAMPLES_A_ROUND = 3
 
 Sampler = Callable[[], list[float]]  # Runs a few times, returns seconds each.
-Timed = tuple[dict[str, float], dict[str, str]]  # As `interleave` returns.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,30 +50,20 @@ class Shape:
   num_runs: int = 16  # Mask trainings in one program.
 
   def __str__(self) -> str:
-    return (
-      f"d_model {self.d_model}, {self.n_layer} layers,"
-      f" {self.batch_size}×{self.length}"
-    )
+    size = f"{self.batch_size}×{self.length}"
+    return f"d_model {self.d_model}, {self.n_layer} layers, {size}"
 
   def config(self) -> config_lib.Config:
     """Returns a resolved run config; units keep no more than their share."""
+    c = config_lib.to_config_dict()
+    c.data.context_length = self.length
+    c.model.update(n_layer=self.n_layer, d_model=self.d_model)
+    c.sparsity.update(density=self.density, anneal_start=0.0, anneal_stop=0.0)
+    c.sparsity.activation_fraction = self.activation_fraction
     share = int(self.density * self.d_model)
-    sparsity = config_lib.SparsityConfig(
-      density=self.density,
-      activation_fraction=self.activation_fraction,
-      min_alive=min(config_lib.SparsityConfig().min_alive, share),
-      anneal_start=0.0,
-      anneal_stop=0.0,
-    )
-    config = config_lib.Config(
-      data=config_lib.DataConfig(context_length=self.length),
-      model=config_lib.ModelConfig(n_layer=self.n_layer, d_model=self.d_model),
-      sparsity=sparsity,
-      train=config_lib.TrainConfig(
-        batch_size=self.batch_size, kernels=self.kernels
-      ),
-    )
-    return config_lib.resolve(config, self.vocab_size)
+    c.sparsity.min_alive = min(c.sparsity.min_alive, share)
+    c.train.update(batch_size=self.batch_size, kernels=self.kernels)
+    return config_lib.resolve(config_lib.from_config_dict(c), self.vocab_size)
 
   def flags(self) -> tuple[str, ...]:
     """Returns the flags that give a PyTorch baseline this shape."""
@@ -89,11 +76,7 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Metric:
-  """What was measured, beside its target.
-
-  Attributes:
-    details: what the value is made of; times are medians in seconds.
-  """
+  """What was measured, beside its target."""
 
   name: str
   shape: str
@@ -101,6 +84,7 @@ class Metric:
   target: float
   at_most: bool = False
   note: str = ""  # Why there is no value, or what else to know.
+  # What the value is made of; times are medians in seconds.
   details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
@@ -108,9 +92,8 @@ class Metric:
     """Whether the target is reached; None if there is no value."""
     if self.value is None:
       return None
-    if self.at_most:
-      return self.value <= self.target
-    return self.value >= self.target
+    holds = operator.le if self.at_most else operator.ge
+    return holds(self.value, self.target)
 
   def to_dict(self) -> dict[str, Any]:
     """Returns plain values, fit for JSON."""
@@ -123,28 +106,21 @@ class StepTargets:
 
   eager: float | None = 3.0  # Tokens/s over eager PyTorch's.
   compiled: float | None = 2.0  # Tokens/s over compiled PyTorch's.
-  sparse_over_dense: float = 1.15  # Of their times.
   product_share: float | None = None  # FLOP/s over a large matrix product's.
-  copies: float = 2.0  # Memory above the dense step's, in largest matrices.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-  """What a run measures.
-
-  Attributes:
-    growth_axes: values by the field of `growth_base` that varies.
-    baseline_steps: steps that a baseline's own median is of, in each round.
-  """
+  """What a run measures."""
 
   steps: Sequence[tuple[Shape, StepTargets]] = ()
   masks: Sequence[Shape] = ()
-  mask_target: float = 4.0  # Mask-steps/s over eager PyTorch's.
   fused: Shape | None = None  # Measured with and without fused kernels.
   num_entries: int = 4 << 20  # Of the k-th magnitude.
   rows: tuple[int, int] = (4096, 1024)  # Rows and width of AbsTopK.
   product_width: int = 2048
   growth_base: Shape = Shape(batch_size=8, length=64)
+  # By the field of `growth_base` that varies.
   growth_axes: Mapping[str, Sequence[float]] = dataclasses.field(
     default_factory=lambda: {
       "d_model": (64, 128, 256, 512, 1024),
@@ -154,16 +130,13 @@ class Plan:
     }
   )
   rounds: int = 3
-  baseline_steps: int = 2
+  baseline_steps: int = 2  # That a baseline's median is of, in each round.
 
 
 _LARGER = Shape(n_layer=4, d_model=256, batch_size=16, length=256)
 _LARGER_MASK = dataclasses.replace(_LARGER, batch_size=128, length=64)
 CPU = Plan(  # What is asked of two CPU cores.
-  steps=(
-    (Shape(), StepTargets()),
-    (_LARGER, StepTargets(product_share=0.45)),
-  ),
+  steps=((Shape(), StepTargets()), (_LARGER, StepTargets(product_share=0.45))),
   masks=(Shape(length=24), dataclasses.replace(_LARGER_MASK, num_runs=4)),
 )
 
@@ -192,8 +165,31 @@ SHORT = Plan(  # Every metric at tiny shapes: a trial of the machinery.
 )
 
 
+class Timed(NamedTuple):
+  """Median seconds by name, and by name why a baseline has none."""
+
+  medians: dict[str, float]
+  failed: dict[str, str]
+
+  def metric(
+    self, name, shape, ratio, target, scale=1.0, at_most=False, **details
+  ) -> Metric:
+    """Returns the metric of a `ratio` "a/b" of two medians, times `scale`."""
+    over, under = map(self.medians.get, names := ratio.split("/"))
+    seconds = {f"{key}_seconds": value for key, value in self.medians.items()}
+    return Metric(
+      name=name,
+      shape=str(shape),
+      value=scale * over / under if over and under else None,
+      target=target,
+      at_most=at_most,
+      note=self.failed.get(names[0], ""),
+      details=seconds | details,
+    )
+
+
 def interleave(samplers: Mapping[str, Sampler], rounds: int) -> Timed:
-  """Returns median seconds by name, and by name why a baseline has none."""
+  """Times in turn, round after round; a baseline that fails drops out."""
   samples: dict[str, list[float]] = {name: [] for name in samplers}
   failed: dict[str, str] = {}
   for _ in range(rounds):
@@ -203,35 +199,22 @@ def interleave(samplers: Mapping[str, Sampler], rounds: int) -> Timed:
       except torch_baselines.BaselineError as e:
         failed[name] = str(e)
         del samples[name]
-  return {n: statistics.median(times) for n, times in samples.items()}, failed
+  medians = {name: statistics.median(times) for name, times in samples.items()}
+  return Timed(medians, failed)
 
 
-def _ratio(
-  timed: Timed, over: str, under: str, scale=1.0, details=None, **fields
-) -> Metric:
-  """Returns the metric of one median time over another, times `scale`."""
-  medians, failed = timed
-  has_both = over in medians and under in medians
-  seconds = {f"{name}_seconds": value for name, value in medians.items()}
-  return Metric(
-    value=scale * medians[over] / medians[under] if has_both else None,
-    note=failed.get(over, ""),
-    details=seconds | (details or {}),
-    **fields,
-  )
+def time_call(function: Callable[..., Any], *args) -> tuple[float, Any]:
+  """Returns the seconds of a call, and its result once it is computed."""
+  start = time.perf_counter()
+  result = jax.block_until_ready(function(*args))
+  return time.perf_counter() - start, result
 
 
 def jitted_sampler(function: Callable[..., Any], *args) -> Sampler:
   """Returns a sampler of a function, compiled and run once."""
-  compiled = jax.jit(function)
-
-  def once() -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(compiled(*args))
-    return time.perf_counter() - start
-
+  once = functools.partial(time_call, jax.jit(function), *args)
   once()
-  return lambda: [once() for _ in range(_SAMPLES_A_ROUND)]
+  return lambda: [once()[0] for _ in range(_SAMPLES_A_ROUND)]
 
 
 class TrainingStep:
@@ -243,8 +226,7 @@ class TrainingStep:
     kernels = kernels_lib.choose(config, dtype)
     model = transformer.Model(config.model, config.sparsity, dtype, kernels)
     rng = jax.random.key(0)
-    shapes = jax.eval_shape(model.init, rng)
-    optimizer = transforms.sparse_adam(config, shapes)
+    optimizer = transforms.sparse_adam(config, jax.eval_shape(model.init, rng))
     init = functools.partial(loop.init_state, model, optimizer)
     self.state = jax.jit(init)(rng)
     size = shape.batch_size, shape.length + 1
@@ -259,10 +241,9 @@ class TrainingStep:
     """Returns the seconds of a few steps."""
     times = []
     for _ in range(count):
-      start = time.perf_counter()
-      self.state, _ = self._compiled(self.state, self._windows)
-      jax.block_until_ready(self.state)
-      times.append(time.perf_counter() - start)
+      call = self._compiled, self.state, self._windows
+      seconds, (self.state, _) = time_call(*call)
+      times.append(seconds)
     return times
 
 
@@ -315,15 +296,13 @@ def measure_step(
   baselines: torch_baselines.Baselines,
   shape: Shape,
   targets: StepTargets,
-) -> list[Metric]:
+) -> Iterator[Metric]:
   """Measures the training step of a shape against all it is compared with."""
   no_sparsity = {"density": 1.0, "activation_fraction": 1.0}
-  sparse, dense = training_steps(
-    (shape, dataclasses.replace(shape, **no_sparsity))
-  )
+  shapes = shape, dataclasses.replace(shape, **no_sparsity)
+  sparse, dense = training_steps(shapes)
   samplers = {"sparse": sparse.sample, "dense": dense.sample}
-  width = plan.product_width
-  dtype = loop.compute_dtype("auto")
+  width, dtype = plan.product_width, loop.compute_dtype("auto")
   if targets.product_share is not None:
     x = jnp.ones((width, width), dtype)
     samplers["product"] = jitted_sampler(lambda x: x @ x, x)
@@ -335,62 +314,50 @@ def measure_step(
       torch_baselines.TRAIN, plan.baseline_steps, *more, *shape.flags()
     )
   timed = interleave(samplers, plan.rounds)
-
-  ratio = functools.partial(_ratio, timed, shape=str(shape))
-  metrics = [
-    ratio(
-      name,
-      "sparse",
-      name=f"training tokens/s over PyTorch, {name}",
-      target=target,
-      details={"tokens": shape.batch_size * shape.length},
-    )
-    for name, target in over_torch.items()
-  ]
-  metrics.append(
-    ratio(
-      "sparse",
-      "dense",
-      name="time of the sparse step over the dense one's",
-      target=targets.sparse_over_dense,
-      at_most=True,
-    )
-  )
+  tokens = shape.batch_size * shape.length
+  for torch, target in over_torch.items():
+    name = f"training tokens/s over PyTorch, {torch}"
+    ratio = f"{torch}/sparse"
+    yield timed.metric(name, shape, ratio, target, tokens=tokens)
+  name = "time of the sparse step over the dense one's"
+  yield timed.metric(name, shape, "sparse/dense", 1.15, at_most=True)
   if targets.product_share is not None:
     flops, product_flops = model_flops(sparse.config), 2 * width**3
-    metrics.append(
-      ratio(
-        "product",
-        "sparse",
-        scale=flops / product_flops,
-        name=f"model FLOP/s over a {width}³ product's, {dtype.name}",
-        target=targets.product_share,
-        details={
-          "model_flops_a_step": flops,
-          "product_flops_a_second": product_flops / timed[0]["product"],
-        },
-      )
+    yield timed.metric(
+      f"model FLOP/s over a {width}³ product's, {dtype.name}",
+      shape,
+      "product/sparse",
+      targets.product_share,
+      scale=flops / product_flops,
+      model_flops_a_step=flops,
+      product_flops_a_second=product_flops / timed.medians["product"],
     )
   path, size = largest_matrix(sparse.config)
-  metrics.append(
-    Metric(
-      name="peak memory above the dense step's, in largest matrices",
-      shape=str(shape),
-      value=(sparse.peak_bytes - dense.peak_bytes) / size,
-      target=targets.copies,
-      at_most=True,
-      details={
-        "sparse_bytes": sparse.peak_bytes,
-        "dense_bytes": dense.peak_bytes,
-        "largest_matrix": path,
-        "largest_matrix_bytes": size,
-      },
-    )
+  yield Metric(
+    name="peak memory above the dense step's, in largest matrices",
+    shape=str(shape),
+    value=(sparse.peak_bytes - dense.peak_bytes) / size,
+    target=2.0,
+    at_most=True,
+    details={
+      "sparse_bytes": sparse.peak_bytes,
+      "dense_bytes": dense.peak_bytes,
+      "largest_matrix": path,
+      "largest_matrix_bytes": size,
+    },
   )
-  return metrics
 
 
-def measure_fused(plan: Plan, shape: Shape) -> list[Metric]:
+def time_functions(
+  plan: Plan, size: tuple[int, ...], dtype=jnp.float32, **functions
+) -> Timed:
+  """Times functions of one array of random numbers."""
+  x = jax.random.normal(jax.random.key(0), size, dtype)
+  samplers = {name: jitted_sampler(f, x) for name, f in functions.items()}
+  return interleave(samplers, plan.rounds)
+
+
+def measure_fused(plan: Plan, shape: Shape) -> Iterator[Metric]:
   """Measures the sparse step with fused kernels against the same without.
 
   And AbsTopK's mask alone, at the width of the neurons. Where the kernels do
@@ -400,75 +367,48 @@ def measure_fused(plan: Plan, shape: Shape) -> list[Metric]:
   k = int(shape.activation_fraction * width)
   with_fused = dataclasses.replace(shape, kernels="fused")
   dtype = loop.compute_dtype("auto")
-  at_most_1 = {"target": 1.0, "at_most": True}
-  step = at_most_1 | {
-    "name": "time of the step with fused kernels over that without",
-    "shape": str(shape),
-  }
-  mask = at_most_1 | {
-    "name": "time of AbsTopK's fused mask over XLA's",
-    "shape": f"{num_rows}×{width}, k = {k}, {dtype.name}",
-  }
   try:
     fused = kernels_lib.choose(with_fused.config(), dtype)
   except errors.InputError as e:
-    return [Metric(value=None, note=str(e), **m) for m in (step, mask)]
-
-  x = jax.random.normal(jax.random.key(0), (num_rows, width), dtype)
-  mask_sampler = lambda kernels: jitted_sampler(
-    lambda x: kernels.top_k_mask(x, k), x
-  )
-  metrics = []
-  for fields, fused_sampler, xla_sampler in (
-    (step, TrainingStep(with_fused).sample, TrainingStep(shape).sample),
-    (mask, mask_sampler(fused), mask_sampler(kernels_lib.XLA)),
-  ):
-    samplers = {"fused": fused_sampler, "xla": xla_sampler}
-    timed = interleave(samplers, plan.rounds)
-    metrics.append(_ratio(timed, "fused", "xla", **fields))
-  return metrics
-
-
-def _over_top_k(rounds, size, select, sort, **fields) -> list[Metric]:
-  x = jax.random.normal(jax.random.key(0), size)
-  samplers = {
-    "select": jitted_sampler(select, x),
-    "top_k": jitted_sampler(sort, x),
-  }
-  return [_ratio(interleave(samplers, rounds), "top_k", "select", **fields)]
+    steps = alone = Timed({}, {"fused": str(e)})
+  else:
+    samplers = {"fused": TrainingStep(with_fused).sample}
+    samplers["xla"] = TrainingStep(shape).sample
+    steps = interleave(samplers, plan.rounds)
+    size = num_rows, width
+    xla_mask = lambda x: kernels_lib.XLA.top_k_mask(x, k)
+    fused_mask = lambda x: fused.top_k_mask(x, k)
+    alone = time_functions(plan, size, dtype, fused=fused_mask, xla=xla_mask)
+  name = "time of the step with fused kernels over that without"
+  yield steps.metric(name, shape, "fused/xla", 1.0, at_most=True)
+  name = "time of AbsTopK's fused mask over XLA's"
+  size = f"{num_rows}×{width}, k = {k}, {dtype.name}"
+  yield alone.metric(name, size, "fused/xla", 1.0, at_most=True)
 
 
-def measure_kth(plan: Plan) -> list[Metric]:
+def measure_kth(plan: Plan) -> Iterator[Metric]:
   """Measures the k-th magnitude of a vector against a sort, k a tenth."""
   n = plan.num_entries
   k = max(1, n // 10)
-  return _over_top_k(
-    plan.rounds,
-    (n,),
-    lambda x: top_k.kth_magnitude(x, k),
-    lambda x: jax.lax.top_k(jnp.abs(x), k)[0][-1],
-    name="k-th magnitude, speed over lax.top_k",
-    shape=f"{n} entries, k = {k}",
-    target=40.0,
-  )
+  select = lambda x: top_k.kth_magnitude(x, k)
+  sort = lambda x: jax.lax.top_k(jnp.abs(x), k)[0][-1]
+  timed = time_functions(plan, (n,), select=select, top_k=sort)
+  name, size = "k-th magnitude, speed over lax.top_k", f"{n} entries, k = {k}"
+  yield timed.metric(name, size, "top_k/select", 40.0)
 
 
-def measure_abs_top_k(plan: Plan) -> list[Metric]:
+def measure_abs_top_k(plan: Plan) -> Iterator[Metric]:
   """Measures AbsTopK of a quarter of the channels against a sort of the rows.
 
   The sort finds magnitudes and indices; AbsTopK also writes the result.
   """
   num_rows, width = plan.rows
   k = width // 4
-  return _over_top_k(
-    plan.rounds,
-    plan.rows,
-    lambda x: top_k.abs_top_k(x, k),
-    lambda x: jax.lax.top_k(jnp.abs(x), k),
-    name="AbsTopK, speed over lax.top_k",
-    shape=f"{num_rows}×{width}, k = {k}",
-    target=10.0,
-  )
+  select = lambda x: top_k.abs_top_k(x, k)
+  sort = lambda x: jax.lax.top_k(jnp.abs(x), k)
+  timed = time_functions(plan, plan.rows, select=select, top_k=sort)
+  name, size = "AbsTopK, speed over lax.top_k", f"{num_rows}×{width}, k = {k}"
+  yield timed.metric(name, size, "top_k/select", 10.0)
 
 
 def _mask_program(
@@ -478,21 +418,17 @@ def _mask_program(
   config = dataclasses.replace(shape, batch_size=1).config()
   model = transformer.Model(config.model, config.sparsity)
   params = jax.jit(model.init)(jax.random.key(0))
-  prune = dataclasses.replace(
-    config.prune,
-    steps=_MASK_STEPS_PER_CALL,
-    batch_size=shape.batch_size // 2,
-  )
-  n = shape.num_runs
+  n, pairs = shape.num_runs, shape.batch_size // 2
+  # The baseline's step: closed nodes at their means.
+  prune = dataclasses.replace(config.prune.core, steps=2, batch_size=pairs)
   hyperparameters = masks.Hyperparameters.from_config(
     prune, k_coef=prune.k_coefs[0], seed=np.arange(n)
   )
   rng = np.random.default_rng(0)
   means = {}
   for name in prune.sites:
-    layers = sites.num_rows(name, shape.n_layer)
-    values = rng.normal(size=(n, layers, model.config.width(name)))
-    means[name] = jnp.asarray(0.02 * values, jnp.float32)
+    size = n, sites.num_rows(name, shape.n_layer), model.config.width(name)
+    means[name] = jnp.asarray(rng.normal(0, 0.02, size), jnp.float32)
   token = lambda *size: jnp.asarray(rng.integers(0, shape.vocab_size, size))
   rows = n, shape.batch_size
   sequences = Sequences(
@@ -500,9 +436,11 @@ def _mask_program(
     positions=jnp.full(rows, shape.length - 1),
     correct=token(*rows),
     incorrect=token(*rows),
+    groups=jnp.zeros(rows, jnp.int32),
   )
-  runs = masks.Run(hyperparameters, means, sequences)
-  program = batched.compile_runs(model, params, prune, runs, 0, None, n)
+  allowed = {name: jnp.ones(mean.shape, bool) for name, mean in means.items()}
+  runs = masks.Run(hyperparameters, means, sequences, allowed)
+  program = batched.compile_runs(model, params, prune, runs, 0, n)
   repeated = np.resize(np.arange(n), program.num_runs)
   sequences = jax.tree.map(lambda x: x[repeated], sequences)
   batches = batched.draw_batches(prune, sequences, 0, 0, program.num_steps)
@@ -511,42 +449,35 @@ def _mask_program(
 
 def measure_mask_step(
   plan: Plan, baselines: torch_baselines.Baselines, shape: Shape
-) -> list[Metric]:
+) -> Iterator[Metric]:
   """Measures mask-steps/s of many prunings; PyTorch trains one at a time."""
   program, params, batches = _mask_program(shape)
   states = program.init()
 
   def once() -> list[float]:
     nonlocal states
-    start = time.perf_counter()
-    states, _ = program.advance(states, params, batches)
-    jax.block_until_ready(states)
+    seconds, (states, _) = time_call(program.advance, states, params, batches)
     # Runs that only fill up the last group do not count.
-    steps = shape.num_runs * program.num_steps
-    return [(time.perf_counter() - start) / steps]
+    return [seconds / (shape.num_runs * program.num_steps)]
 
   once()
-  eager = baselines.sampler(
-    torch_baselines.PRUNE, plan.baseline_steps, *shape.flags()
-  )
+  script, steps = torch_baselines.PRUNE, plan.baseline_steps
+  eager = baselines.sampler(script, steps, *shape.flags())
   timed = interleave({"mask_step": once, "eager": eager}, plan.rounds)
-  details = {"runs": shape.num_runs, "group": program.group}
-  return [
-    _ratio(
-      timed,
-      "eager",
-      "mask_step",
-      name="mask-steps/s over PyTorch, eager",
-      shape=f"{shape}, {shape.num_runs} runs, {program.group} side by side",
-      target=plan.mask_target,
-      details=details | {"peak_bytes": program.peak_bytes},
-    )
-  ]
+  yield timed.metric(
+    "mask-steps/s over PyTorch, eager",
+    f"{shape}, {shape.num_runs} runs, {program.group} side by side",
+    "eager/mask_step",
+    4.0,
+    runs=shape.num_runs,
+    group=program.group,
+    peak_bytes=program.peak_bytes,
+  )
 
 
 def measurements(
   plan: Plan, baselines: torch_baselines.Baselines
-) -> Iterator[tuple[str, Callable[[], list[Metric]]]]:
+) -> Iterator[tuple[str, Callable[[], Iterator[Metric]]]]:
   """Yields what is measured, in words, and the function that measures it."""
   call = functools.partial
   for shape, targets in plan.steps:
@@ -561,13 +492,16 @@ def measurements(
 
 def table(metrics: Sequence[Metric]) -> str:
   """Returns the metrics as a Markdown table, notes below it."""
-  lines = ["| metric | size | target | measured | |", "|---|---|---|---|---|"]
-  for m in metrics:
-    value = "not measured" if m.value is None else f"{m.value:.3g}"
-    bound = "at most" if m.at_most else "at least"
-    reached = {True: "yes", False: "**no**", None: ""}[m.reached]
-    lines.append(
-      f"| {m.name} | {m.shape} | {bound} {m.target:g} | {value} | {reached} |"
+  rows = [
+    (
+      m.name,
+      m.shape,
+      f"{'at most' if m.at_most else 'at least'} {m.target:g}",
+      "not measured" if m.value is None else f"{m.value:.3g}",
+      {True: "yes", False: "**no**", None: ""}[m.reached],
     )
+    for m in metrics
+  ]
+  text = tables.markdown(("metric", "size", "target", "measured", ""), rows)
   notes = dict.fromkeys(m.note for m in metrics if m.note)
-  return "\n".join([*lines, *(f"\n{note}" for note in notes)])
+  return "\n".join([text, *(f"\n{note}" for note in notes)])

@@ -9,18 +9,14 @@ import matplotlib.figure
 import numpy as np
 
 from experiments.benchmark import measure
-from sparse_jax.utils import files
+from sparse_jax.utils import files, tables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Growth:
-  """Median seconds and memory of the step along one axis, all else held.
+  """Median seconds and memory of the step along one axis, all else held."""
 
-  Attributes:
-    axis: which field of `shape` varies.
-  """
-
-  axis: str
+  axis: str  # Which field of `shape` varies.
   shape: measure.Shape
   values: Sequence[float]
   seconds: Sequence[float]
@@ -32,9 +28,10 @@ class Growth:
     The slope of the line through the last three points, both logarithmic: 1 is
     proportional.
     """
-    fit = lambda y: np.polyfit(np.log(self.values[-3:]), np.log(y[-3:]), 1)
-    times, sizes = fit(self.seconds), fit(self.peak_bytes)
-    return {"seconds": float(times[0]), "peak_bytes": float(sizes[0])}
+    ys = {"seconds": self.seconds, "peak_bytes": self.peak_bytes}
+    log = lambda x: np.log(x[-3:])
+    fit = lambda y: np.polyfit(log(self.values), log(y), 1)
+    return {name: float(fit(y)[0]) for name, y in ys.items()}
 
   def to_dict(self) -> dict[str, Any]:
     """Returns plain values, fit for JSON."""
@@ -48,27 +45,26 @@ def measure_growth(
   shapes = [dataclasses.replace(base, **{axis: value}) for value in values]
   steps = measure.training_steps(shapes)
   samplers = {str(i): step.sample for i, step in enumerate(steps)}
-  medians, _ = measure.interleave(samplers, rounds)
   return Growth(
     axis=axis,
     shape=base,
     values=tuple(values),
-    seconds=tuple(medians.values()),
+    seconds=tuple(measure.interleave(samplers, rounds).medians.values()),
     peak_bytes=tuple(step.peak_bytes for step in steps),
   )
 
 
 def growth_table(growths: Sequence[Growth]) -> str:
   """Returns time, memory and their slopes along every axis, as Markdown."""
-  lines = ["| axis | value | step, ms | memory, MB |", "|---|---|---|---|"]
+  rows = []
   for g in growths:
-    lines += [
-      f"| {g.axis} | {value:g} | {1e3 * s:.1f} | {size / 1e6:.0f} |"
-      for value, s, size in zip(g.values, g.seconds, g.peak_bytes, strict=True)
+    points = zip(g.values, g.seconds, g.peak_bytes, strict=True)
+    rows += [
+      (g.axis, f"{value:g}", f"{1e3 * seconds:.1f}", f"{size / 1e6:.0f}")
+      for value, seconds, size in points
     ]
-    time, memory = g.slopes().values()
-    lines.append(f"| {g.axis} | slope | {time:.2f} | {memory:.2f} |")
-  return "\n".join(lines)
+    rows.append((g.axis, "slope", *map("{:.2f}".format, g.slopes().values())))
+  return tables.markdown(("axis", "value", "step, ms", "memory, MB"), rows)
 
 
 def plot_growth(path: files.PathLike, growths: Sequence[Growth]) -> None:

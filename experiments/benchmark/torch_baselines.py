@@ -9,7 +9,6 @@ import json
 import os
 import pathlib
 import subprocess
-from collections.abc import Callable
 
 from sparse_jax.utils import errors
 
@@ -39,12 +38,10 @@ class Baselines:
         "--torch_python", self.python, "a Python interpreter that has PyTorch"
       )
 
-  def sampler(
-    self, script: str, steps: int, *flags: str
-  ) -> Callable[[], list[float]]:
-    """Returns a function that runs a script; gives its median of `steps`."""
-    flags = (f"--steps={steps}", f"--device={self.device}", *flags)
-    command = (self.python, str(_SCRIPTS / script), *flags)
+  def sampler(self, script: str, steps: int, *flags: str):
+    """Returns a function that runs a script; gives `[its median of steps]`."""
+    command = [self.python, str(_SCRIPTS / script), f"--steps={steps}"]
+    command += [f"--device={self.device}", *flags]
 
     def sample() -> list[float]:
       if not self.python:

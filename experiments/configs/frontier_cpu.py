@@ -23,6 +23,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.run.data.context_length = 64
   c.run.train.batch_size = 32
   c.run.train.checkpoint_every = 1000
+  # The sizes compared are the paper's: everything else at its mean.
+  c.run.prune.ablation_outside = "plain"
   c.run.prune.steps = 200
   c.run.prune.batch_size = 16
   c.run.prune.k_coefs = (1e-3, 2e-3, 4e-3, 8e-3)
@@ -30,7 +32,6 @@ def get_config() -> ml_collections.ConfigDict:
   c.run.prune.num_seeds = 0
   c.run.prune.round_size = 6
   c.run.prune.edge_steps = 150
-  c.run.prune.selection_margin = 0.95
   c.dense_widths = (16, 32, 48, 64, 96, 128)
   c.sparse_widths = (256, 128)
   c.densities = (1 / 8, 1 / 64)

@@ -21,6 +21,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.run.model.n_layer = 4
   c.run.train.batch_size = 128
   c.run.train.checkpoint_every = 1000
+  # The sizes compared are the paper's: everything else at its mean.
+  c.run.prune.ablation_outside = "plain"
   c.run.prune.steps = 250
   c.run.prune.num_runs = 8
   c.run.prune.num_seeds = 0

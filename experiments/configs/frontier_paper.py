@@ -23,6 +23,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.run.model.n_layer = 8
   c.run.train.batch_size = 512
   c.run.train.checkpoint_every = 2000
+  # The sizes compared are the paper's: everything else at its mean.
+  c.run.prune.ablation_outside = "plain"
   c.run.prune.steps = 1000
   c.run.prune.num_runs = 256
   c.run.prune.num_seeds = 8

@@ -8,13 +8,13 @@ one document at a time.
 
 import bisect
 import collections
+import contextlib
 import dataclasses
 import glob
 import hashlib
 import importlib
 import itertools
 import json
-import operator
 import os
 import sysconfig
 from collections.abc import Iterator, Mapping
@@ -63,30 +63,18 @@ class _Entry(NamedTuple):
   part: int  # Of a text longer than MAX_DOCUMENT.
 
 
-def _listed(path: str, name: str) -> Iterator[_File]:
-  try:
-    stat = os.stat(path)
-  except OSError:
-    return
-  if os.path.isfile(path):
-    yield _File(path, name.replace(os.sep, "/"), stat.st_size, stat.st_mtime_ns)
-
-
 def _walk(root: str, skip=lambda path: False) -> Iterator[tuple[str, str]]:
   """Yields (path, path relative to root) of files, none hidden."""
   for folder, subfolders, names in os.walk(root):
-    subfolders[:] = [
-      n
-      for n in subfolders
-      if not n.startswith(".") and not skip(os.path.join(folder, n))
-    ]
+    path_of = lambda name: os.path.join(folder, name)
+    is_open = lambda name: not (name.startswith(".") or skip(path_of(name)))
+    subfolders[:] = filter(is_open, subfolders)
     for name in names:
       if not name.startswith("."):
-        path = os.path.join(folder, name)
-        yield path, os.path.relpath(path, root)
+        yield path_of(name), os.path.relpath(path_of(name), root)
 
 
-def _python_files(paths: Mapping[str, str]) -> Iterator[_File]:
+def _python_files(paths: Mapping[str, str]) -> Iterator[tuple[str, str]]:
   """Yields the .py files of the interpreter and of its installed packages."""
   labels = dict.fromkeys(("platlib", "purelib"), "site-packages")
   labels["stdlib"] = "stdlib"
@@ -103,24 +91,31 @@ def _python_files(paths: Mapping[str, str]) -> Iterator[_File]:
   for root, label in roots.items():
     for path, name in _walk(root, elsewhere):
       if name.endswith(".py"):
-        yield from _listed(path, f"{label}/{name}")
+        yield path, f"{label}/{name}"
 
 
 def _list_files(source: str) -> list[_File]:
   """Returns the files of a source, in the order of their names."""
   path = os.path.expanduser(source)
   if source == "python":
-    files = list(_python_files(sysconfig.get_paths()))
+    found = _python_files(sysconfig.get_paths())
   elif os.path.isdir(path):
-    files = [f for args in _walk(path) for f in _listed(*args)]
+    found = _walk(path)
   elif os.path.isfile(path):
-    files = list(_listed(path, os.path.basename(path)))
+    found = [(path, os.path.basename(path))]
   else:
     paths = [p for p in glob.glob(path, recursive=True) if os.path.isfile(p)]
     if not paths:
       raise errors.bad_value("data.source", source, ACCEPTED)
     root = os.path.commonpath([os.path.dirname(p) for p in paths]) or "."
-    files = [f for p in paths for f in _listed(p, os.path.relpath(p, root))]
+    found = [(p, os.path.relpath(p, root)) for p in paths]
+  files = []
+  for path, name in found:
+    with contextlib.suppress(OSError):  # A link to nowhere.
+      if os.path.isfile(path):
+        status = os.stat(path)
+        name = name.replace(os.sep, "/")
+        files.append(_File(path, name, status.st_size, status.st_mtime_ns))
   if not files:
     raise errors.InputError(
       f"data.source={source!r} holds no files; need {ACCEPTED}"
@@ -133,9 +128,9 @@ def fingerprint(config: config_lib.DataConfig) -> str:
 
   A Hugging Face dataset counts as unchanged while its name is.
   """
-  is_hf = config.source.startswith("hf:")
-  files = [] if is_hf else _list_files(config.source)
-  listing = [config.source] if is_hf else [f[1:] for f in files]
+  listing = [config.source]
+  if not config.source.startswith("hf:"):
+    listing = [file[1:] for file in _list_files(config.source)]
   return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
@@ -193,8 +188,11 @@ class _FileReader:
       line, start = int(self._cut or file.is_jsonl), 0
       try:
         with open(file.path, "rb") as opened:
-          pieces = _paragraphs if self._cut else lambda file: [file.read()]
-          for raw in opened if file.is_jsonl else pieces(opened):
+          if file.is_jsonl:
+            pieces = opened
+          else:
+            pieces = _paragraphs(opened) if self._cut else [opened.read()]
+          for raw in pieces:
             # A blank line of JSONL is no document.
             if not file.is_jsonl or raw.strip():
               yield (index, line, start, len(raw)), raw
@@ -283,15 +281,10 @@ class _HuggingFaceReader:
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-  """The documents of a source, by hash; texts are read when asked for.
+  """The documents of a source, by hash; texts are read when asked for."""
 
-  Attributes:
-    counts: of files; documents kept, skipped, empty and duplicate; bytes kept.
-    left_out: a line that counts what was skipped, by reason; may be "".
-  """
-
-  counts: dict[str, int]
-  left_out: str
+  counts: dict[str, int]  # Of files; of documents by fate; of bytes kept.
+  left_out: str  # A line that counts what was skipped, by reason, or "".
   _reader: Any
   _entries: dict[str, list[_Entry]]
 
@@ -366,19 +359,19 @@ def scan(config: config_lib.DataConfig, progress: bool = False) -> Corpus:
   ends = list(itertools.accumulate(entry.num_bytes for entry in ordered))
   limit = config.max_megabytes * 1e6 or float("inf")
   kept = ordered[: bisect.bisect_right(ends, limit)]
+  skipped = reasons.total()
   counts = {
     "files": reader.num_files,
     "documents": len(kept),
-    "skipped": reasons.total(),
+    "skipped": skipped,
     **dropped,
     "bytes": sum(entry.num_bytes for entry in kept),
   }
   left_out = ""
-  if reasons:
-    number = reasons.total()
-    unit = reader.unit[:-1] if number == 1 else reader.unit
+  if skipped:
+    unit = reader.unit[:-1] if skipped == 1 else reader.unit
     listed = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
-    left_out = f"{number} {unit} left out: {listed}"
+    left_out = f"{skipped} {unit} left out: {listed}"
   if len(kept) < 2:
     number = "one document" if kept else "no documents"
     note = f" ({left_out})" if left_out else ""
@@ -387,18 +380,14 @@ def scan(config: config_lib.DataConfig, progress: bool = False) -> Corpus:
       f"data.source={config.source!r} gives {number}{note}; need at least 2,"
       f" one to train on and one to hold out{within * (len(entries) > 1)}"
     )
-  return Corpus(counts, left_out, reader, _split(kept, config.eval_fraction))
-
-
-def _split(entries: list[_Entry], eval_fraction) -> dict[str, list[_Entry]]:
-  held_out = [is_held_out(e.digest.hex(), eval_fraction) for e in entries]
+  held_out = [is_held_out(e.digest.hex(), config.eval_fraction) for e in kept]
   # Neither split is empty.
   held_out[0] |= not any(held_out)
   held_out[-1] &= not all(held_out)
-  return {
-    "eval": list(itertools.compress(entries, held_out)),
-    "train": list(itertools.compress(entries, map(operator.not_, held_out))),
-  }
+  splits = {"eval": [], "train": []}
+  for entry, is_eval in zip(kept, held_out, strict=True):
+    splits["eval" if is_eval else "train"].append(entry)
+  return Corpus(counts, left_out, reader, splits)
 
 
 def documents(

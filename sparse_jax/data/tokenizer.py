@@ -27,13 +27,12 @@ SPLIT_PATTERN = (
 _RELEASED_SPLIT_PATTERN = SPLIT_PATTERN.replace(r"[\r\n]*|", r"[\r\n/]*|")
 
 
-def _byte_of_letter() -> dict[str, int]:
-  # Printable Latin-1 bytes stand for themselves; the others are numbered from
-  # U+0100 (Radford et al. 2019, GPT-2's byte-level BPE).
-  printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-  rest = sorted({*range(256)} - {*printable})
-  letters = map(chr, [*printable, *range(256, 256 + len(rest))])
-  return dict(zip(letters, [*printable, *rest], strict=True))
+# The byte of every letter: printable Latin-1 bytes stand for themselves, the
+# others are numbered from U+0100 (Radford et al. 2019, GPT-2's byte-level BPE).
+_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_REST = sorted({*range(256)} - {*_PRINTABLE})
+_BYTE_OF = {chr(byte): byte for byte in _PRINTABLE}
+_BYTE_OF |= {chr(256 + i): byte for i, byte in enumerate(_REST)}
 
 
 def _byte_level(
@@ -85,14 +84,13 @@ class Tokenizer:
     self.end_of_text: int = inner.token_to_id(END_OF_TEXT)
     if self.end_of_text is None:
       raise errors.InputError(f"a tokenizer has no token {END_OF_TEXT}")
-    byte_of, added = _byte_of_letter(), inner.get_added_tokens_decoder()
+    added = inner.get_added_tokens_decoder()
     self._bytes = []
     for i in range(inner.get_vocab_size()):
       text = inner.id_to_token(i) or ""
-      plain = i in added or not set(text) <= set(byte_of)
-      self._bytes.append(
-        text.encode() if plain else bytes(map(byte_of.get, text))
-      )
+      is_plain = i in added or not set(text) <= set(_BYTE_OF)
+      raw = text.encode() if is_plain else bytes(map(_BYTE_OF.get, text))
+      self._bytes.append(raw)
 
   @classmethod
   def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
@@ -104,7 +102,7 @@ class Tokenizer:
     inner = _byte_level(tokenizers.models.BPE(), SPLIT_PATTERN)
     trainer = tokenizers.trainers.BpeTrainer(
       vocab_size=vocab_size - 1,
-      initial_alphabet=sorted(_byte_of_letter()),
+      initial_alphabet=sorted(_BYTE_OF),
       show_progress=False,
     )
     inner.train_from_iterator(texts, trainer)
@@ -141,7 +139,7 @@ class Tokenizer:
       raise errors.InputError(f"{path}: need a JSON object of tokens to ids")
     vocab.setdefault(END_OF_TEXT, _RELEASED_END_OF_TEXT)
     token_of = {i: token for token, i in vocab.items()}
-    missing = sorted(set(_byte_of_letter()) - set(vocab))
+    missing = set(_BYTE_OF) - set(vocab)
     if len(token_of) < len(vocab) or max(token_of) > _MAX_ID or missing:
       raise errors.InputError(
         f"{path}: {len(vocab)} tokens, {len(token_of)} ids up to"

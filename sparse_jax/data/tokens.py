@@ -59,14 +59,12 @@ def prepare(
   frozen: bool = False,
   progress: bool = True,
 ) -> TokenData:
-  """Returns the tokens of a source, made now or earlier.
+  """Returns the tokens of a source, made now or earlier; they fill a batch.
 
-  Earlier files are used if their hashes are as the manifest says, they were
-  made for the same fields and the source's listing has not changed; otherwise
-  they are made again and a warning says why. They have to fill a batch.
-
-  `frozen` is for tokens that a run has trained on: they are never remade, and
-  their source may have changed or gone.
+  Earlier files are made again, and a warning says why, unless their hashes, the
+  fields they were made for and the source's listing are the same. `frozen` is
+  for tokens that a run has trained on: they are never remade, and their source
+  may have changed or gone.
   """
   directory = pathlib.Path(directory)
   if frozen:
@@ -161,9 +159,8 @@ def _load(directory, config, listing: str | None, progress) -> TokenData:
     for name in (TOKENIZER, TOKENS):
       if _sha256(directory / name, progress) != manifest["sha256"][name]:
         raise _UnusableError(f"{name} is not what {MANIFEST} describes")
-    num_eval = manifest["tokens"]["eval"]
-    shape = num_eval + manifest["tokens"]["train"]
-    dtype = np.dtype(manifest["dtype"])
+    num_eval, num_train = (manifest["tokens"][k] for k in ("eval", "train"))
+    dtype, shape = np.dtype(manifest["dtype"]), num_eval + num_train
     tokens = np.memmap(directory / TOKENS, dtype, "r", shape=shape)
     tokenizer = tokenizer_lib.Tokenizer.load(directory / TOKENIZER)
     # A writer takes the manifest away before it touches anything else.
@@ -244,5 +241,4 @@ def _build(directory, config, listing: str, progress, batch_size) -> None:
     "offset": {"eval": 0, "train": num_tokens["eval"]},
     "sha256": {TOKENS: digest.hexdigest(), TOKENIZER: tokenizer.fingerprint},
   }
-  text = json.dumps(manifest, indent=2) + "\n"
-  files.write_bytes(directory / MANIFEST, text.encode())
+  files.write_json(directory / MANIFEST, manifest)

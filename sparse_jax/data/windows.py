@@ -8,25 +8,17 @@ from sparse_jax.utils import errors
 READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 
 
-class _Windows:
-  """Consecutive windows: every token but the first is a target exactly once."""
-
-  def __init__(self, tokens: np.ndarray, context_length: int):
-    self._tokens = np.asarray(tokens)  # Slicing a memmap itself is slow.
-    self._context_length = context_length
-    if len(self) < 1:
-      raise errors.InputError(
-        f"{len(tokens)} tokens make no window of data.context_length="
-        f"{context_length}; need at least {context_length + 1}"
-      )
-
-  def __len__(self) -> int:
-    return (len(self._tokens) - 1) // self._context_length
-
-  def __getitem__(self, index) -> np.ndarray:
-    start = int(index) * self._context_length
-    window = self._tokens[start : start + self._context_length + 1]
-    return np.asarray(window, dtype=np.int32)
+def _windows(tokens: np.ndarray, context_length: int) -> np.ndarray:
+  """Returns `[N, context_length + 1]`: a token is a target once, if at all."""
+  size = context_length + 1
+  if len(tokens) < size:
+    raise errors.InputError(
+      f"{len(tokens)} tokens make no window of data.context_length="
+      f"{context_length}; need at least {size}"
+    )
+  tokens = np.asarray(tokens)  # Slicing a memmap itself is slow.
+  every = np.lib.stride_tricks.sliding_window_view(tokens, size)
+  return every[::context_length]
 
 
 def train_batches(
@@ -49,10 +41,10 @@ def train_batches(
     raise errors.bad_value("train.batch_size", batch_size, accepted)
   # Grain shuffles epoch e with seed + e; spread out, two seeds share no epoch.
   spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
-  windows = grain.MapDataset.source(_Windows(tokens, context_length))
-  windows = windows.shuffle(seed=spread).repeat()
-  share = windows[process_index::process_count]
-  return share.batch(batch_size // process_count, drop_remainder=True)
+  windows = grain.MapDataset.source(_windows(tokens, context_length))
+  share = windows.shuffle(spread).repeat()[process_index::process_count]
+  batches = share.batch(batch_size // process_count, drop_remainder=True)
+  return batches.map(lambda rows: rows.astype(np.int32))
 
 
 def iterate(ds: grain.MapDataset, start_step: int = 0) -> grain.DatasetIterator:
@@ -76,9 +68,9 @@ def eval_batches(
 
   They are int32 [num_batches, batch_size, context_length + 1].
   """
-  windows = _Windows(tokens, context_length)
+  windows = _windows(tokens, context_length)
   wanted, num = num_batches * batch_size, len(windows)
   index = np.arange(wanted)
   index = index % num if wanted > num else index * num // wanted
-  rows = np.stack([windows[i] for i in index])
+  rows = windows[index].astype(np.int32)
   return rows.reshape(num_batches, batch_size, -1)

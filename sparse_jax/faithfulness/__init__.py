@@ -9,6 +9,7 @@ from sparse_jax.faithfulness.criteria import (
 )
 from sparse_jax.faithfulness.measure import (
   FaithfulnessOptions,
+  measure_all,
   measure_faithfulness,
 )
 from sparse_jax.faithfulness.reproduce import (
@@ -25,6 +26,7 @@ __all__ = [
   "check_circuit",
   "check_criteria",
   "left_out",
+  "measure_all",
   "measure_faithfulness",
   "reproduce",
   "reproduce_metrics",

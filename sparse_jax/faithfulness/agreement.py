@@ -1,6 +1,6 @@
 """Agreement: whether the circuit answers as the model does, labels aside."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,7 +15,6 @@ _CORRUPTED_SHARE = 0.15
 def agreement(
   context: context_lib.Context,
   prompts: Mapping[str, sequences_lib.Sequences],
-  groups: Mapping[str, Sequence[Hashable]] | None = None,
 ) -> dict[str, Any]:
   """Returns how far the circuit answers as the model does, by set of prompts.
 
@@ -28,21 +27,16 @@ def agreement(
   Args:
     context: of the circuit.
     prompts: named sets of sequences.
-    groups: by name, labels of what the bootstrap resamples together, such as
-      files; pairs by default.
   """
   result = {}
   for name, sequences in prompts.items():
     here = context.on(sequences)
     full_S, circuit_S = here.full_difference(), here.circuit_difference()
-    labels = (groups or {}).get(name)
     same_S = (full_S > 0) == (circuit_S > 0)
     result[name] = {
       "num_prompts": len(full_S),
-      "kl": context_lib.estimate(
-        binary_kl(full_S, circuit_S), context.seed, labels
-      ),
-      "agreement": context_lib.estimate(same_S, context.seed, labels),
+      "kl": here.estimate(binary_kl(full_S, circuit_S)),
+      "agreement": here.estimate(same_S),
     }
   return result
 

@@ -40,9 +40,7 @@ def attention(context: context_lib.Context) -> dict[str, dict[str, float]]:
   total_NxSxH = (distance_NxSxTxH * used_SxT[None, ..., None]).sum(2)
   mean_NxSxH = total_NxSxH / used_SxT.sum(1)[:, None]
   return {
-    f"{layer}.{head}": context_lib.estimate(
-      mean_NxSxH[layer, :, head], context.seed
-    )
+    f"{layer}.{head}": context.estimate(mean_NxSxH[layer, :, head])
     for layer, head in zip(*np.nonzero(kept), strict=True)
   }
 

@@ -1,11 +1,12 @@
 """A circuit in its model, on the prompts that every measure scores it on.
 
 An estimate is {"value", "low", "high"}: a mean over sequences with its 90%
-bootstrap interval, over pairs unless groups are given. Losses are in nats.
+bootstrap interval, which resamples templates, or the files of real prompts.
+Losses are in nats.
 """
 
 import dataclasses
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,37 @@ class Context:
     """Returns the same circuit on other prompts."""
     return dataclasses.replace(self, evaluator=self.evaluator.on(sequences))
 
+  def estimate(self, values_S: np.ndarray) -> dict[str, float]:
+    """Returns a mean over the prompts with its interval."""
+    return self.ratio(values_S, np.ones(len(values_S)))
+
+  def ratio(
+    self, num_S: np.ndarray, den_S: np.ndarray
+  ) -> dict[str, float] | None:
+    """Returns the estimate of sum(num) / sum(den), or None where den sums to 0.
+
+    A ratio to a variance of 0 says nothing.
+    """
+    if not np.sum(den_S) > 0:
+      return None
+    groups = np.asarray(self.evaluator.sequences.groups)
+    return evaluation.ratio_estimate(
+      num_S, den_S, groups.tolist(), self.seed
+    )._asdict()
+
+  def score(self, diff: np.ndarray) -> dict[str, dict[str, float]]:
+    """Returns task loss and accuracy of logit differences on the prompts.
+
+    Args:
+      diff: `[S]`, or `[draws, S]`: then the mean of the draws' losses and
+        accuracies, never the score of their mean diff, which is an ensemble's.
+    """
+    diff = np.atleast_2d(diff).astype(float)
+    return {
+      "loss": self.estimate(np.logaddexp(0, -diff).mean(0)),
+      "accuracy": self.estimate((diff > 0).mean(0)),
+    }
+
 
 def make_context(
   model: transformer.Model,
@@ -78,42 +110,3 @@ def make_context(
     model, params, circuit.means, sequences, circuit.freeze_norms
   )
   return Context(circuit, evaluator, seed)
-
-
-def estimate(
-  values_S: np.ndarray, seed: int, groups: Sequence[Hashable] | None = None
-) -> dict[str, float]:
-  """Returns a mean's estimate; values of one group are resampled together."""
-  return ratio(values_S, np.ones(len(values_S)), seed, groups)
-
-
-def ratio(
-  num_S: np.ndarray,
-  den_S: np.ndarray,
-  seed: int,
-  groups: Sequence[Hashable] | None = None,
-) -> dict[str, float] | None:
-  """Returns the estimate of sum(num) / sum(den), or None where den sums to 0.
-
-  A ratio to a variance of 0 says nothing.
-  """
-  if not np.sum(den_S) > 0:
-    return None
-  if groups is None:
-    groups = np.tile(np.arange(len(num_S) // 2), 2)
-  return evaluation.ratio_estimate(num_S, den_S, groups, seed)._asdict()
-
-
-def score(diff: np.ndarray, seed: int) -> dict[str, dict[str, float]]:
-  """Returns task loss and accuracy of logit differences over pairs.
-
-  Args:
-    diff: `[S]`, or `[draws, S]`: then the mean of the draws' losses and
-      accuracies, never the score of their mean diff, which is an ensemble's.
-    seed: of the bootstrap.
-  """
-  diff = np.atleast_2d(diff).astype(float)
-  return {
-    "loss": estimate(np.logaddexp(0, -diff).mean(0), seed),
-    "accuracy": estimate((diff > 0).mean(0), seed),
-  }

@@ -7,7 +7,7 @@ Each control is `search.find_circuit` with another task, model or set of nodes.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,7 +15,6 @@ import numpy as np
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
 from sparse_jax import tasks as tasks_lib
-from sparse_jax.faithfulness import context as context_lib
 from sparse_jax.model import hooks, transformer
 from sparse_jax.pruning import search, thresholding
 from sparse_jax.tasks import mask_evaluator
@@ -84,11 +83,14 @@ def reinitialised(
 
 def reduced(config: config_lib.PruneConfig) -> config_lib.PruneConfig:
   """Returns the settings of controls: two coefficients, no further search."""
+  ends = lambda costs: tuple(sorted(costs))[:: max(1, len(costs) - 1)]
   return dataclasses.replace(
     config,
     num_runs=min(2, len(config.k_coefs)),
+    num_robust_runs=min(2, len(config.robust_k_coefs)),
     num_seeds=0,
-    k_coefs=tuple(sorted(config.k_coefs))[:: max(1, len(config.k_coefs) - 1)],
+    k_coefs=ends(config.k_coefs),
+    robust_k_coefs=ends(config.robust_k_coefs),
     edge_steps=0,
     curve_targets=(config.target_loss,),
   )
@@ -108,21 +110,45 @@ def _metrics(circuit: circuit_lib.Circuit) -> dict[str, Any]:
     "test_loss",
     "test_accuracy",
     "validation_loss",
+    "validation_robust_loss",
     "meets_target",
   )
   metrics = {name: circuit.metrics[name] for name in names}
   return {**metrics, "curve": circuit.details["curve"]}
 
 
+class Controls(NamedTuple):
+  """The controls' circuits by name, and nodes in random order as a curve."""
+
+  found: Mapping[str, search.Found]
+  random: list[dict[str, Any]]
+
+  def beside(self, which: str, circuit: circuit_lib.Circuit) -> dict[str, Any]:
+    """Returns the controls of a "core" or "robust" circuit, fit for JSON."""
+    circuits = {name: getattr(f, which) for name, f in self.found.items()}
+    same = circuits["same"]
+    extra = {
+      name: c.num_nodes - same.num_nodes if c.metrics["meets_target"] else None
+      for name, c in circuits.items()
+      if name != "same"
+    }
+    return {
+      **{name: _metrics(c) for name, c in circuits.items()},
+      "random": {"curve": self.random},
+      "jaccard_over_seeds": jaccard(same.node_mask, circuit.node_mask),
+      "extra_nodes": extra,
+    }
+
+
 def prune_controls(
-  context: context_lib.Context,
+  evaluator: mask_evaluator.MaskEvaluator,
+  circuit: circuit_lib.Circuit,
   task: tasks_lib.Task,
   config: config_lib.PruneConfig,
   pretrain_means: hooks.SiteArrays,
-  splits: sequences_lib.Splits,
   seed: int,
-) -> dict[str, Any]:
-  """Returns the controls' metrics, each with its loss-against-size curve.
+) -> Controls:
+  """Prunes the controls, robustly where the circuit was.
 
   `same`: the task itself under the controls' settings, the fair comparison, and
   with another seed the circuit whose overlap is `jaccard_over_seeds`.
@@ -131,16 +157,14 @@ def prune_controls(
   model can stand in for it. `random`: nodes in random order, a curve alone.
 
   Args:
-    context: of the circuit in question.
-    task: its task.
+    evaluator: the model on validation prompts, for the random order.
+    circuit: whose nodes the backup lacks.
+    task: its task, with what stood around its prompts when it was pruned.
     config: the settings it was found with.
     pretrain_means: the model's, per site `[layers, width]`.
-    splits: the task's pairs; the re-initialised model's means are taken on the
-      training prompts, and the random order is measured on validation pairs.
     seed: of the controls.
   """
   config = reduced(config)
-  circuit, evaluator = context.circuit, context.evaluator
   model, params = evaluator.model, evaluator.params
 
   def find(task=task, params=params, means=pretrain_means, allowed=None):
@@ -148,31 +172,16 @@ def prune_controls(
       model, params, task, config, means, seed, allowed=allowed
     )
 
-  same = find()
   fresh = reinitialised(model, params, seed)
-  fresh_means = means_lib.task_means(model, fresh, splits.train)
+  train = sequences_lib.make_splits(task, config, seed).train
+  fresh_means = means_lib.task_means(model, fresh, train)
   complement = {n: ~np.asarray(m) for n, m in circuit.node_mask.items()}
-  controls = {
-    "same": _metrics(same),
-    "nonsense": _metrics(find(task=nonsense(task, seed))),
-    "reinitialised": _metrics(find(params=fresh, means=fresh_means)),
-    "backup": _metrics(find(allowed=complement)),
+  found = {
+    "same": find(),
+    "nonsense": find(task=nonsense(task, seed)),
+    "reinitialised": find(params=fresh, means=fresh_means),
+    "backup": find(allowed=complement),
   }
-  extra = {
-    name: controls[name]["num_nodes"] - same.metrics["num_nodes"]
-    if controls[name]["meets_target"]
-    else None
-    for name in ("nonsense", "reinitialised", "backup")
-  }
-  return {
-    **controls,
-    "random": {"curve": _random_curve(evaluator.on(splits.validation), seed)},
-    "jaccard_over_seeds": jaccard(same.node_mask, circuit.node_mask),
-    "extra_nodes": extra,
-  }
-
-
-def _random_curve(evaluator: mask_evaluator.MaskEvaluator, seed: int):
   total = sum(int(np.prod(shape)) for shape in evaluator.shapes.values())
   order = np.random.default_rng(seed).permutation(total)
-  return thresholding.size_curve(evaluator, order)[0]
+  return Controls(found, thresholding.size_curve(evaluator, order)[0])

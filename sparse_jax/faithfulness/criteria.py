@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-# Losses in nats; intervals are 90% bootstrap intervals over pairs.
+# Losses in nats; intervals are 90% bootstrap intervals over templates or files.
 THRESHOLDS: Mapping[str, float] = {
   # Its test loss is at most so many times the target it was cut to.
   "sufficient_over_target": 1.0,
@@ -84,8 +84,9 @@ def check_criteria(faithfulness: Mapping[str, Any]) -> list[Criterion]:
     )
   losses = [p["loss"]["value"] for p in faithfulness["interchange"]["curve"]]
   moved = max(abs(value - losses[0]) for value in losses)
-  adversarial = faithfulness["partial_ablation"]["adversarial"]["accuracy"]
-  lost = full["value"] - adversarial["value"]
+  partial = faithfulness["partial_ablation"]
+  adversarial, budget = partial["adversarial"], partial["budget"]
+  lost = full["value"] - adversarial["accuracy"]["value"]
   checked += [
     Criterion(
       "its nodes hold the model's values",
@@ -96,9 +97,11 @@ def check_criteria(faithfulness: Mapping[str, Any]) -> list[Criterion]:
     Criterion(
       "robust to what is outside it",
       lost <= t["adversarial_accuracy_lost"],
-      f"the ablation outside it that raises the loss most costs {lost:.3f}"
-      " accuracy",
-      f"at most {t['adversarial_accuracy_lost']:g}",
+      f"the worst ablation outside it, by {adversarial['by']}, costs"
+      f" {lost:.3f} accuracy",
+      f"at most {t['adversarial_accuracy_lost']:g} to Frank-Wolfe and to"
+      f" {budget['steps']} sign steps of {budget['rate']:g} from"
+      f" {len(budget['starts'])} starts",
     ),
   ]
   controls = faithfulness.get("controls")

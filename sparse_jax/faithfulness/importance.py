@@ -32,7 +32,7 @@ def importance(
   circuit = context.circuit
   if circuit.num_nodes > _MAX_NODES:
     return {"nodes": None, "edges": None}
-  loss = lambda diff_S: context_lib.score(diff_S, context.seed)["loss"]
+  loss = lambda diff_S: context.score(diff_S)["loss"]
   entries = [
     (name, row, index)
     for name in context.evaluator.shapes

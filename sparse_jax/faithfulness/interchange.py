@@ -25,8 +25,8 @@ def interchange(context: context_lib.Context) -> dict[str, Any]:
   nodes, per site and layer: E(full - circuit)^2 / Var(full), over the prompts'
   tokens, not their padding.
   """
-  evaluator, mask, seed = context.evaluator, context.mask, context.seed
-  rng = np.random.default_rng(seed)
+  evaluator, mask = context.evaluator, context.mask
+  rng = np.random.default_rng(context.seed)
   draws = {name: rng.random(m.shape) for name, m in mask.items()}
   curve = []
   for fraction in _FRACTIONS:
@@ -43,11 +43,11 @@ def interchange(context: context_lib.Context) -> dict[str, Any]:
       {name: jnp.asarray(evaluator.means[name]) for name in mask},
       chosen,
     )
-    scored = context_lib.score(context.calibrated(np.asarray(diff_S)), seed)
+    scored = context.score(context.calibrated(np.asarray(diff_S)))
     curve.append({"fraction": fraction, **scored})
     if fraction == 0.0:
       positions = np.asarray(evaluator.sequences.positions)
-      fvu = unexplained(acts, mask, positions, seed)
+      fvu = unexplained(context, acts, positions)
   return {"curve": curve, "fvu": fvu}
 
 
@@ -81,19 +81,20 @@ def _swapped(model, freeze_norms, params, sequences, mask, means, chosen):
   return diff_S, {name: (full[name], seen[name]) for name in gated}
 
 
-def unexplained(acts, mask, positions, seed: int) -> dict[str, Any]:
+def unexplained(
+  context: context_lib.Context, acts, positions: np.ndarray
+) -> dict[str, Any]:
   """Returns the fraction of variance unexplained, by "layer.site".
 
   Args:
+    context: of the circuit, whose nodes count.
     acts: by "layer.site" (full, circuit) values, each `[S, T or 1, width]`.
-    mask: per site `[layers, width]`, 1 for the nodes that count.
     positions: `[S]`, of each prompt's last token.
-    seed: of the bootstrap.
   """
   fvu = {}
   for name, pair in acts.items():
     layer, _, site = name.partition(".")
-    nodes = np.flatnonzero(mask[site][int(layer)])
+    nodes = np.flatnonzero(context.mask[site][int(layer)])
     if not len(nodes):
       continue
     full, seen = (np.asarray(x)[..., nodes] for x in pair)
@@ -102,7 +103,5 @@ def unexplained(acts, mask, positions, seed: int) -> dict[str, Any]:
     used = np.arange(full.shape[1])[None] <= last[:, None]
     center = full[used].mean(0)
     total = lambda x, used=used: (np.square(x).sum(-1) * used).sum(1)
-    fvu[name] = context_lib.ratio(
-      total(full - seen), total(full - center), seed
-    )
+    fvu[name] = context.ratio(total(full - seen), total(full - center))
   return fvu

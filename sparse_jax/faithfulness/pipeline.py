@@ -4,9 +4,9 @@ What is finished in a directory is loaded from there, not made again.
 """
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
@@ -14,7 +14,7 @@ from sparse_jax import faithfulness as faithfulness_lib
 from sparse_jax import tasks as tasks_lib
 from sparse_jax.model import hooks, transformer
 from sparse_jax.pruning import search
-from sparse_jax.tasks import evaluation
+from sparse_jax.tasks import evaluation, real_code
 from sparse_jax.tasks import sequences as sequences_lib
 from sparse_jax.utils import errors
 
@@ -29,7 +29,8 @@ class Pipeline:
       prompts are looked for.
     faithfulness: whether circuits get `metrics["faithfulness"]`: minutes each.
     controls: whether that includes four more prunings.
-    natural: whether that includes prompts of held-out real files.
+    natural: whether the files of the config's `data` may be read: for code
+      around prompts while pruning, and for held-out prompts afterwards.
   """
 
   model: transformer.Model
@@ -75,90 +76,118 @@ class Pipeline:
     self,
     learned: Mapping[tasks_lib.Task, bool],
     directory: pathlib.Path,
-    journal: pathlib.Path | None = None,
-    storage: str | None = None,
-  ) -> dict[str, circuit_lib.Circuit]:
-    """Returns a circuit for every task, saved in `directory / task.name`.
+    storage: str | os.PathLike | None = None,
+  ) -> dict[str, search.Found]:
+    """Returns the circuits of every task, saved in `directory / task.name`.
 
     Args:
       learned: as `choose` returns them.
-      directory: holds a directory for every circuit.
-      journal: directory of the search's journal; None keeps it in memory.
-      storage: an Optuna URL, or a journal file, in place of that.
+      directory: holds a directory for every task's circuits.
+      storage: of the search; see `search.open_storage`.
 
     Raises:
-      InputError: if an earlier search in the journal was another one.
+      InputError: if an earlier search in the storage was another one.
     """
-    tasks = {task.name: task for task in learned}
-    circuits = {name: self._load(directory, t) for name, t in tasks.items()}
+    if not learned:
+      return {}
+    code = self._real_code(list(learned))
+    prune = self.config.prune
+    tasks = {t.name: real_code.surround(t, code, prune) for t in learned}
+    plain = {task.name: task for task in learned}
+    found = {name: self._load(directory, t) for name, t in tasks.items()}
 
-    def finish(circuit: circuit_lib.Circuit) -> None:
-      task = tasks[circuit.task]
-      circuit.metrics["learned"] = learned[task]
-      if self.faithfulness:
-        circuit.metrics["faithfulness"] = self._measure(circuit, task)
-      circuit.save(directory / task.name)
-      circuits[task.name] = circuit
+    def finish(circuits: search.Found) -> None:
+      name = circuits.core.task
+      self._add_metrics(circuits, plain[name], code)
+      for circuit in filter(None, circuits):
+        circuit.metrics["learned"] = learned[plain[name]]
+      circuits.core.save(directory / name, robust=circuits.robust)
+      found[name] = circuits
 
-    for circuit in filter(None, list(circuits.values())):
-      if self.faithfulness and not self._is_measured(circuit):
-        finish(circuit)
-    todo = [task for task in learned if circuits[task.name] is None]
+    for circuits in filter(None, list(found.values())):
+      if self.faithfulness and not self._is_measured(circuits):
+        finish(circuits)
+    todo = [task for name, task in tasks.items() if found[name] is None]
     if todo:
       search.find_circuits(
         self.model,
         self.params,
         todo,
-        self.config.prune,
+        prune,
         self.means,
         self.config.seed,
-        workdir=journal,
         storage=storage,
-        on_circuit=finish,
+        on_found=finish,
       )
-    return circuits
+    return found
+
+  def _real_code(self, tasks: Sequence[tasks_lib.Task]) -> real_code.RealCode:
+    prune = self.config.prune
+    if not self.natural or not (prune.behind_code or prune.real_prompts):
+      return real_code.RealCode()
+    return real_code.collect(tasks, self.config)
 
   def _load(
     self, directory: pathlib.Path, task: tasks_lib.Task
-  ) -> circuit_lib.Circuit | None:
-    """Returns the circuit that an equal search has left, if there is one."""
-    prune = self.config.prune
+  ) -> search.Found | None:
+    """Returns the circuits that an equal search has left, if there are any."""
+    prune, where = self.config.prune, directory / task.name
+    stages = {"core": prune.core}
+    if prune.ablation_outside != "plain":
+      stages["robust"] = prune.robust
+    circuits = {}
     try:
-      circuit = circuit_lib.Circuit.load(directory / task.name)
-      details = circuit.details
-      targets = [s["target_loss"] for s in details["sizes_at_targets"]]
-      is_same = (
-        len(details["runs"]) >= prune.num_runs
-        and targets == list(prune.curve_targets)
-        and details["identity"]
-        == search.identity(
-          self.model, self.params, task, prune, self.config.seed
+      for which, config in stages.items():
+        circuit = circuit_lib.Circuit.load(where, which)
+        details = circuit.details
+        targets = [s["target_loss"] for s in details["sizes_at_targets"]]
+        is_same = (
+          len(details["runs"]) >= config.num_runs
+          and targets == list(config.curve_targets)
+          and details["identity"]
+          == search.identity(
+            self.model, self.params, task, config, self.config.seed
+          )
         )
-      )
+        if not is_same:
+          return None
+        circuits[which] = circuit
     except (errors.InputError, KeyError, TypeError):
       return None  # There is none, or an earlier version has left it.
-    return circuit if is_same else None
+    return search.Found(circuits["core"], circuits.get("robust"))
 
-  def _is_measured(self, circuit: circuit_lib.Circuit) -> bool:
-    stored = circuit.metrics.get("faithfulness") or {}
-    return "controls" in stored if self.controls else bool(stored)
+  def _is_measured(self, found: search.Found) -> bool:
+    key = "controls" if self.controls else "verdict"
+    return all(
+      key in (circuit.metrics.get("faithfulness") or {})
+      for circuit in filter(None, found)
+    )
 
-  def _measure(
-    self, circuit: circuit_lib.Circuit, task: tasks_lib.Task
-  ) -> dict[str, Any]:
+  def _add_metrics(
+    self,
+    found: search.Found,
+    task: tasks_lib.Task,
+    code: real_code.RealCode,
+  ) -> None:
+    if not self.faithfulness:
+      return
     natural = None
     if self.natural:
       natural = sequences_lib.natural_prompts(task, self.config)
-    return faithfulness_lib.measure_faithfulness(
+    circuits = {k: c for k, c in found._asdict().items() if c is not None}
+    measured = faithfulness_lib.measure_all(
       self.model,
       self.params,
-      circuit,
+      circuits,
       task,
       faithfulness_lib.FaithfulnessOptions(
         self.config.prune,
         self.means,
         self.config.seed,
         natural,
+        code,
         with_controls=self.controls,
       ),
     )
+    for name, circuit in circuits.items():
+      circuit.metrics["faithfulness"] = measured[name]

@@ -7,43 +7,123 @@ from typing import Any
 import numpy as np
 
 from sparse_jax.faithfulness import context as context_lib
+from sparse_jax.faithfulness import curve, sufficiency
+from sparse_jax.pruning import masks as masks_lib
+from sparse_jax.tasks import outside
+from sparse_jax.tasks import sequences as sequences_lib
 
 _FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _ADVERSARIAL_SHARES = (0.05, 0.2, 0.5, 1.0)
 _ADVERSARIAL_ROUNDS = 3
+# The budget of the criterion: it is part of the claim.
+STEPS = 40
+RATE = 0.1
+# Of the curve, which is measured on a part of the pairs.
+_CURVE_STEPS = (0, 5, 10, 20, 40, 80, 160, 320)
+_CURVE_PAIRS = 16
+# Sizes of circuits that are attacked, in sizes of the circuit.
+_SIZE_TIMES = (1, 1.5, 2, 3, 5, 8)
 
 
 def partial_ablation(context: context_lib.Context) -> dict[str, Any]:
   """Returns scores between the whole model and the circuit.
 
-  `random`: a random fraction of the complement is ablated. `relaxed`: all of
-  it, by a share: gates 1 - fraction (mask relaxation: Drori 2026).
-  `adversarial`: one choice of its nodes for all test pairs that hurts most
-  (`adversary`); a faithful circuit does not care. Logits are not rescaled.
+  `random`: a random fraction of the complement is ablated; `random_circuit`:
+  the same of a random circuit of equal size. `relaxed`: all of it, by a share:
+  gates 1 - fraction (mask relaxation: Drori 2026). `frank_wolfe` and
+  `sign_ascent`: one choice for all test pairs that hurts most; a faithful
+  circuit does not care. `adversarial`: the worst of both. `by_steps`: the worst
+  loss that so many sign steps find; `by_size`, of robust circuits: what they do
+  to larger ones of the same order. Logits are not rescaled.
   """
   mask = context.mask
+  other = sufficiency.random_mask(mask, context.seed)
+  attacks = {"frank_wolfe": frank_wolfe(context), **sign_ascent(context)}
+  worst = max(attacks, key=lambda name: attacks[name]["loss"]["value"])
+  relaxed = lambda f: {name: 1 - f * (1 - m) for name, m in mask.items()}
+  measured = {
+    "random": _by_fraction(context, _random_ablation(context, mask)),
+    "random_circuit": _by_fraction(context, _random_ablation(context, other)),
+    "relaxed": _by_fraction(context, relaxed),
+    **attacks,
+    "adversarial": {"by": worst, **attacks[worst]},
+    "by_steps": {"circuit": loss_by_steps(context, mask)},
+    "budget": {"steps": STEPS, "rate": RATE, "starts": list(outside.STARTS)},
+  }
+  if context.circuit.is_robust:
+    # What was pruned under plain ablation makes no claim that these concern.
+    measured["by_steps"]["random_circuit"] = loss_by_steps(context, other)
+    measured["by_size"] = attack_by_size(context)
+  return measured
+
+
+def _by_fraction(context, gates_of) -> list[dict[str, Any]]:
+  return [{"fraction": f, **_score(context, gates_of(f))} for f in _FRACTIONS]
+
+
+def _random_ablation(context, mask):
   rng = np.random.default_rng(context.seed)
   draws = {name: rng.random(m.shape) for name, m in mask.items()}
-
-  def random(name, m, fraction):
-    return np.where(draws[name] < fraction, m, 1.0)
-
-  def relaxed(_, m, fraction):
-    return 1 - fraction * (1 - m)
-
-  def steps(gate):
-    for fraction in _FRACTIONS:
-      gates = {name: gate(name, m, fraction) for name, m in mask.items()}
-      yield {"fraction": fraction, **_score(context, gates)}
-
-  return {
-    "random": list(steps(random)),
-    "relaxed": list(steps(relaxed)),
-    "adversarial": adversary(context),
-  }
+  return lambda f: {n: np.where(draws[n] < f, m, 1.0) for n, m in mask.items()}
 
 
-def adversary(
+def sign_ascent(context: context_lib.Context) -> dict[str, Any]:
+  """Returns, as "sign_ascent_START", the score of the worst r from each start.
+
+  One r for all prompts (`tasks/outside.py`).
+  """
+  scores = {}
+  for start in outside.STARTS:
+    r = outside.start(start, context.mask, context.seed)
+    found = outside.attack(context.evaluator, context.mask, r, STEPS, RATE)
+    gates = outside.opened(context.mask, found.r)
+    scores[f"sign_ascent_{start}"] = _score(context, gates)
+  return scores
+
+
+def loss_by_steps(
+  context: context_lib.Context, mask: context_lib.Mask
+) -> list[dict[str, float]]:
+  """Returns the worst loss after so many sign steps, on a part of the pairs."""
+  few = sequences_lib.spread_pairs(context.evaluator.sequences, _CURVE_PAIRS)
+  r = outside.start("uniform", mask, context.seed)
+  evaluator = context.evaluator.on(few)
+  losses = outside.attack(evaluator, mask, r, _CURVE_STEPS[-1], RATE).losses
+  worst = np.maximum.accumulate(losses)
+  return [{"steps": n, "loss": float(worst[n])} for n in _CURVE_STEPS]
+
+
+def attack_by_size(context: context_lib.Context) -> list[dict[str, float]]:
+  """Returns what the sign steps do to ever larger circuits, up to the model.
+
+  Circuits of the first nodes of the circuit's order, from itself on: the loss
+  under attack in nats and the accuracy lost, on a part of the pairs. Where no
+  circuit of readable size holds, this is the evidence.
+  """
+  few = sequences_lib.spread_pairs(context.evaluator.sequences, _CURVE_PAIRS)
+  here = context.on(few)
+  evaluator = here.evaluator
+  total = sum(int(np.prod(shape)) for shape in evaluator.shapes.values())
+  order = curve.total_order(context.circuit, total)
+  most = total / max(1, context.circuit.num_nodes)
+  times = [t for t in _SIZE_TIMES if t < most]
+  counts = [round(t * context.circuit.num_nodes) for t in times] + [total]
+  full = np.mean(here.full_difference() > 0)
+  masks = masks_lib.masks_of_order(evaluator.shapes, order, counts)
+  points = []
+  for i, count in enumerate(counts):
+    mask = {name: gates[i] for name, gates in masks.items()}
+    r = outside.start("uniform", mask, context.seed)
+    found = outside.attack(evaluator, mask, r, STEPS, RATE)
+    diff_S = evaluator.logit_difference(outside.opened(mask, found.r))
+    lost = float(full - np.mean(diff_S > 0))
+    points.append(
+      {"num_nodes": count, "loss": found.loss, "accuracy_lost": lost}
+    )
+  return points
+
+
+def frank_wolfe(
   context: context_lib.Context, rounds: int = _ADVERSARIAL_ROUNDS
 ) -> dict[str, Any]:
   """Returns the score of the worst ablation found outside the circuit.
@@ -87,7 +167,7 @@ def adversary(
 
 def _score(context, gates):
   diff_S = context.evaluator.logit_difference(gates)
-  return context_lib.score(diff_S, context.seed)
+  return context.score(diff_S)
 
 
 def _worst_first(mask, slope) -> Iterator[dict[str, np.ndarray]]:
@@ -116,4 +196,4 @@ def frozen_norms(context: context_lib.Context) -> dict[str, Any] | None:
     return None
   frozen = dataclasses.replace(context.evaluator, freeze_norms=True)
   diff_S = context.calibrated(frozen.logit_difference(context.mask))
-  return context_lib.score(diff_S, context.seed)
+  return context.score(diff_S)

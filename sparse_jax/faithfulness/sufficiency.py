@@ -24,8 +24,8 @@ def sufficiency_and_necessity(
     context: of the circuit.
     ablations: by name, values of closed nodes per site `[layers, width]`.
   """
-  mask, seed = context.mask, context.seed
-  random = [random_mask(mask, seed + i) for i in range(_NUM_RANDOM)]
+  mask = context.mask
+  random = [random_mask(mask, context.seed + i) for i in range(_NUM_RANDOM)]
   result = {}
   for ablation, means in ablations.items():
     evaluator = context.evaluator.with_means(means)
@@ -37,13 +37,13 @@ def sufficiency_and_necessity(
       # The calibration was fitted under this ablation; others move the scale.
       diff_S = context.calibrated(diff_S)
     result[ablation] = {
-      "circuit": context_lib.score(diff_S, seed),
-      "without_circuit": context_lib.score(without(mask), seed),
-      "without_random_circuit": context_lib.score(
-        np.stack([without(kept) for kept in random]), seed
+      "circuit": context.score(diff_S),
+      "without_circuit": context.score(without(mask)),
+      "without_random_circuit": context.score(
+        np.stack([without(kept) for kept in random])
       ),
     }
-  result["full_model"] = context_lib.score(context.full_difference(), seed)
+  result["full_model"] = context.score(context.full_difference())
   return result
 
 

@@ -1,11 +1,10 @@
 """The pictures: size against loss, task by task, and the follow-up figures."""
 
-import dataclasses
 import io
 import itertools
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib import axes as axes_lib
@@ -35,37 +34,36 @@ def _save(drawing: figure.Figure, path: pathlib.Path) -> None:
   files.write_bytes(path, out.getvalue())
 
 
-def _curves(
-  models: Sequence[Mapping[str, Any]],
-) -> Iterator[tuple[str, str, list[Mapping[str, Any]]]]:
+def _curves(models) -> Iterator[tuple[str, str, list[compare.Record]]]:
   """Yields (label, colour, models of falling density) of every curve."""
-  dense = [m for m in models if m["density"] == 1]
+  kind = lambda m: (m["variant"], m["width"])
+  models = sorted(models, key=lambda m: (*kind(m), -m["density"]))
   for label, colour, on_frontier in (
     ("dense", _DENSE, True),
     ("dense, a narrower one is better", _BEATEN, False),
   ):
-    curve = [m for m in dense if m["on_frontier"] == on_frontier]
-    yield label, colour, sorted(curve, key=lambda m: m["width"])
+    dense = [m for m in models if m["density"] == 1]
+    yield label, colour, [m for m in dense if m["on_frontier"] == on_frontier]
   sparse = [m for m in models if m["density"] < 1 and m["on_frontier"]]
-  kind = lambda m: (m["variant"], m["width"])
-  for i, (variant, width) in enumerate(sorted({kind(m) for m in sparse})):
-    curve = [m for m in sparse if kind(m) == (variant, width)]
+  colours = itertools.cycle(_COLOURS)
+  for (variant, width), curve in itertools.groupby(sparse, kind):
     changed = f", {grid.changes(variant)}" if variant else ""
-    yield (
-      f"sparse, d_model {width}{changed}",
-      _COLOURS[i % len(_COLOURS)],
-      sorted(curve, key=lambda m: -m["density"]),
-    )
+    yield f"sparse, d_model {width}{changed}", next(colours), list(curve)
 
 
-def _errorbar(axes: axes_lib.Axes, x, sizes, **style) -> None:
+def _draw_sizes(axes: axes_lib.Axes, curve, x: str, size: str, **style):
+  """Draws sizes against a field `x`; returns the models whose size is known."""
+  curve = [m for m in curve if m["sizes"][size]]
+  sizes = [m["sizes"][size] for m in curve]
   values = np.array([s["value"] for s in sizes])
-  # Without an interval the bar has no length. A mean of logarithms may lie a
-  # rounding error outside its interval.
-  ends = lambda key: [s["value"] if s[key] is None else s[key] for s in sizes]
-  below = np.maximum(values - ends("low"), 0)
-  above = np.maximum(ends("high") - values, 0)
-  axes.errorbar(x, values, yerr=[below, above], capsize=2, **_LINE, **style)
+  # Without an interval the bar has no length.
+  low, high = ([s[k] or s["value"] for s in sizes] for k in ("low", "high"))
+  # A mean of logarithms may lie a rounding error outside its interval.
+  lengths = np.maximum([values - low, high - values], 0)
+  if curve:
+    style |= {"yerr": lengths, "capsize": 2, **_LINE}
+    axes.errorbar([m[x] for m in curve], values, **style)
+  return curve
 
 
 def _against_loss(axes: axes_lib.Axes, xlabel: str, ylabel: str) -> None:
@@ -82,26 +80,18 @@ def _legend_below(drawing: figure.Figure, handles, labels) -> None:
     drawing.legend(list(handles), list(labels), **style)
 
 
-def plot_frontier(path: pathlib.Path, comparison: Mapping[str, Any]) -> None:
+def plot_frontier(path: pathlib.Path, comparison: compare.Record) -> None:
   """Writes a PNG of circuit size against held-out loss, one curve a width."""
   drawing = figure.Figure(figsize=(13, 4.6), layout="constrained")
   panels = drawing.subplots(1, len(SIZE_NAMES))
   for axes, (size, name) in zip(panels, SIZE_NAMES.items(), strict=True):
     for label, colour, curve in _curves(comparison["models"]):
-      shown = [m for m in curve if m["sizes"][size]]
-      if not shown:
-        continue
-      sizes = [m["sizes"][size] for m in shown]
-      losses = [m["eval_loss"] for m in shown]
-      _errorbar(axes, losses, sizes, label=label, color=colour)
-      for m, x, y in zip(shown, losses, sizes, strict=True):
+      style = {"label": label, "color": colour}
+      for m in _draw_sizes(axes, curve, "eval_loss", size, **style):
         is_dense = m["density"] == 1
-        axes.annotate(
-          f"d{m['width']}" if is_dense else f"1/{1 / m['density']:.3g}",
-          (x, y["value"]),
-          **_BESIDE,
-          color=colour,
-        )
+        text = f"d{m['width']}" if is_dense else f"1/{1 / m['density']:.3g}"
+        at = m["eval_loss"], m["sizes"][size]["value"]
+        axes.annotate(text, at, **_BESIDE, color=colour)
     axes.margins(x=0.12)
     _against_loss(axes, _LOSS, name)
   _legend_below(drawing, *panels[0].get_legend_handles_labels())
@@ -114,8 +104,7 @@ def plot_frontier(path: pathlib.Path, comparison: Mapping[str, Any]) -> None:
   _save(drawing, path)
 
 
-@dataclasses.dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
   """Where a circuit is in a picture, in shares of it from the top left."""
 
   run: str
@@ -127,8 +116,8 @@ class Point:
 
 def plot_tasks(
   path: pathlib.Path,
-  results: Sequence[Mapping[str, Any]],
-  comparison: Mapping[str, Any],
+  results: Sequence[compare.Record],
+  comparison: compare.Record,
 ) -> list[Point]:
   """Writes a PNG of each circuit's edges against its model's loss, by task.
 
@@ -138,12 +127,11 @@ def plot_tasks(
   rows = max(-(-len(tasks) // 4), 1)
   drawing = figure.Figure(figsize=(13, 0.6 + 2.6 * rows), layout="constrained")
   panels = drawing.subplots(rows, 4, sharex=True, sharey=True, squeeze=False)
+  for axes in panels.flat[len(tasks) :]:
+    axes.set_axis_off()
   by_name = {r["name"]: r for r in results}
   handles, drawn = {}, []
-  for axes, task in itertools.zip_longest(panels.flat, tasks):
-    if task is None:
-      axes.set_axis_off()
-      continue
+  for axes, task in zip(panels.flat, tasks, strict=False):
     for label, colour, curve in _curves(comparison["models"]):
       for run in (by_name[name] for m in curve for name in m["runs"]):
         metrics = run["tasks"].get(task, {})
@@ -160,31 +148,29 @@ def plot_tasks(
     axes.set_xlabel(_LOSS, fontsize=9)
   for axes in panels[:, 0]:
     axes.set_ylabel("edges", fontsize=9)
-  _legend_below(drawing, handles.values(), handles.keys())
+  _legend_below(drawing, handles.values(), handles)
   _save(drawing, path)  # After it the layout is final.
   share = drawing.transFigure.inverted().transform
   points = []
   for *described, axes, at in drawn:
     x, y = share(axes.transData.transform(at))
-    points.append(Point(*described, x=float(x), y=1 - float(y)))
+    points.append(Point(*described, float(x), 1 - float(y)))
   return points
 
 
-def plot_followup(path: pathlib.Path, comparison: Mapping[str, Any]) -> None:
+def plot_followup(path: pathlib.Path, comparison: compare.Record) -> None:
   """Writes a PNG of loss and size as density falls, and of the variants."""
   drawing = figure.Figure(figsize=(13, 4.6), layout="constrained")
   of_loss, of_size, of_variants = drawing.subplots(1, 3)
-  for label, colour, curve in _curves(comparison["models"]):
-    if not curve or curve[0]["density"] == 1:
+  sparse = [m for m in comparison["models"] if m["density"] < 1]
+  for label, colour, curve in _curves(sparse):
+    if not curve:
       continue
     style = {"label": label, "color": colour}
     densities = [m["density"] for m in curve]
     of_loss.plot(densities, [m["eval_loss"] for m in curve], **_LINE, **style)
-    sized = {m["density"]: m["sizes"]["num_edges"] for m in curve}
-    sized = {density: size for density, size in sized.items() if size}
-    if sized:
-      _errorbar(of_size, list(sized), sized.values(), **style)
-  densities = sorted({m["density"] for m in comparison["models"]} - {1})
+    _draw_sizes(of_size, curve, "density", "num_edges", **style)
+  densities = sorted({m["density"] for m in sparse})
   for axes, name in ((of_loss, _LOSS), (of_size, "edges")):
     _against_loss(axes, "share of nonzero block weights", name)
     axes.set(xscale="log")
@@ -208,7 +194,7 @@ def _plot_variants(axes: axes_lib.Axes, rows) -> None:
   _against_loss(axes, above, "edges over the base's")
   title = "one thing changed at a time" if rows else "no variant is finished"
   axes.set_title(title)
-  for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-    ticks("{x:g}")
+  axes.yaxis.set_major_formatter("{x:g}")
+  axes.yaxis.set_minor_formatter("{x:g}")
   axes.legend(**_SMALL)
   axes.grid(alpha=0.2, which="both")

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -33,62 +34,55 @@ def changes(variant: str) -> str:
 class FrontierConfig:
   """A grid of models that share data, tasks and the search for circuits.
 
-  Widths are `d_model`, steps those of the optimizer.
-
-  Attributes:
-    run: what all runs share: data, shape, optimizer, pruning. Each sets its
-      own width, density, steps and seed.
-    dense_widths: of models of density 1 without AbsTopK.
-    densities: final share of nonzero block weights, for every sparse width that
-      allows it: `sparsity.min_alive` sets a least density.
-    sparse_steps: more than `dense_steps`: a sparse model needs more tokens.
-    seeds: of initialisation, data order and pruning.
-    tasks: names, or "all"; a model is pruned on those it has learned.
-    variants: names in `VARIANTS`, each trained with the first seed.
-    contenders: those of them that are trained with every seed: their models
-      stand on the frontier and may be its headline.
-    faithfulness: whether to measure that of the circuits of the best sparse
-      model's first seed, on the tasks of its ratio.
+  Widths are `d_model`, steps those of the optimizer. `run` is what all share:
+  data, shape, optimizer, pruning; each sets its own width, density, steps and
+  seed.
   """
 
   run: config_lib.Config = dataclasses.field(default_factory=config_lib.Config)
-  dense_widths: tuple[int, ...] = (16, 32, 64, 128)
+  dense_widths: tuple[int, ...] = (16, 32, 64, 128)  # Without AbsTopK.
   sparse_widths: tuple[int, ...] = (128, 256)
+  # Final share of nonzero block weights, for every sparse width that allows it:
+  # `sparsity.min_alive` sets a least density.
   densities: tuple[float, ...] = (1 / 8, 1 / 16, 1 / 32, 1 / 64)
   dense_steps: int = 2000
-  sparse_steps: int = 3000
-  seeds: tuple[int, ...] = (0, 1)
+  sparse_steps: int = 3000  # More: a sparse model needs more tokens.
+  seeds: tuple[int, ...] = (0, 1)  # Of initialisation, data order and pruning.
+  # Names, or "all"; a model is pruned on those it has learned.
   tasks: tuple[str, ...] = ("all",)
-  variants: tuple[str, ...] = ()
+  variants: tuple[str, ...] = ()  # Of `VARIANTS`, trained with the first seed.
+  # Variants that are trained with every seed: their models stand on the
+  # frontier and may be its headline.
   contenders: tuple[str, ...] = ()
   variant_width: int = 128
   variant_density: float = 1 / 8
+  # Whether to measure that of the circuits of the best sparse model's first
+  # seed, on the tasks of its ratio.
   faithfulness: bool = True
 
   def __post_init__(self):
-    for name in ("dense_widths", "sparse_widths", "densities", "seeds"):
-      values = getattr(self, name)
-      if not values or len(set(values)) != len(values):
-        raise errors.bad_value(name, values, "one or more values, each once")
-    for name in ("dense_steps", "sparse_steps"):
-      if getattr(self, name) < 1:
-        raise errors.bad_value(name, getattr(self, name), "at least 1")
+    def check(holds, accepted, *names):
+      for name in names:
+        if not holds(value := getattr(self, name)):
+          raise errors.bad_value(name, value, accepted)
+
+    once = lambda values: len(set(values)) == len(values)
+    some = lambda values: values and once(values)
+    lists = "dense_widths", "sparse_widths", "densities", "seeds"
+    check(some, "one or more values, each once", *lists)
+    check(lambda n: n >= 1, "at least 1", "dense_steps", "sparse_steps")
+    check(once, "each name once", "variants", "contenders")
     densities = [("densities", density) for density in self.densities]
     for name, density in (
       *densities,
       ("variant_density", self.variant_density),
     ):
       if not 0 < density < 1:
-        raise errors.bad_value(
-          name, density, "above 0 and below 1, which is dense"
-        )
+        need = "above 0 and below 1, which is dense"
+        raise errors.bad_value(name, density, need)
     for name in self.variants:
       if name not in VARIANTS:
         raise errors.unknown_name("variant", name, VARIANTS)
-    for name in ("variants", "contenders"):
-      values = getattr(self, name)
-      if len(set(values)) != len(values):
-        raise errors.bad_value(name, values, "each name once")
     for name in self.contenders:
       if name not in self.variants:
         accepted = f"names in variants={self.variants}"
@@ -128,14 +122,9 @@ def make_runs(config: FrontierConfig) -> tuple[list[Run], dict[str, str]]:
 
   Raises InputError if a width, or a variant, does not fit the shared settings.
   """
-  wanted = []
-  for seed in config.seeds:
-    wanted += [Run(width, 1.0, seed) for width in config.dense_widths]
-    wanted += [
-      Run(width, density, seed)
-      for width in config.sparse_widths
-      for density in config.densities
-    ]
+  shapes = [(width, 1.0) for width in config.dense_widths]
+  shapes += itertools.product(config.sparse_widths, config.densities)
+  wanted = [Run(*shape, seed) for seed in config.seeds for shape in shapes]
   wanted += [
     Run(config.variant_width, config.variant_density, seed, name)
     for name in config.variants
@@ -143,19 +132,17 @@ def make_runs(config: FrontierConfig) -> tuple[list[Run], dict[str, str]]:
   ]
   (name, count), *_ = collections.Counter(r.name for r in wanted).most_common(1)
   if count > 1:
-    raise errors.bad_value(
-      "densities", name, "densities that differ in four significant digits"
-    )
+    need = "densities that differ in four significant digits"
+    raise errors.bad_value("densities", name, need)
   kept, left_out = [], {}
   for run in wanted:
     try:
       run_config(config, run)
+      kept.append(run)
     except errors.InputError as e:
       if run.is_dense or run.variant or "sparsity.density" not in str(e):
         raise
       left_out[run.name] = str(e)
-    else:
-      kept.append(run)
   return kept, left_out
 
 

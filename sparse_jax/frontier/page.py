@@ -32,18 +32,22 @@ def write(
   width, height = struct.unpack(">II", pngs["tasks"][16:24])
   grid, tasks = comparison["grid"], compare.pruned_tasks(results)
   learned = {r["name"]: runs.learned_tasks(r) for r in results}
+  page_of = "runs/{}/report.html".format
+  anchor = lambda p: section.anchor(learned[p.run].index(p.task))
   text = page.document(
     "frontier.html",
     "Sparse and dense circuits at the same loss",
     headline=headline,
-    pictures={name: _data_url(png) for name, png in pngs.items()},
+    pictures={
+      name: f"data:image/png;base64,{base64.b64encode(png).decode()}"
+      for name, png in pngs.items()
+    },
     width=width,
     height=height,
     # Where on the picture to click for each circuit.
     links=[
       {
-        "href": _page_of(p.run)
-        + f"#{section.anchor(learned[p.run].index(p.task))}",
+        "href": f"{page_of(p.run)}#{anchor(p)}",
         "title": f"{p.run}, {p.task}: {text_lib.plural(p.edges, 'edge')}",
         "x": p.x * width,
         "y": p.y * height,
@@ -54,16 +58,25 @@ def write(
     ratio_header=[
       ("model", ""),
       ("loss", "num"),
-      *((figures.SIZE_NAMES[m], "num") for m in compare.SIZES),
+      *((name, "num") for name in figures.SIZE_NAMES.values()),
       ("tasks", ""),
       ("left out", ""),
     ],
-    ratios=[_ratio_row(ratio) for ratio in comparison["ratios"]],
+    ratios=[
+      (
+        ratio["model"],
+        text_lib.number(ratio["loss"], 4),
+        *map(compare.interval_text, ratio["ratios"].values()),
+        ratio.get("why") or ", ".join(ratio["tasks"]),
+        "; ".join(ratio["left_out"]) or text_lib.MISSING,
+      )
+      for ratio in comparison["ratios"]
+    ],
     task_header=[(name, "num") for name in tasks],
     runs=[
       {
         "name": r["name"],
-        "page": _page_of(r["name"]) if learned[r["name"]] else None,
+        "page": page_of(r["name"]) if learned[r["name"]] else None,
         "loss": r["eval_loss"],
         "edges": [r["tasks"].get(t, {}).get("num_edges") for t in tasks],
       }
@@ -71,21 +84,3 @@ def write(
     ],
   )
   files.write_bytes(workdir / "frontier.html", text.encode())
-
-
-def _data_url(png: bytes) -> str:
-  return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
-
-
-def _page_of(run: str) -> str:
-  return f"runs/{run}/report.html"
-
-
-def _ratio_row(ratio: Mapping[str, Any]) -> list[str]:
-  return [
-    ratio["model"],
-    text_lib.number(ratio["loss"], 4),
-    *(compare.interval_text(ratio["ratios"][m]) for m in compare.SIZES),
-    ratio.get("why") or ", ".join(ratio["tasks"]),
-    "; ".join(ratio["left_out"]) or text_lib.MISSING,
-  ]

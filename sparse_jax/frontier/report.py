@@ -8,9 +8,8 @@ import collections
 import csv
 import io
 import itertools
-import operator
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -47,27 +46,17 @@ def write(
 ) -> str:
   """Writes all that finished runs, at least one, show; returns results.md.
 
-  Args:
-    workdir: gets `frontier.json`, `.csv`, `.html`, `results.md` and pictures.
-    results: the finished runs.
-    comparison: as `compare.compare_runs` returns, with `grid`, the summary of
-      `runs.Status`, and perhaps `criteria`, as `runs.check_faithfulness`
-      returns, and `criteria_of`: the run.
-    command: what a reader types to make all of it again.
-    environment: as `host.environment` returns.
-    docs: another directory that gets `results.md` and the pictures.
+  `workdir` gets frontier.json, .csv, .html, results.md and the pictures; `docs`
+  gets the last two as well. `comparison` is what `compare.compare_runs` returns
+  with `grid`, the summary of `runs.Status`, and perhaps `criteria`, which
+  `runs.check_faithfulness` returns, and `criteria_of`: the run. `command` makes
+  all of it again; `environment` is `host.environment`'s.
   """
   workdir = pathlib.Path(workdir)
-  files.write_json(
-    workdir / "frontier.json",
-    {
-      "command": command,
-      "environment": environment,
-      "seconds": sum(r["seconds"] for r in results),
-      "comparison": comparison,
-      "runs": list(results),
-    },
-  )
+  seconds = sum(r["seconds"] for r in results)
+  saved = {"command": command, "environment": environment, "seconds": seconds}
+  saved |= {"comparison": comparison, "runs": list(results)}
+  files.write_json(workdir / "frontier.json", saved)
   files.write_bytes(workdir / "frontier.csv", _csv(results).encode())
   text = markdown(results, comparison, command, environment)
   files.write_bytes(workdir / "results.md", text.encode())
@@ -84,13 +73,12 @@ def write(
 def _csv(results: Sequence[runs.Result]) -> str:
   out = io.StringIO()
   shared = ("name", "width", "density", "variant", "seed", "eval_loss")
-  writer = csv.writer(out)
-  writer.writerow([*shared, "task", *_METRICS])
-  writer.writerows(
-    [*map(result.get, shared), task, *map(metrics.get, _METRICS)]
-    for result in results
-    for task, metrics in result["tasks"].items()
-  )
+  fields = (*shared, "task", *_METRICS)
+  writer = csv.DictWriter(out, fields, extrasaction="ignore")
+  writer.writeheader()
+  for result in results:
+    for task, metrics in result["tasks"].items():
+      writer.writerow({**metrics, **result, "task": task})
   return out.getvalue()
 
 
@@ -103,14 +91,12 @@ def resampled(ratio: Mapping[str, Any]) -> str:
     over.append(f"{count} seeds a model")
   if not over:
     return "one task and one seed a model: no interval"
-  alone = "" if max(seeds) > 1 else ", one seed a model"
-  text = f"90% bootstrap interval over {' and '.join(over)}{alone}"
-  if not ratio["outside"]:
-    return text
-  return (
-    f"{text}, without the {ratio['outside']:.0%} of draws whose loss no two"
-    " dense models enclose"
-  )
+  text = f"90% bootstrap interval over {' and '.join(over)}"
+  text += "" if max(seeds) > 1 else ", one seed a model"
+  if ratio["outside"]:
+    text += f", without the {ratio['outside']:.0%} of draws whose loss no two"
+    text += " dense models enclose"
+  return text
 
 
 def headline(comparison: Mapping[str, Any]) -> str:
@@ -121,7 +107,7 @@ def headline(comparison: Mapping[str, Any]) -> str:
       "No sparse model has a loss inside the dense models' range and a task in"
       " common with them yet: there is no ratio."
     )
-  edges, essential, nodes = _intervals(best["ratios"])
+  edges, essential, nodes = map(compare.interval_text, best["ratios"].values())
   variants = {m["name"]: m["variant"] for m in comparison["models"]}
   changed = grid.changes(variants[best["model"]])
   recipe = f" ({changed})" if changed else ""
@@ -148,6 +134,8 @@ def markdown(
     lstrip_blocks=True,
     keep_trailing_newline=True,
   )
+  variants = comparison["variants"]
+  matched = [r for r in comparison["ratios"] if r["ratios"]["num_edges"]]
   return templates.get_template("results.md.j2").render(
     comparison=comparison,
     command=command,
@@ -163,120 +151,91 @@ def markdown(
       for m in comparison["models"]
       if m["density"] == 1 and not m["on_frontier"]
     ],
-    models=_model_table(comparison["models"]),
+    models=_table(_MODELS, comparison["models"]),
     circuits=_circuit_table(results),
-    ratios=_ratio_table(comparison["ratios"]),
-    sensitivity=_sensitivity_table(comparison["ratios"]),
-    variants=_variant_table(comparison["variants"]),
+    ratios=_table(_RATIOS, comparison["ratios"]),
+    sensitivity=matched and _table(_SENSITIVITY, matched),
+    variants=variants and _table(_VARIANTS, variants),
     findings=list(paper_findings(comparison)),
     criteria=_criteria_table(comparison.get("criteria", {})),
   )
 
 
-def _intervals(sizes: Mapping[str, Any]) -> list[str]:
-  return [compare.interval_text(sizes[size]) for size in compare.SIZES]
+# A column: what it shows of a row.
+Columns = Mapping[str, Callable[[Mapping[str, Any]], object]]
 
 
-def _model_table(models) -> str:
-  header = ("model", "seeds", "tokens", "held-out loss", "tasks passed")
-  return tables.markdown(
-    [*header, *_SIZES],
-    (
-      [
-        f"`{m['name']}`",
-        len(m["runs"]),
-        f"{m['tokens'] / 1e6:.3g}M",
-        f"{m['eval_loss']:.3f}",
-        len(m["passed"]),
-        *_intervals(m["sizes"]),
-      ]
-      for m in models
-    ),
-  )
+def _table(columns: Columns, rows: Sequence[Mapping[str, Any]]) -> str:
+  cells = [[show(row) for show in columns.values()] for row in rows]
+  return tables.markdown(list(columns), cells)
+
+
+def _sizes(field: str) -> Columns:
+  return {
+    name: lambda row, size=size: compare.interval_text(row[field][size])
+    for name, size in zip(_SIZES, compare.SIZES, strict=True)
+  }
+
+
+_edges = lambda ratios: compare.interval_text(ratios["num_edges"])
+_number = lambda x: tables.MISSING if x is None else f"{x:.3g}"
+
+_MODELS: Columns = {
+  "model": lambda m: f"`{m['name']}`",
+  "seeds": lambda m: len(m["runs"]),
+  "tokens": lambda m: f"{m['tokens'] / 1e6:.3g}M",
+  "held-out loss": lambda m: f"{m['eval_loss']:.3f}",
+  "tasks passed": lambda m: len(m["passed"]),
+  **_sizes("sizes"),
+}
+_RATIOS: Columns = {
+  "model": lambda r: f"`{r['model']}`",
+  "loss": lambda r: f"{r['loss']:.3f}",
+  **_sizes("ratios"),
+  "tasks": lambda r: r.get("why") or _compared(r),
+}
+_SENSITIVITY: Columns = {
+  "model": lambda r: f"`{r['model']}`",
+  "as above": lambda r: _edges(r["ratios"]),
+  "draws outside": lambda r: f"{r['outside']:.0%}",
+  "by seed": lambda r: ", ".join(map(_number, r["by_seed"])),
+  "smallest of seeds": lambda r: _edges(r["ratios_of_smallest"]),
+  "none empty": lambda r: _edges(r["ratios_with_edges"]),
+  "on test pairs": lambda r: _edges(r["ratios_on_test"]),
+  "all dense": lambda r: compare.interval_text(r["with_all_dense"]),
+  "tasks on test pairs": lambda r: ", ".join(r["tasks_on_test"]) or None,
+}
+_VARIANTS: Columns = {
+  "variant": lambda v: f"{v['variant']} ({grid.changes(v['variant'])})",
+  "seed": lambda v: v["seed"],
+  "held-out loss": lambda v: f"{v['loss']:.3f}",
+  "above the base's": lambda v: f"{v['above']:+.3f}",
+  "edges over the base's": lambda v: _number(v["edges"]),
+  "tasks in common": lambda v: ", ".join(v["tasks"]) or None,
+  "tasks passed (the base's)": lambda v: "{} ({})".format(*v["passed"]),
+}
+
+
+def _compared(ratio) -> str:
+  """Returns the tasks, those with an empty circuit marked."""
+  some = ratio["tasks_with_edges"]
+  tasks = [t if t in some else f"{t}\\*" for t in ratio["tasks"]]
+  return f"{len(tasks)}: {', '.join(tasks)}"
 
 
 def _circuit_table(results) -> str:
-  names = compare.pruned_tasks(results)
-
-  def shown(metrics):
+  def edges(metrics):
     if "num_edges" not in metrics:
       return None
     essential = metrics.get("num_essential_edges")
-    return (
-      f"{metrics['num_edges']}"
-      + ("" if essential is None else f" ({essential})")
-      + ("" if metrics["meets_target"] else ", misses")
-    )
+    text = "" if essential is None else f" ({essential})"
+    misses = "" if metrics["meets_target"] else ", misses"
+    return f"{metrics['num_edges']}{text}{misses}"
 
-  return tables.markdown(
-    ["run", *names],
-    (
-      [f"`{r['name']}`", *(shown(r["tasks"].get(name, {})) for name in names)]
-      for r in results
-    ),
-  )
-
-
-def _ratio_table(ratios) -> str:
-  def compared(ratio):
-    """The tasks; those with an empty circuit are marked."""
-    some = ratio["tasks_with_edges"]
-    tasks = [t if t in some else f"{t}\\*" for t in ratio["tasks"]]
-    return f"{len(tasks)}: {', '.join(tasks)}"
-
-  rows = [
-    [
-      f"`{ratio['model']}`",
-      f"{ratio['loss']:.3f}",
-      *_intervals(ratio["ratios"]),
-      ratio.get("why") or compared(ratio),
-    ]
-    for ratio in ratios
-  ]
-  return tables.markdown(["model", "loss", *_SIZES, "tasks"], rows)
-
-
-def _sensitivity_table(ratios) -> str:
-  shown = lambda value: tables.MISSING if value is None else f"{value:.3g}"
-  rows = [
-    [
-      f"`{ratio['model']}`",
-      compare.interval_text(ratio["ratios"]["num_edges"]),
-      f"{ratio['outside']:.0%}",
-      ", ".join(map(shown, ratio["by_seed"])),
-      *(
-        compare.interval_text(ratio[f"ratios_{name}"]["num_edges"])
-        for name in ("of_smallest", "with_edges", "on_test")
-      ),
-      compare.interval_text(ratio["with_all_dense"]),
-      ", ".join(ratio["tasks_on_test"]) or None,
-    ]
-    for ratio in ratios
-    if ratio["ratios"]["num_edges"]
-  ]
-  header = ["model", "as above", "draws outside", "by seed"]
-  header += ["smallest of seeds", "none empty", "on test pairs", "all dense"]
-  header += ["tasks on test pairs"]
-  return tables.markdown(header, rows) if rows else ""
-
-
-def _variant_table(variants) -> str:
-  rows = [
-    [
-      f"{v['variant']} ({grid.changes(v['variant'])})",
-      v["seed"],
-      f"{v['loss']:.3f}",
-      f"{v['above']:+.3f}",
-      None if v["edges"] is None else f"{v['edges']:.3g}",
-      ", ".join(v["tasks"]) or None,
-      "{} ({})".format(*v["passed"]),
-    ]
-    for v in variants
-  ]
-  header = ["variant", "seed", "held-out loss", "above the base's"]
-  header += ["edges over the base's", "tasks in common"]
-  header += ["tasks passed (the base's)"]
-  return tables.markdown(header, rows) if rows else ""
+  columns: Columns = {"run": lambda r: f"`{r['name']}`"}
+  for task in compare.pruned_tasks(results):
+    columns[task] = lambda r, task=task: edges(r["tasks"].get(task, {}))
+  return _table(columns, results)
 
 
 def _criteria_table(by_task: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -325,11 +284,13 @@ def paper_findings(comparison: Mapping[str, Any]) -> Iterator[str]:
     if len(row) > 1:
       losses = ", ".join(f"{m['eval_loss']:.3f} (d{m['width']})" for m in row)
       yield f"Width at density {density:.3g}: loss {losses}."
+  shape = lambda m: (m["width"], m["density"])
+  shapes = {shape(m) for m in models if m["variant"]}
   alone = {"sparsity.activation_fraction"}
   varied = [
     m
-    for m in _with_base(models)
-    if alone.issuperset(grid.VARIANTS.get(m["variant"], ()))
+    for m in models
+    if shape(m) in shapes and alone >= {*grid.VARIANTS.get(m["variant"], ())}
   ]
   varied.sort(key=lambda m: -m["activation_fraction"])
   if len(varied) > 1:
@@ -346,30 +307,19 @@ def paper_findings(comparison: Mapping[str, Any]) -> Iterator[str]:
 
 def _along_density(width, curve) -> Iterator[str]:
   """In the paper the loss rises and circuits shrink as density falls."""
+  sizes = [(m["density"], m["sizes"]["num_edges"]) for m in curve]
   losses = [(m["density"], m["eval_loss"]) for m in curve]
-  edges = [
-    (m["density"], size["value"])
-    for m in curve
-    if (size := m["sizes"]["num_edges"])
-  ]
-  for what, verb, in_order, points in (
-    ("the loss", "rises", operator.le, losses),
-    ("the mean number of edges", "falls", operator.ge, edges),
+  edges = [(density, size["value"]) for density, size in sizes if size]
+  for what, verb, sign, points in (
+    ("the loss", "rises", 1, losses),
+    ("the mean number of edges", "falls", -1, edges),
   ):
     if len(points) < 2:
       continue
     shown = ", ".join(f"{v:.4g} (density {d:.3g})" for d, v in points)
-    holds = all(in_order(a, b) for (_, a), (_, b) in itertools.pairwise(points))
+    values = [sign * value for _, value in points]
+    holds = "yes" if values == sorted(values) else "no"
     yield (
       f"d_model {width}: {what} is {shown}; it {verb} as density falls, as in"
-      f" the paper: {'yes' if holds else 'no'}."
+      f" the paper: {holds}."
     )
-
-
-def _with_base(models):
-  """Returns the variants, behind the model that they are variants of."""
-  shape = lambda m: (m["width"], m["density"])
-  variants = [m for m in models if m["variant"]]
-  shapes = {shape(v) for v in variants}
-  bases = [m for m in models if not m["variant"] and shape(m) in shapes]
-  return bases + variants

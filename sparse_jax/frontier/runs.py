@@ -9,7 +9,7 @@ import dataclasses
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from sparse_jax import checkpoint, faithfulness, report, tasks
@@ -35,18 +35,12 @@ def directory_of(workdir: pathlib.Path, run: grid.Run) -> pathlib.Path:
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-  """What has become of a grid's runs, in its order.
-
-  Attributes:
-    diverged: by name, why training stopped.
-    missing: names of those not finished yet.
-    left_out: by name, why the shape does not allow the density.
-  """
+  """What has become of a grid's runs, in its order."""
 
   finished: list[Result]
-  diverged: dict[str, str]
-  missing: list[str]
-  left_out: dict[str, str]
+  diverged: dict[str, str]  # By name, why training stopped.
+  missing: list[str]  # Names of those not finished yet.
+  left_out: dict[str, str]  # By name, why the shape forbids the density.
 
   @property
   def num_runs(self) -> int:
@@ -54,47 +48,38 @@ class Status:
 
   def summary(self) -> dict[str, Any]:
     """Returns what frontier.json says of it."""
-    names = "num_runs", "missing", "diverged", "left_out"
-    return {name: getattr(self, name) for name in names}
+    rest = {k: v for k, v in vars(self).items() if k != "finished"}
+    return {"num_runs": self.num_runs, **rest}
 
 
 def status(config: grid.FrontierConfig, workdir: files.PathLike) -> Status:
-  """Reads what has become of a grid's runs; errors are those of `load`."""
+  """Reads what has become of a grid's runs.
+
+  Raises InputError if one was made with other settings, naming the field.
+  """
   workdir = pathlib.Path(workdir).absolute()
   wanted, left_out = grid.make_runs(config)
   found = Status([], {}, [], left_out)
   for run in wanted:
-    result = load(config, run, workdir)
-    if result is None:
+    path = directory_of(workdir, run) / FILE
+    if not path.exists():
       found.missing.append(run.name)
-    elif "diverged" in result:
+      continue
+    result = files.read_json(path, "a finished run of a frontier")
+    if not isinstance(result, dict) or result.get("name") != run.name:
+      raise errors.InputError(f"{path}: not run {run.name}; need its {FILE}")
+    mine = _settings(config, run, workdir)
+    if differs := config_lib.first_difference(mine, result.get("settings")):
+      name, theirs, ours = differs
+      raise errors.InputError(
+        f"{path} was made with {name}={theirs!r}, this config has {ours!r};"
+        " need the same config or another --workdir"
+      )
+    if "diverged" in result:
       found.diverged[run.name] = result["diverged"]
     else:
       found.finished.append(result)
   return found
-
-
-def load(
-  config: grid.FrontierConfig, run: grid.Run, workdir: pathlib.Path
-) -> Result | None:
-  """Returns a finished or diverged run, or None if there is work left.
-
-  Raises InputError if it was made with other settings, naming the field.
-  """
-  path = directory_of(workdir, run) / FILE
-  if not path.exists():
-    return None
-  result = files.read_json(path, "a finished run of a frontier")
-  if not isinstance(result, dict) or result.get("name") != run.name:
-    raise errors.InputError(f"{path}: not run {run.name}; need its {FILE}")
-  mine = _settings(config, run, workdir)
-  if differs := config_lib.first_difference(mine, result.get("settings")):
-    name, theirs, ours = differs
-    raise errors.InputError(
-      f"{path} was made with {name}={theirs!r}, this config has {ours!r}; need"
-      " the same config or another --workdir"
-    )
-  return result
 
 
 def _settings(config, run, workdir):
@@ -126,8 +111,8 @@ def run_grid(
     say(f"run {number} of {len(wanted)}: {run.name}; {remaining}")
     try:
       with files.exclusive(workdir / "locks" / run.name):
-        if load(config, run, workdir) is None:
-          train_and_prune(config, run, workdir)
+        if run.name in status(config, workdir).missing:
+          _train_and_prune(config, run, workdir)
     except files.InUseError:
       say(f"{run.name}: another process is at it")
     except loop.DivergedError as e:
@@ -164,9 +149,9 @@ def remaining_text(
   text = f"{len(so_far.missing)} of {so_far.num_runs} runs remain"
   if not so_far.finished:
     return text
-  cost = lambda own: grid.cost(own, config.run.data.vocab_size)
+  vocab_size = config.run.data.vocab_size
   costs = {
-    run.name: cost(grid.run_config(config, run))
+    run.name: grid.cost(grid.run_config(config, run), vocab_size)
     for run in grid.make_runs(config)[0]
   }
   seconds = sum(r["seconds"] for r in so_far.finished)
@@ -183,9 +168,7 @@ def duration(seconds: float) -> str:
   return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
 
 
-def train_and_prune(
-  config: grid.FrontierConfig, run: grid.Run, workdir: pathlib.Path
-) -> None:
+def _train_and_prune(config, run, workdir) -> None:
   """Trains one run, prunes it on the tasks it has learned, writes run.json.
 
   Stopped at any moment and called again, it goes on: training at its last
@@ -193,12 +176,8 @@ def train_and_prune(
   """
   directory = directory_of(workdir, run)
   own = grid.run_config(config, run, workdir / "data")
-  result = {
-    **dataclasses.asdict(run),
-    "name": run.name,
-    "model": run.model,
-    "settings": _settings(config, run, workdir),
-  }
+  result = dataclasses.asdict(run) | {"name": run.name, "model": run.model}
+  result["settings"] = _settings(config, run, workdir)
   with _stopwatch(directory) as seconds:
     try:
       trained = loop.run(own, directory, frozen_data=True)
@@ -206,14 +185,13 @@ def train_and_prune(
       # It would diverge again: only its file's removal makes it try again.
       files.write_json(directory / FILE, {**result, "diverged": str(e)})
       raise
-    metrics = prune(config, own, trained, directory)
+    metrics = _prune(config, own, trained, directory)
+  model, params = trained.model, trained.params
   result |= {
     "eval_loss": trained.eval_loss,
     "tokens": own.train.steps * own.train.batch_size * own.data.context_length,
-    "nonzero_block_weights": loop.block_density(trained.params),
-    "model_fingerprint": fingerprint_lib.fingerprint(
-      trained.model, trained.params
-    ),
+    "nonzero_block_weights": loop.block_density(params),
+    "model_fingerprint": fingerprint_lib.fingerprint(model, params),
     "seconds": seconds(),
     "tasks": metrics,
     "machine": host.environment()["machine"],
@@ -226,40 +204,31 @@ def train_and_prune(
 def _stopwatch(directory: pathlib.Path) -> Iterator[Callable[[], float]]:
   """Yields a run's seconds so far, those of stopped sessions included."""
   path = directory / "seconds"
-  earlier = 0.0
-  with contextlib.suppress(OSError, ValueError):
-    earlier = float(path.read_text())
   start = time.perf_counter()
-  seconds = lambda: earlier + time.perf_counter() - start
+  with contextlib.suppress(OSError, ValueError):
+    start -= float(path.read_text())
+  seconds = lambda: time.perf_counter() - start
   try:
     yield seconds
   finally:
     files.write_bytes(path, f"{seconds()}\n".encode())
 
 
-def prune(
-  config: grid.FrontierConfig,
-  own: config_lib.Config,
-  trained: loop.Trained,
-  directory: pathlib.Path,
-) -> dict[str, dict[str, Any]]:
+def _prune(config, own, trained, directory) -> dict[str, dict[str, Any]]:
   """Prunes a trained model on the tasks it has learned; saves its circuits.
 
   Returns by task whether it is `learned`, the full model's validation loss and
   accuracy, and, if it is learned, the circuit's metrics.
   """
-  difference_function = evaluation.make_difference_function(
-    trained.model, trained.params
-  )
+  model, params = trained.model, trained.params
+  diffs = evaluation.make_difference_function(model, params)
   made, skipped = tasks.make_tasks(config.tasks, trained.data.tokenizer)
   metrics: dict[str, dict[str, Any]] = {
     name: {"learned": False, "reasons": [reason]}
     for name, reason in skipped.items()
   }
   for task in made:
-    check = evaluation.check_learned(
-      difference_function, task, own.prune, own.seed
-    )
+    check = evaluation.check_learned(diffs, task, own.prune, own.seed)
     metrics[task.name] = {
       "learned": check.learned,
       "reasons": list(check.reasons),
@@ -269,18 +238,17 @@ def prune(
   learned = {task: True for task in made if metrics[task.name]["learned"]}
   if not learned:
     return metrics
+  means = checkpoint.load_means(trained.model_directory)
   pipe = pipeline.Pipeline(
-    model=trained.model,
-    params=trained.params,
-    means=checkpoint.load_means(trained.model_directory),
-    config=own,
-    faithfulness=False,
+    model=model, params=params, means=means, config=own, faithfulness=False
   )
   with files.exclusive(directory):
-    circuits = pipe.run(learned, directory / "circuits", journal=directory)
-    for name, circuit in circuits.items():
+    journal = directory / "search.journal"
+    found = pipe.run(learned, directory / "circuits", journal)
+    cores = {name: circuits.core for name, circuits in found.items()}
+    for name, circuit in cores.items():
       metrics[name] |= circuit.metrics
-    write_page(directory, list(circuits))
+    _write_page(directory, cores.values())
   return metrics
 
 
@@ -289,13 +257,10 @@ def learned_tasks(result: Result) -> list[str]:
   return [name for name, m in result["tasks"].items() if m["learned"]]
 
 
-def write_page(directory: pathlib.Path, names: Sequence[str]) -> None:
-  """Writes report.html of a run's saved circuits."""
-  load = lambda name: circuit_lib.Circuit.load(directory / "circuits" / name)
+def _write_page(directory: pathlib.Path, circuits: Iterable) -> None:
   title = f"Circuits of {directory.name}"
-  report.write_page(
-    directory / "report.html", list(map(load, names)), title=title
-  )
+  tasks_shown = [{"core": circuit} for circuit in circuits]
+  report.write_page(directory / "report.html", tasks_shown, title=title)
 
 
 def check_faithfulness(
@@ -311,35 +276,37 @@ def check_faithfulness(
   left out; `names` are tasks that the run passes.
   """
   workdir = pathlib.Path(workdir).absolute()
-  runs = {run.name: run for run in grid.make_runs(config)[0]}
-  run = runs[result["name"]]
+  run = grid.Run(*(result[k] for k in ("width", "density", "seed", "variant")))
   directory = directory_of(workdir, run)
-  own = grid.run_config(config, run, workdir / "data")
-  tokenizer = checkpoint.load_tokenizer(directory / "model")
-  by_name = {t.name: t for t in tasks.make_tasks(config.tasks, tokenizer)[0]}
+  path_of = lambda name: directory / "circuits" / name
+  learned = learned_tasks(result)
+  saved = {n: circuit_lib.load_all(path_of(n)) for n in learned}
+  circuits = {name: each["core"] for name, each in saved.items()}
+  missing = [n for n in names if "faithfulness" not in circuits[n].metrics]
+  if missing and add_missing:
+    own = grid.run_config(config, run, workdir / "data")
+    model, params = checkpoint.load_model(directory / "model")
+    means = checkpoint.load_means(directory / "model")
+    tokenizer = checkpoint.load_tokenizer(directory / "model")
+    for task in tasks.make_tasks(config.tasks, tokenizer)[0]:
+      if task.name not in missing:
+        continue
+      circuit = circuits[task.name]
+      natural = sequences_lib.natural_prompts(task, own)
+      options = faithfulness.FaithfulnessOptions(
+        own.prune, means, own.seed, natural
+      )
+      measured = faithfulness.measure_all(
+        model, params, {"core": circuit}, task, options
+      )
+      circuit.metrics["faithfulness"] = measured["core"]
+      robust = saved[task.name].get("robust")
+      circuit.save(path_of(task.name), robust=robust)
+  _write_page(directory, circuits.values())
   found = {}
   for name in names:
-    path = directory / "circuits" / name
-    circuit = circuit_lib.Circuit.load(path)
-    if "faithfulness" not in circuit.metrics:
-      if not add_missing:
-        continue
-      _add_faithfulness(own, directory / "model", circuit, by_name[name])
-      circuit.save(path)
-    criteria = faithfulness.check_criteria(circuit.metrics["faithfulness"])
-    found[name] = [dataclasses.asdict(criterion) for criterion in criteria]
-  write_page(directory, learned_tasks(result))
+    metrics = circuits[name].metrics
+    if "faithfulness" in metrics:
+      criteria = faithfulness.check_criteria(metrics["faithfulness"])
+      found[name] = list(map(dataclasses.asdict, criteria))
   return found
-
-
-def _add_faithfulness(own, model_directory, circuit, task):
-  model, params = checkpoint.load_model(model_directory)
-  options = faithfulness.FaithfulnessOptions(
-    own.prune,
-    checkpoint.load_means(model_directory),
-    own.seed,
-    sequences_lib.natural_prompts(task, own),
-  )
-  circuit.metrics["faithfulness"] = faithfulness.measure_faithfulness(
-    model, params, circuit, task, options
-  )

@@ -10,7 +10,7 @@ import pathlib
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from sparse_jax.utils import errors, files, progress
 
@@ -32,36 +32,36 @@ def run_workers(
 ) -> None:
   """Runs a command in `count` processes; shows how many runs are finished.
 
-  Ctrl-C stops them, and waits until they have left their checkpoints. They
-  print to `worker-N.log` in `logs`, which the InputError for a failure names.
+  Ctrl-C stops them, and waits until they have left their checkpoints; SIGTERM
+  and SIGHUP do the same. They print to `worker-N.log` in `logs`, which the
+  InputError for a failure names.
   """
   with files.disk_errors(logs):
     logs.mkdir(parents=True, exist_ok=True)
-  processes: dict[subprocess.Popen, pathlib.Path] = {}
+  processes: dict[pathlib.Path, subprocess.Popen] = {}
   bar = progress.progress_bar(total, num_finished(), "runs")
-  with _signals_as_interrupts():
-    try:
-      for number, cores in enumerate(shares(sorted(_cores()), count)):
-        path = logs / f"worker-{number}.log"
-        with open(path, "ab") as log:
-          process = subprocess.Popen(
-            command,
-            stdout=log,
-            stderr=log,
-            # A Ctrl-C is the parent's to pass on, once.
-            start_new_session=True,
-          )
-        processes[process] = path
-        # Before it has loaded what starts threads: they inherit it.
-        if hasattr(os, "sched_setaffinity") and cores:
-          os.sched_setaffinity(process.pid, cores)
-      while any(process.poll() is None for process in processes):
-        time.sleep(_POLL_SECONDS)
-        bar.update(num_finished() - bar.n)
-    finally:
-      bar.close()
-      _stop(processes)
-  for process, path in processes.items():
+  with contextlib.ExitStack() as stack:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+      # Only the main thread may set handlers.
+      with contextlib.suppress(ValueError):
+        previous = signal.signal(number, signal.default_int_handler)
+        stack.callback(signal.signal, number, previous)
+    stack.callback(_stop, processes)
+    stack.callback(bar.close)
+    for number, cores in enumerate(shares(sorted(usable_cores()), count)):
+      path = logs / f"worker-{number}.log"
+      with open(path, "ab") as log:
+        # In a session of its own: a Ctrl-C is the parent's to pass on, once.
+        processes[path] = process = subprocess.Popen(
+          command, stdout=log, stderr=log, start_new_session=True
+        )
+      # Before it has loaded what starts threads: they inherit it.
+      if hasattr(os, "sched_setaffinity") and cores:
+        os.sched_setaffinity(process.pid, cores)
+    while any(process.poll() is None for process in processes.values()):
+      time.sleep(_POLL_SECONDS)
+      bar.update(num_finished() - bar.n)
+  for path, process in processes.items():
     if process.returncode:
       lines = path.read_text(errors="replace").strip().splitlines()
       raise errors.InputError(
@@ -71,34 +71,15 @@ def run_workers(
       )
 
 
-@contextlib.contextmanager
-def _signals_as_interrupts() -> Iterator[None]:
-  """Makes SIGTERM and SIGHUP end as a Ctrl-C does: no worker is left behind."""
-
-  def interrupt(number, frame):
-    del number, frame
-    raise KeyboardInterrupt
-
-  previous = {}
-  # Only the main thread may set handlers.
-  with contextlib.suppress(ValueError):
-    for number in (signal.SIGTERM, signal.SIGHUP):
-      previous[number] = signal.signal(number, interrupt)
-  try:
-    yield
-  finally:
-    for number, handler in previous.items():
-      signal.signal(number, handler)
-
-
-def _cores() -> set[int]:
+def usable_cores() -> set[int]:
+  """Returns the cores that this process may use."""
   if hasattr(os, "sched_getaffinity"):
     return os.sched_getaffinity(0)
   return set(range(os.cpu_count() or 1))
 
 
-def _stop(processes: Iterable[subprocess.Popen]) -> None:
-  running = [p for p in processes if p.poll() is None]
+def _stop(processes: dict[pathlib.Path, subprocess.Popen]) -> None:
+  running = [p for p in processes.values() if p.poll() is None]
   for process in running:
     process.send_signal(signal.SIGINT)
   for process in running:
@@ -107,8 +88,3 @@ def _stop(processes: Iterable[subprocess.Popen]) -> None:
     except subprocess.TimeoutExpired:
       process.kill()
       process.wait()
-
-
-def default_count() -> int:
-  """Returns one process a core, which accelerators need not."""
-  return len(_cores())

@@ -1,8 +1,8 @@
 """Causal attention with a sink (paper section 2; inference/gpt.py).
 
 The sink is a dummy key of logit `sink` and value 0: the usual attention scaled
-by sigmoid(logsumexp(scores) - sink). `attend` is exact and runs everywhere;
-`fused_attend` is the same function by way of a fused kernel of JAX's.
+by sigmoid(logsumexp(scores) - sink). `attend` is exact and runs everywhere,
+`fused_attend` is the same function by a fused kernel of JAX's.
 
 Axes: B batch, L query position, M key position, H head, K head width; T and C:
 L and K with what the sink adds.
@@ -59,13 +59,12 @@ def fused_attend(
 ) -> jax.Array:
   """As `attend`, by a fused kernel that never writes the scores to memory.
 
-  The kernel knows no sink, and its log-sum-exp has no gradient (JAX drops it
-  without a word), so the sink is a key of its own at position 0, where every
-  query sees it: zero in every channel but two, that only the sink's key and the
-  queries use. Two, since a bfloat16 alone holds a logit to 1 part in 256: the
-  second holds what the first leaves over. Works for any kernel, gradient and
-  all; docs/decisions.md says what it costs. cuDNN wants bfloat16 and K of
-  `FUSED_WIDTHS`. Queries elsewhere than at the keys are left to `attend`.
+  The kernel knows no sink, and JAX drops the gradient of its log-sum-exp. So
+  the sink is a key of its own at position 0, where every query sees it: zero in
+  all channels but two that no other key uses. Two, since a bfloat16 alone holds
+  a logit to 1 part in 256: the second holds what the first leaves over. cuDNN
+  wants bfloat16 and K of `FUSED_WIDTHS`. Queries elsewhere than at the keys are
+  left to `attend`.
   """
   if position_BxL is not None:
     return attend(q_BxLxHxK, k_BxLxHxK, v_BxLxHxK, sink_H, position_BxL)
@@ -97,11 +96,10 @@ def _widen(x_BxLxHxK, first_Hx2, others_Hx2) -> jax.Array:
   kernels take; no query but its own sees a position at the end.
   """
   batch, length = x_BxLxHxK.shape[:2]
-  spare = _SINK_CHANNELS - 2
   x_BxTxHxK = jnp.pad(x_BxLxHxK, ((0, 0), (1, 1 - length % 2), (0, 0), (0, 0)))
   is_first_Tx1x1 = (jnp.arange(x_BxTxHxK.shape[1]) == 0)[:, None, None]
   two_TxHx2 = jnp.where(is_first_Tx1x1, first_Hx2, others_Hx2)
-  more_TxHxS = jnp.pad(two_TxHx2, ((0, 0), (0, 0), (0, spare)))
+  more_TxHxS = jnp.pad(two_TxHx2, ((0, 0), (0, 0), (0, _SINK_CHANNELS - 2)))
   more_BxTxHxS = jnp.broadcast_to(more_TxHxS, (batch, *more_TxHxS.shape))
   return jnp.concatenate([x_BxTxHxK, more_BxTxHxS.astype(x_BxLxHxK.dtype)], -1)
 
@@ -118,8 +116,9 @@ def _blocks(length: int) -> list[tuple[int, int]]:
 @jax.custom_vjp
 def _attend(q_BxHxLxK, k_BxHxMxK, v_BxHxMxK, sink_H, visible_Bx1xLxM):
   """Attention with heads first; the gradient is written out below."""
-  inputs = q_BxHxLxK, k_BxHxMxK, v_BxHxMxK, sink_H, visible_Bx1xLxM
-  return _attend_forward(*inputs)[0]
+  return _attend_forward(
+    q_BxHxLxK, k_BxHxMxK, v_BxHxMxK, sink_H, visible_Bx1xLxM
+  )[0]
 
 
 _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)

@@ -5,12 +5,15 @@ channels are wiring between writes and later reads and are not counted. Weights
 of the token embedding and unembedding are counted apart.
 """
 
+import functools
+import operator
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from sparse_jax import sites
 from sparse_jax.model import hooks, transformer
@@ -21,9 +24,7 @@ EdgeArrays = Mapping[str, jax.Array]
 
 def parameter(params: transformer.Params, path: str) -> jax.Array:
   """Returns the parameter at a path such as `layers/mlp/c_fc/kernel`."""
-  for key in path.split("/"):
-    params = params[key]
-  return params
+  return functools.reduce(operator.getitem, path.split("/"), params)
 
 
 def columns(kind: sites.EdgeKind, matrix: Any) -> slice:
@@ -52,22 +53,14 @@ def edge_weights(
 ) -> np.ndarray:
   """Returns a kind's weights between kept nodes, zero elsewhere.
 
-  Args:
-    kind: which edges.
-    params: the model's.
-    node_mask: per site `[layers, width]` of booleans; a site that is absent is
-      wholly open.
-
-  Returns:
-    `[layers, source width, target width]`.
+  They are `[layers, source width, target width]`; the mask is per site
+  `[layers, width]`, and a site that it does not have is wholly open.
   """
   kernel = np.asarray(parameter(params, kind.matrix), np.float32)
   weight = kernel[..., columns(kind, kernel)]
-  if kind.source in node_mask:
-    source = np.asarray(node_mask[kind.source], bool)
-    weight = weight * source[:, :, None]
-  if kind.target in node_mask:
-    weight = weight * np.asarray(node_mask[kind.target], bool)[:, None, :]
+  for site, axis in ((kind.source, 2), (kind.target, 1)):
+    if site in node_mask:
+      weight = weight * np.expand_dims(np.asarray(node_mask[site], bool), axis)
   return weight
 
 
@@ -88,15 +81,15 @@ def find_edges(
   edges = []
   for kind in sites.EDGE_KINDS:
     weight = edge_weights(kind, params, node_mask)
-    for layer, source, target in zip(*np.nonzero(weight), strict=True):
-      edges.append(
-        {
-          "from": node(kind.source, layer, source),
-          "to": node(kind.target, layer, target),
-          "weight": float(weight[layer, source, target]),
-          "kind": kind.name,
-        }
-      )
+    edges += [
+      {
+        "from": node(kind.source, layer, source),
+        "to": node(kind.target, layer, target),
+        "weight": float(weight[layer, source, target]),
+        "kind": kind.name,
+      }
+      for layer, source, target in np.argwhere(weight)
+    ]
   return sorted(edges, key=layer_of)  # Stable: by kind within a layer.
 
 
@@ -118,27 +111,22 @@ def count_token_edges(
   `num_unembedding_edges`: nonzero unembedding weights of the answer tokens,
   from residual channels that some kept node writes.
   """
-  reads = _any_channel(node_mask, ("attn.act_in", "mlp.act_in"))
-  writes = _any_channel(node_mask, ("attn.resid_delta", "mlp.resid_delta"))
   embed = np.asarray(parameter(params, sites.EMBED))
-  if isinstance(reads, np.ndarray):
-    reads = reads[: embed.shape[1]]  # Concatenated positions come behind.
   tied = sites.UNEMBED.split("/")[0] not in params
   unembed = embed if tied else np.asarray(parameter(params, sites.UNEMBED))
+
+  def count(table_VxD, tokens, site) -> int:
+    weight = table_VxD[np.unique(tokens)]
+    names = f"attn.{site}", f"mlp.{site}"
+    if all(name in node_mask for name in names):
+      used = np.any([np.any(node_mask[name], 0) for name in names], 0)
+      weight = weight * used[: weight.shape[1]]  # Positions come behind.
+    return int(np.count_nonzero(weight))
+
   return {
-    "num_embedding_edges": int(
-      np.count_nonzero(embed[np.unique(prompt_tokens)] * reads)
-    ),
-    "num_unembedding_edges": int(
-      np.count_nonzero(unembed[np.unique(answer_tokens)] * writes)
-    ),
+    "num_embedding_edges": count(embed, prompt_tokens, "act_in"),
+    "num_unembedding_edges": count(unembed, answer_tokens, "resid_delta"),
   }
-
-
-def _any_channel(node_mask, names) -> np.ndarray | bool:
-  if any(name not in node_mask for name in names):
-    return True
-  return np.any([np.any(node_mask[name], 0) for name in names], 0)
 
 
 def kept_edges(
@@ -159,26 +147,15 @@ def mask_edges(
 ) -> transformer.Params:
   """Returns parameters whose closed edges carry their source's mean.
 
-  Args:
-    params: the model's; every masked matrix needs a bias beside it.
-    gates: by matrix path, 1 for open and 0 for closed edges.
-    means: ablation values, per site `[layers, width]`.
+  Gates are by matrix path, 1 for open and 0 for closed edges; `means` are the
+  ablation values, per site `[layers, width]`.
   """
-  masked = params
+  flat = traverse_util.flatten_dict(params, sep="/")
   for path, gate in gates.items():
     source = next(k.source for k in sites.EDGE_KINDS if k.matrix == path)
-    kernel = parameter(params, path)
-    closed = kernel * (1 - gate)
+    closed = flat[path] * (1 - gate)
     constant = jnp.einsum("lio,li->lo", closed, means[source])
-    group = path.rpartition("/")[0]
-    linear = dict(parameter(params, group))
-    linear["kernel"] = kernel * gate
-    linear["bias"] = linear.get("bias", 0.0) + constant
-    masked = _replaced(masked, group.split("/"), linear)
-  return masked
-
-
-def _replaced(tree, path, value):
-  if not path:
-    return value
-  return {**tree, path[0]: _replaced(tree[path[0]], path[1:], value)}
+    flat[path] = flat[path] * gate
+    bias = path.replace("kernel", "bias")
+    flat[bias] = flat.get(bias, 0.0) + constant
+  return traverse_util.unflatten_dict(flat, sep="/")

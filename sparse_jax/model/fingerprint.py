@@ -13,13 +13,12 @@ from sparse_jax.model import transformer
 
 def fingerprint(model: transformer.Model, params: transformer.Params) -> str:
   """Returns a hash of the shape, the activation sparsity and all weights."""
-  digest = hashlib.sha256()
   behaviour = {
     "model": config_lib.to_dict(model.config),
     "activation_fraction": model.sparsity.activation_fraction,
-    "activation_sites": list(model.sparsity.activation_sites),
+    "activation_sites": model.sparsity.activation_sites,
   }
-  digest.update(json.dumps(behaviour, sort_keys=True).encode())
+  digest = hashlib.sha256(json.dumps(behaviour, sort_keys=True).encode())
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     digest.update(sites.path_name(path).encode())
     digest.update(np.ascontiguousarray(leaf, np.float32).tobytes())

@@ -76,6 +76,33 @@ def gate(
   return hook
 
 
+def loosen(key: jax.Array, chance: jax.Array | float) -> transformer.Hook:
+  """Returns a hook that moves random channels part of the way to their mean.
+
+  With probability `chance` the pass is a noisy one: a uniform share of each
+  node site's channels takes μ + r (x - μ), r uniform, one for all positions; μ
+  is the batch's mean. What adversaries do outside a circuit, at random: a model
+  trained under it has answers that do not hang on the rest being in place.
+  """
+  chance_key, share_key, key = jax.random.split(key, 3)
+  is_noisy = jax.random.bernoulli(chance_key, chance)
+  share = is_noisy * jax.random.uniform(share_key)
+
+  def hook(site, layer, x):
+    if site not in site_lib.LAYER_NODE_SITES:
+      return x
+    index = site_lib.LAYER_NODE_SITES.index(site)
+    own = jax.random.fold_in(jax.random.fold_in(key, index), layer or 0)
+    moved_key, r_key = jax.random.split(own)
+    width = x.shape[-1:]
+    r = jax.random.uniform(r_key, width, x.dtype)
+    m = jnp.where(jax.random.bernoulli(moved_key, share, width), r, 1)
+    mean = jax.lax.stop_gradient(jnp.mean(x, tuple(range(x.ndim - 1))))
+    return mean + m * (x - mean)
+
+  return hook
+
+
 def patch(values: Mapping[str, jax.Array]) -> transformer.Hook:
   """Returns a hook that puts `values["0.attn.q"]` in place of those sites."""
 

@@ -1,10 +1,9 @@
 """Fused kernels for a GPU, behind the functions that they stand for.
 
-A `Kernels` is what a model computes attention and AbsTopK with. `XLA` runs
-everywhere; `FUSED` keeps on the chip what XLA writes to memory: the scores of
-attention, and the rows of a threshold search. Both are the same functions under
-the same tests: AbsTopK's kernel interpreted on CPU, attention's by JAX's plain
-attention in cuDNN's place. docs/decisions.md says what has run where.
+`XLA` runs everywhere; `FUSED` keeps on the chip what XLA writes to memory: the
+scores of attention, and the rows of a threshold search. Both pass the same
+tests: AbsTopK's kernel interpreted on CPU, attention's by JAX's plain attention
+in cuDNN's place. docs/decisions.md says what has run where.
 """
 
 import functools
@@ -23,7 +22,7 @@ _ENTRIES_A_BLOCK = 4096  # 32 a thread, with Triton's 128 threads.
 
 
 class Kernels(NamedTuple):
-  """How a model computes: as `attend`, and `top_k_mask` of the last axis."""
+  """What a model computes attention and the AbsTopK of the last axis with."""
 
   attend: Callable[..., jax.Array]
   top_k_mask: Callable[[jax.Array, int], jax.Array]
@@ -35,9 +34,8 @@ def row_top_k_mask(
   """As `top_k.top_k_mask` along the last axis, by one kernel.
 
   A block of rows stays on chip while the threshold is found bit by bit and ties
-  are settled by index; XLA reads the rows anew for each of a dozen passes, and
-  waits for the host between them. `interpret` runs without a GPU, slowly; None
-  is on CPU only.
+  are settled by index; XLA reads the rows a dozen times and waits for the host
+  in between. `interpret` runs without a GPU, slowly; None is on CPU only.
   """
   # Imported here: only GPUs need it, and JAX plans to drop Triton.
   from jax.experimental import pallas as pl  # noqa: PLC0415
@@ -47,8 +45,7 @@ def row_top_k_mask(
   if interpret is None:
     interpret = jax.default_backend() == "cpu"
   width = x.shape[-1]
-  # Triton wants powers of two.
-  padded = pl.next_power_of_2(width)
+  padded = pl.next_power_of_2(width)  # As Triton wants.
   rows = jnp.pad(x.reshape(-1, width), ((0, 0), (0, padded - width)))
   height = math.gcd(len(rows), max(1, _ENTRIES_A_BLOCK // padded))
   block = pl.BlockSpec((height, padded), lambda i: (i, 0))
@@ -100,18 +97,17 @@ FUSED = Kernels(attention.fused_attend, row_top_k_mask)
 def choose(
   config: config_lib.Config, dtype: jnp.dtype, num_devices: int = 1
 ) -> Kernels:
-  """Returns the kernels of `config.train.kernels`.
-
-  Fused ones are not split between devices that share a step. Raises InputError
-  if "fused" is asked for where it does not run.
-  """
+  """Returns the kernels of `config.train.kernels`; fused ones want one GPU."""
   if config.train.kernels == "xla":
     return XLA
   backend = jax.default_backend()
   if backend != "gpu" or num_devices > 1:
-    need = f"xla for {num_devices} {backend} device(s)"
-    need += ": the fused kernels need one GPU"
-    raise errors.bad_value("train.kernels", config.train.kernels, need)
+    raise errors.bad_value(
+      "train.kernels",
+      config.train.kernels,
+      f"xla for {num_devices} {backend} device(s): the fused kernels need one"
+      " GPU",
+    )
   return check_fused(config.model, dtype)
 
 
@@ -119,8 +115,8 @@ def check_fused(model: config_lib.ModelConfig, dtype: jnp.dtype) -> Kernels:
   """Returns the fused kernels if they take a model's heads and dtype."""
   widths = attention.FUSED_WIDTHS
   if model.d_head not in widths:
-    need = f"a multiple of {widths.step}, at most {widths[-1]}"
-    need += ", for fused kernels"
+    multiple = f"a multiple of {widths.step}, at most {widths[-1]}"
+    need = f"{multiple}, for fused kernels"
     raise errors.bad_value("model.d_head", model.d_head, need)
   if dtype != jnp.bfloat16:
     need = "bfloat16 for fused kernels"

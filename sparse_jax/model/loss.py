@@ -43,15 +43,16 @@ def next_token_loss(
   params: transformer.Params,
   windows_BxW: jax.Array,
   most_logits: int = MOST_LOGITS,
+  hook: transformer.Hook | None = None,
 ) -> jax.Array:
   """Returns the mean cross-entropy of all tokens but the first, in nats.
 
-  At most `most_logits` exist at a time over all devices, and as many gradients.
-  More are computed in parts of equally many positions, and again in the
-  backward pass: at most L parts, few only if L has many divisors.
+  At most `most_logits` exist at a time over all devices, and as many gradients:
+  more are computed in equal parts of the positions, and again in the backward
+  pass. The parts are few only if L has many divisors.
   """
   tokens_BxL, targets_BxL = windows_BxW[:, :-1], windows_BxW[:, 1:]
-  x_BxLxD = model.residual(params, tokens_BxL)
+  x_BxLxD = model.residual(params, tokens_BxL, hook)
 
   def part_loss(x_BxPxD, tokens_BxP, targets_BxP):
     # Flat, as everything on CPU: products of two axes are the fast ones.
@@ -59,8 +60,13 @@ def next_token_loss(
     logits_NxV = model.unembed(params, x_NxD, tokens_BxP.reshape(-1))
     return cross_entropy(logits_NxV, targets_BxP.reshape(-1))
 
+  length = targets_BxL.shape[1]
   num_logits = targets_BxL.size * model.config.vocab_size
-  num_parts = _num_parts(targets_BxL.shape[1], num_logits, most_logits)
+  num_parts = next(
+    n
+    for n in range(1, length + 1)
+    if length % n == 0 and (num_logits <= n * most_logits or n == length)
+  )
   if num_parts == 1:
     return part_loss(x_BxLxD, tokens_BxL, targets_BxL)
 
@@ -75,9 +81,3 @@ def next_token_loss(
     jax.tree.map(cut, (x_BxLxD, tokens_BxL, targets_BxL)),
   )
   return jnp.mean(losses)
-
-
-def _num_parts(length: int, num_logits: int, most_logits: int) -> int:
-  """Returns the smallest number of equal parts that are each small enough."""
-  divisors = (n for n in range(1, length) if length % n == 0)
-  return next((n for n in divisors if num_logits <= n * most_logits), length)

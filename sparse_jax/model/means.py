@@ -18,14 +18,8 @@ def mean_activations(
 ) -> dict[str, jax.Array]:
   """Returns every node site's mean over all tokens, `[layers, width]`.
 
-  The ablation values of the paper: the mean over the pretraining distribution.
-
-  Args:
-    model: the model.
-    params: the model's.
-    batches: int `[B, L]` tokens each, all of one shape.
+  Batches are int `[B, L]` tokens each, all of one shape.
   """
-
   means = [_batch_means(model, params, jnp.asarray(b)) for b in batches]
   return jax.tree.map(lambda *rows: jnp.mean(jnp.stack(rows), 0), *means)
 
@@ -33,8 +27,7 @@ def mean_activations(
 @functools.partial(jax.jit, static_argnames="model")
 def _batch_means(model, params, tokens):
   _, acts = hooks.run_with_sites(model, params, tokens)
-  mean = lambda x_BxLxW: jnp.mean(x_BxLxW, (0, 1))
-  return over_sites(model, acts, mean)
+  return over_sites(model, acts, lambda x_BxLxW: jnp.mean(x_BxLxW, (0, 1)))
 
 
 def over_sites(
@@ -43,12 +36,6 @@ def over_sites(
   reduce: Callable[[jax.Array], jax.Array],
 ) -> dict[str, jax.Array]:
   """Returns `reduce` of every node site's activation, `[layers, width]`."""
-  return {
-    name: jnp.stack(
-      [
-        reduce(acts[sites.site_id(name, row)])
-        for row in range(sites.num_rows(name, model.config.n_layer))
-      ]
-    )
-    for name in sites.NODE_SITES
-  }
+  rows = {n: sites.num_rows(n, model.config.n_layer) for n in sites.NODE_SITES}
+  site = lambda name, row: reduce(acts[sites.site_id(name, row)])
+  return {n: jnp.stack([site(n, i) for i in range(rows[n])]) for n in rows}

@@ -4,11 +4,11 @@ The bits of a non-negative float, read as an integer, order as the float does.
 So the k-th largest magnitude is found by counting how many entries reach a
 candidate: an interval shrinks around it, cut into up to four parts a pass, as
 values and, now and then, as integers, which bounds the search where values span
-many exponents. When at most two entries too many reach its lower end, the least
-of them are dropped one by one: near ties would need many more candidates. All
-of that is elementwise passes and sums, no gather and no sort, so a sharded
-array costs one scalar a pass. Ties go to the lower index, by a like search over
-indices; exactly k entries survive.
+many exponents. Once at most two entries too many reach its lower end, the least
+are dropped one by one: near ties would need many more candidates. These are
+elementwise passes and sums, no gather and no sort, so a sharded array costs one
+scalar a pass. Ties go to the lower index, by a like search over indices;
+exactly k entries survive.
 
 Along the last axis this is AbsTopK (`abs_top_k`; `inference/gpt.py` of
 openai/circuit_sparsity), over a whole matrix the weight mask of its `train.py`,
@@ -48,17 +48,12 @@ def _axes(ndim: int, axis: int | Sequence[int]) -> tuple[int, ...]:
   return tuple(sorted(a % ndim for a in axes))
 
 
-def _reduce(
-  x: jax.Array,
-  axes: tuple[int, ...],
-  combine: Callable[[jax.Array, jax.Array], jax.Array],
-  reduce: Callable[..., jax.Array],
-) -> jax.Array:
+def _reduce(x: jax.Array, axes: tuple[int, ...], combine, reduce) -> jax.Array:
   """Returns `reduce(x, axes)`, each axis kept as size one.
 
-  XLA's CPU compiler cuts a long reduction off from what feeds it, and does not
-  turn it into vectors. Slices of the last axis are combined first, in the
-  loop that makes them: twice as fast for sums, nine times for least and largest
+  XLA's CPU compiler cuts a long reduction off from what feeds it and does not
+  turn it into vectors. Slices of the last axis are combined first, in the loop
+  that makes them: twice as fast for sums, nine times for least and largest
   (docs/performance.md).
   """
   if x.ndim - 1 in axes and x.shape[-1] % _NUM_SLICES == 0:
@@ -66,8 +61,13 @@ def _reduce(
   return reduce(x, axes, keepdims=True)
 
 
+_sum = functools.partial(_reduce, combine=jnp.add, reduce=jnp.sum)
+_least = functools.partial(_reduce, combine=jnp.minimum, reduce=jnp.min)
+_most = functools.partial(_reduce, combine=jnp.maximum, reduce=jnp.max)
+
+
 def _count(condition: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-  return _reduce(condition.astype(jnp.int32), axes, jnp.add, jnp.sum)
+  return _sum(condition.astype(jnp.int32), axes)
 
 
 def _count_each(
@@ -82,13 +82,12 @@ def _count_each(
     (bits >= candidate).astype(jnp.int32) << (width * i)
     for i, candidate in enumerate(candidates)
   )
-  shared = _reduce(together, axes[-1:], jnp.add, jnp.sum)
+  shared = _sum(together, axes[-1:])
   mask = -1 if width == 32 else (1 << width) - 1
   counts = [(shared >> (width * i)) & mask for i in range(len(candidates))]
   return [jnp.sum(count, axes, keepdims=True) for count in counts]
 
 
-_least = functools.partial(_reduce, combine=jnp.minimum, reduce=jnp.min)
 _DROPPED_SINGLY = 2
 _MOST_CANDIDATES = 3  # A pass; more cost as much as they save.
 
@@ -102,10 +101,10 @@ def _threshold(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Returns (threshold, entries that reach it, entries above), axes size one.
 
-  At least k entries of `bits`, of magnitudes of a dtype, reach it. Where more
-  do, it is the magnitude of the k-th, and fewer than k are above it; where
-  exactly k do, the number above is that of entries that some larger threshold
-  left. Protected entries hold the largest integer.
+  At least k entries of `bits`, magnitudes of `dtype`, reach it. Where more do,
+  it is the magnitude of the k-th, and fewer than k are above; where exactly k
+  do, the number above is what some larger threshold left. Protected entries
+  hold the largest integer.
   """
   largest = jnp.iinfo(bits.dtype).max
   num_bits = 8 * bits.dtype.itemsize - 1
@@ -138,9 +137,9 @@ def _threshold(
     open_ = is_open(low, high, count_low)
     candidates = []
     for number in range(1, num_candidates + 1):
-      ends = low, high, number / (num_candidates + 1)
+      cut = low, high, number / (num_candidates + 1)
       candidate = jnp.where(
-        i % 6 == 5, between_bits(*ends), between_values(*ends)
+        i % 6 == 5, between_bits(*cut), between_values(*cut)
       )
       if number == 1:
         # Zeros are often many: the least magnitude above settles those first.
@@ -158,7 +157,7 @@ def _threshold(
     return i + 1, low, high, count_low, count_high
 
   unprotected = jnp.where(bits == largest, 0, bits) if has_protected else bits
-  top = _reduce(unprotected, axes, jnp.maximum, jnp.max)
+  top = _most(unprotected, axes)
   # Not just one above: where x is a sum, XLA may round it otherwise here than
   # in the loops below.
   slack = 1 << max(0, jnp.finfo(dtype).nmant - 7)

@@ -1,8 +1,8 @@
 """The decoder: one forward pass with hooks (paper section 2; inference/gpt.py).
 
-Order in attention: norm, AbsTopK, c_attn, AbsTopK on q, k and v, attention with
-sink, c_proj, AbsTopK, add. In the MLP: norm, AbsTopK, c_fc, GELU, AbsTopK,
-c_proj, AbsTopK, add. At every site, after its AbsTopK, the forward pass calls
+Attention: norm, AbsTopK, c_attn, AbsTopK on q, k and v, attention with sink,
+c_proj, AbsTopK, add. MLP: norm, AbsTopK, c_fc, GELU, AbsTopK, c_proj, AbsTopK,
+add. At every site, after its AbsTopK, the forward pass calls
 `hook(site, layer, x)` and goes on with what comes back.
 
 Axes: B batch, L query position, M key position, D residual, H head, K head
@@ -69,37 +69,35 @@ def _declare(c: config_lib.ModelConfig) -> dict[str, Any]:
       p["bias"] = init.zeros, (c.n_layer, d_out)
     return p
 
-  attention = {
-    "c_attn": linear(d_in, 3 * d),
-    "c_proj": linear(d, d, to_residual),
-  }
-  if c.sink:
-    attention["sink"] = init.zeros, (c.n_layer, c.n_head)
   layers = {
     "ln_1": norm(c.n_layer, d),
-    "attn": attention,
+    "attn": {
+      "c_attn": linear(d_in, 3 * d),
+      "c_proj": linear(d, d, to_residual),
+    },
     "ln_2": norm(c.n_layer, d),
     "mlp": {
       "c_fc": linear(d_in, d_mlp),
       "c_proj": linear(d_mlp, d, to_residual),
     },
   }
+  if c.sink:
+    layers["attn"]["sink"] = init.zeros, (c.n_layer, c.n_head)
   tree = {
     "wte": table(v, d),
     "layers": layers,
     "ln_f": norm(d),
     "logit_bias": (init.zeros, (v,)),
   }
+  if c.positions == "learned":
+    tree["wpe"] = table(c.context_length, d)
   if c.concatenates_positions:
-    layers |= {
-      name: norm(c.n_layer, c.d_position) for name in ("ln_p1", "ln_p2")
-    }
+    for name in ("ln_p1", "ln_p2"):
+      layers[name] = norm(c.n_layer, c.d_position)
     tree["wpe"] = table(c.context_length, c.d_position)
   if c.positions == "sinusoidal":
     shape = c.context_length, c.d_position
     tree["wpe"] = {"embedding": (lambda _, shape: sinusoids(*shape), shape)}
-  if c.positions == "learned":
-    tree["wpe"] = table(c.context_length, d)
   if not c.tied:
     tree["lm_head"] = table(v, d)
   if c.bigram != "none":
@@ -113,7 +111,7 @@ class Model:
 
   `dtype` is that of activations and matrix products; norms, attention weights
   and logits are float32. The config's derived fields must be resolved. Models
-  of one configuration are equal: they share programs.
+  of one configuration are equal and share programs.
   """
 
   config: config_lib.ModelConfig
@@ -149,11 +147,10 @@ class Model:
   ) -> jax.Array:
     """Returns logits, float32 `[B, L, V]`, in nats up to a constant.
 
-    Tokens are int `[B, L]`, an array or nested lists; B may be 0. The hook is
-    called as `hook(site, layer, x) -> x` at every site after its AbsTopK, with
-    x `[B, L, width]`, and returns an array of that shape; layer is a Python
-    int, None for `final_resid`. Raises InputError for other tokens (see
-    `check_tokens`) and for a hook that returns anything else.
+    Tokens are int `[B, L]`, an array or nested lists; B may be 0. A hook gets x
+    `[B, L, width]` at every site after its AbsTopK and returns an array of that
+    shape; layer is a Python int, None for `final_resid`. Raises InputError for
+    other tokens and for a hook that returns anything else.
     """
     tokens = check_tokens(tokens, self.config.vocab_size)
     return self.unembed(params, self.residual(params, tokens, hook), tokens)
@@ -172,8 +169,7 @@ class Model:
     else there alone: a hook sees `[B, 1, width]` from that layer's queries on.
     """
     tokens = check_tokens(tokens, self.config.vocab_size)
-    config = self.config
-    length = tokens.shape[1]
+    config, length = self.config, tokens.shape[1]
     if config.positions != "none" and length > config.context_length:
       raise errors.InputError(
         f"tokens have length {length}; a model with positions takes at most"
@@ -211,8 +207,8 @@ class Model:
     Tokens `[...]` are the current ones, the bigram table's rows. The logits are
     those of all tokens, `[..., V]`, or of the candidates `[..., C]` alone.
     """
-    h_xD = self.final_norm(params, x_xD)
-    w_VxD = self.unembedding(params)
+    h_xD = self._norm(params["ln_f"], x_xD)
+    w_VxD = params["wte" if self.config.tied else "lm_head"]["embedding"]
     bigram_VxV = params.get("bigram_table")
     if candidates is None:
       logits = (h_xD @ w_VxD.astype(h_xD.dtype).T).astype(jnp.float32)
@@ -223,14 +219,6 @@ class Model:
       logits += params["logit_bias"][candidates]
       rows = lambda: bigram_VxV[tokens[..., None], candidates]
     return logits if bigram_VxV is None else logits + rows()
-
-  def final_norm(self, params: Params, x_xD: jax.Array) -> jax.Array:
-    """Returns the normalised final residual, in the compute dtype."""
-    return self._norm(params["ln_f"], x_xD)
-
-  def unembedding(self, params: Params) -> jax.Array:
-    """Returns the unembedding matrix `[V, D]`."""
-    return params["wte" if self.config.tied else "lm_head"]["embedding"]
 
   def _block(self, p, x_BxLxD, hook, layer, *, position_LxP, wanted_B=None):
     x_BxLxD = hook("resid_in", layer, x_BxLxD)

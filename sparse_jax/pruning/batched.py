@@ -5,7 +5,7 @@ groups, side by side; the memory that it asks for decides how large a group is.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -38,7 +38,6 @@ def train_masks(
   runs: masks_lib.Run,
   seed: int,
   description: str,
-  allowed: Mapping[str, np.ndarray] | None = None,
 ) -> masks_lib.PruneState:
   """Trains every run's masks.
 
@@ -52,7 +51,6 @@ def train_masks(
     runs: each leaf `[runs, …]`; all have equally many pairs.
     seed: of the batches.
     description: for the progress bar.
-    allowed: per site `[layers, width]` bool, nodes that may be open.
 
   Returns:
     States on the host, each leaf `[runs, …]`.
@@ -64,7 +62,7 @@ def train_masks(
     while True:
       try:
         program = program or compile_runs(
-          model, params, config, runs, seed, allowed, group
+          model, params, config, runs, seed, group
         )
         states = _train(program, params, config, runs.sequences, seed, bar)
         break
@@ -103,7 +101,6 @@ def compile_runs(
   config: config_lib.PruneConfig,
   runs: masks_lib.Run,
   seed: int,
-  allowed: Mapping[str, np.ndarray] | None,
   group: int,
 ) -> Program:
   """Returns the program of the largest groups, at most `group`, that fit.
@@ -114,15 +111,12 @@ def compile_runs(
     config: steps, batch size, sites and their costs.
     runs: each leaf `[runs, …]`.
     seed: of the batches.
-    allowed: per site `[layers, width]` bool, nodes that may be open.
     group: runs side by side at most.
   """
   total = len(runs.hyperparameters.seed)
   limit = _MEMORY_SHARE * host.free_memory()
   if jax.default_backend() == "cpu":
     limit = min(limit, _CPU_BYTES)
-  if allowed is not None:
-    allowed = {name: jnp.asarray(allowed[name]) for name in config.sites}
   num_steps = min(_STEPS_PER_CALL, config.steps)
   # What a step reads: other fields would compile the same program again.
   step_config = config_lib.PruneConfig(
@@ -130,6 +124,13 @@ def compile_runs(
     sites=config.sites,
     site_costs=config.site_costs,
     freeze_norms=config.freeze_norms,
+    ablation_outside=config.ablation_outside,
+    outside_weight=config.outside_weight,
+    outside_sources=config.outside_sources,
+    outside_draws=config.outside_draws,
+    outside_life=config.outside_life,
+    outside_momentum=config.outside_momentum,
+    outside_rate=config.outside_rate,
   )
   while True:
     num_groups = -(-total // group)
@@ -138,16 +139,14 @@ def compile_runs(
     rows = np.resize(np.arange(total), num_groups * group)
     padded = jax.tree.map(lambda x, r=rows: x[r], runs)
     init = functools.partial(
-      _initial, model, step_config, padded.hyperparameters, allowed
+      _initial, model, step_config, padded.hyperparameters, padded.allowed
     )
     batches = jax.eval_shape(
       lambda s: draw_batches(config, s, seed, 0, num_steps), padded.sequences
     )
     given = padded._replace(sequences=None)
     described, structure = jax.tree.flatten(
-      jax.tree.map(
-        _shape_of, (jax.eval_shape(init), params, given, batches, allowed)
-      )
+      jax.tree.map(_shape_of, (jax.eval_shape(init), params, given, batches))
     )
     compiled = _compiled(model, step_config, group, structure, tuple(described))
     planned = compiled.memory_analysis()
@@ -156,7 +155,7 @@ def compile_runs(
       return Program(
         init=init,
         advance=lambda states, params, batches: compiled(
-          states, params, given, batches, allowed
+          states, params, given, batches
         ),
         group=group,
         num_runs=len(rows),
@@ -182,25 +181,18 @@ def _compiled(model, config, group, structure, described):
 @functools.partial(jax.jit, static_argnames=("model", "config"))
 def _initial(model, config, hyperparameters, allowed):
   init = functools.partial(masks_lib.init_prune, model.config, config)
-  states = jax.vmap(init)(hyperparameters)
-  if allowed is None:
-    return states
-  closed = {
-    name: jnp.where(allowed[name], tau, -1.0)
-    for name, tau in states.tau.items()
-  }
-  return states._replace(tau=closed)
+  return jax.vmap(init)(hyperparameters, allowed)
 
 
 @functools.partial(
   jax.jit, static_argnames=("model", "config", "group"), donate_argnums=3
 )
-def _advance(model, config, group, states, params, runs, batches, allowed):
+def _advance(model, config, group, states, params, runs, batches):
   """Several steps of all runs; `batches` fields are `[steps, runs, S, …]`."""
 
   def step(args):
     state, run = args
-    return masks_lib.prune_step(model, config, state, params, run, allowed)
+    return masks_lib.prune_step(model, config, state, params, run)
 
   def body(states, batch):
     given = runs._replace(sequences=batch)
@@ -222,16 +214,29 @@ def draw_batches(
   Every run gets the same rows of its own pairs.
   """
   num_pairs = sequences.tokens.shape[1] // 2
-  size = min(config.batch_size, num_pairs)
   rows = np.stack(
     [
-      np.random.default_rng((seed, step)).choice(num_pairs, size, False)
+      draw_rows(num_pairs, config.batch_size, seed, step)
       for step in range(start, start + count)
     ]
   )
-  rows = np.concatenate([rows, rows + num_pairs], 1)
   take = lambda x: jnp.swapaxes(x[:, rows], 0, 1)
   return sequences_lib.Sequences(*map(take, sequences))
+
+
+def draw_rows(num_pairs: int, size: int, seed: int, step: int) -> np.ndarray:
+  """Returns a step's rows: both sides of `size` pairs, at most all of them.
+
+  No pair comes again before all have come.
+  """
+  size = min(size, num_pairs)
+  epoch, place = np.divmod(np.arange(step * size, (step + 1) * size), num_pairs)
+  orders = {
+    e: np.random.default_rng((seed, e)).permutation(num_pairs)
+    for e in np.unique(epoch)
+  }
+  rows = np.array([orders[e][i] for e, i in zip(epoch, place, strict=True)])
+  return np.concatenate([rows, rows + num_pairs])
 
 
 def _train(program, params, config, sequences, seed, bar):

@@ -18,8 +18,9 @@ import optax
 from sparse_jax import config as config_lib
 from sparse_jax.model import edges as edges_lib
 from sparse_jax.model import transformer
-from sparse_jax.pruning import calibrate, thresholding
+from sparse_jax.pruning import batched, calibrate, thresholding
 from sparse_jax.pruning import masks as masks_lib
+from sparse_jax.pruning import target as target_lib
 from sparse_jax.tasks import logit_difference as logit_difference_lib
 from sparse_jax.tasks import mask_evaluator
 from sparse_jax.tasks import sequences as sequences_lib
@@ -30,7 +31,7 @@ _INIT_TAU = 0.3
 
 
 def find_essential(
-  evaluator: mask_evaluator.MaskEvaluator,
+  target: target_lib.Target,
   candidate: thresholding.Candidate,
   train: sequences_lib.Sequences,
   config: config_lib.PruneConfig,
@@ -43,7 +44,7 @@ def find_essential(
   many as the target takes on validation pairs.
 
   Args:
-    evaluator: on validation prompts; its sites must be gated ones.
+    target: what the edges have to reach; its sites must be gated ones.
     candidate: the circuit whose edges are in question.
     train: training pairs.
     config: target, `edge_steps`, `batch_size` and the optimizer's values.
@@ -54,6 +55,7 @@ def find_essential(
     Boolean masks like the matrices, or None where not even all edges meet the
     target.
   """
+  evaluator = target.evaluator
   kept = edges_lib.kept_edges(evaluator.params, candidate.node_mask)
   tau = {path: jnp.where(keep, _INIT_TAU, -1.0) for path, keep in kept.items()}
   hyperparameters = masks_lib.Hyperparameters.from_config(
@@ -62,11 +64,9 @@ def find_essential(
   optimizer = masks_lib.mask_optimizer(hyperparameters, config.edge_steps)
   state = tau, optimizer.init(tau)
   num_pairs = len(train.tokens) // 2
-  size = min(config.batch_size, num_pairs)
   with progress.progress_bar(config.edge_steps, 0, description) as bar:
     for i in range(config.edge_steps):
-      rows = np.random.default_rng((seed, i)).choice(num_pairs, size, False)
-      rows = np.r_[rows, rows + num_pairs]
+      rows = batched.draw_rows(num_pairs, config.batch_size, seed, i)
       batch = sequences_lib.Sequences(*(x[rows] for x in train))
       state, num_open = _train_step(
         evaluator.on(batch),
@@ -79,7 +79,7 @@ def find_essential(
       )
       bar.update()
     bar.set_postfix(edges=int(num_open))
-  return _threshold(evaluator, candidate, kept, state, config)
+  return _threshold(target, candidate, kept, state)
 
 
 @functools.partial(jax.jit, static_argnames="steps")
@@ -116,7 +116,7 @@ def _train_step(
   return (optax.apply_updates(tau, updates), opt_state), num_open
 
 
-def _threshold(evaluator, candidate, kept, state, config):
+def _threshold(target, candidate, kept, state):
   tau, opt_state = state
   moments = optax.tree.get(opt_state, "mu")
   flat = lambda tree: np.concatenate([np.ravel(tree[p]) for p in kept])
@@ -126,24 +126,21 @@ def _threshold(evaluator, candidate, kept, state, config):
   if not len(order):
     return kept
   shapes = {path: keep.shape for path, keep in kept.items()}
-  losses: dict[int, float] = {}
+  tried: dict[int, float] = {}
 
   def keep_first(counts):
     first = masks_lib.first_of_order(order, counts, len(is_edge))
     # Weights that are no edges stay: closed sources carry their means anyway.
     return masks_lib.unflatten(shapes, first | ~is_edge)
 
-  def losses_of(counts):
-    scores = calibrate.score_masks(
-      evaluator, candidate.node_mask, config.shift_answers, keep_first(counts)
-    )
-    losses.update(zip(counts.tolist(), scores.losses.tolist(), strict=True))
-    return scores.losses
+  def shares_of(counts):
+    reached = target.measure(candidate.node_mask, keep_first(counts))
+    tried.update(zip(counts.tolist(), reached.shares.tolist(), strict=True))
+    return reached.shares
 
-  target = thresholding.validation_target(config)
   hint = max(1, len(order) * 2 // 3)
-  count = thresholding.smallest_count(losses_of, len(order), target, hint)
-  if losses[count] > target:
+  count = thresholding.smallest_count(shares_of, len(order), hint)
+  if tried[count] > 1:
     return None
   essential = keep_first([count])
   return {path: essential[path][0] & kept[path] for path in kept}

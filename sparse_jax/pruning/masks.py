@@ -4,6 +4,10 @@ Node i has a mask parameter τ_i in [-1, 1]; its gate is H(τ_i). A closed node
 takes its ablation value. The loss is the task's two-sided two-token
 cross-entropy plus `k_coef` times the number of open gates; the gradient of H is
 that of a sigmoid. Weights get no gradient.
+
+A share of the loss, `outside_weight`, may be taken with closed nodes left on by
+some r (`tasks/outside.py`): drawn at random, or climbing the loss by the same
+backward pass that trains τ.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,7 +22,7 @@ from sparse_jax import config as config_lib
 from sparse_jax import sites
 from sparse_jax.model import hooks, transformer
 from sparse_jax.tasks import logit_difference as logit_difference_lib
-from sparse_jax.tasks import mask_evaluator
+from sparse_jax.tasks import mask_evaluator, outside
 from sparse_jax.tasks import sequences as sequences_lib
 from sparse_jax.training import transforms
 
@@ -59,11 +63,13 @@ class Run(NamedTuple):
     hyperparameters: of the run.
     means: ablation values, per site `[layers, width]`.
     sequences: training pairs, or a batch of them.
+    allowed: nodes that may be open, per site `[layers, width]` bool.
   """
 
   hyperparameters: Hyperparameters
   means: hooks.SiteArrays
   sequences: sequences_lib.Sequences
+  allowed: hooks.SiteArrays
 
 
 class PruneState(NamedTuple):
@@ -73,11 +79,16 @@ class PruneState(NamedTuple):
     step: int32, updates made.
     tau: mask parameters, per site `[layers, width]`, in [-1, 1].
     opt_state: of the mask optimizer.
+    r: how far closed nodes are left on, per site `[num_r, layers, width]` in
+      [0, 1], the adversary's first; empty under plain ablation.
+    pull: running means of the loss's slopes along `r`: one batch is noisy.
   """
 
   step: jax.Array
   tau: dict[str, jax.Array]
   opt_state: Any
+  r: dict[str, jax.Array]
+  pull: dict[str, jax.Array]
 
 
 @jax.custom_vjp
@@ -125,8 +136,12 @@ def init_prune(
   model: config_lib.ModelConfig,
   config: config_lib.PruneConfig,
   hyperparameters: Hyperparameters,
+  allowed: hooks.SiteArrays,
 ) -> PruneState:
-  """Returns the first state of one run: τ ~ N(init_bias, init_scale)."""
+  """Returns the first state of one run: τ ~ N(init_bias, init_scale).
+
+  r is uniform: a source that starts at a corner has that corner's bias.
+  """
   keys = jax.random.split(
     jax.random.key(hyperparameters.seed), len(config.sites)
   )
@@ -135,8 +150,34 @@ def init_prune(
     shape = (sites.num_rows(name, model.n_layer), model.width(name))
     noise = hyperparameters.init_scale * jax.random.normal(key, shape)
     tau[name] = jnp.clip(hyperparameters.init_bias + noise, -1, 1)
+    tau[name] = jnp.where(allowed[name], tau[name], -1.0)
   optimizer = mask_optimizer(hyperparameters, config.steps)
-  return PruneState(jnp.zeros([], jnp.int32), tau, optimizer.init(tau))
+  step = jnp.zeros([], jnp.int32)
+  r = _draw_r(config, hyperparameters, step, tau)
+  pull = jax.tree.map(jnp.zeros_like, r)
+  return PruneState(step, tau, optimizer.init(tau), r, pull)
+
+
+def _draw_r(config, hyperparameters, step, tau):
+  """Returns `num_r` uniform r's like `tau`, of a run and step."""
+  if not config.num_r:
+    return {}
+  key = jax.random.fold_in(jax.random.key(hyperparameters.seed), step)
+  draw = lambda key, t: jax.random.uniform(key, (config.num_r, *t.shape))
+  keys = jax.random.split(key, len(tau))
+  return {n: draw(k, tau[n]) for n, k in zip(tau, keys, strict=True)}
+
+
+def _is_fresh(config: config_lib.PruneConfig, step: jax.Array) -> jax.Array:
+  """Returns which r's are drawn anew at a step, `[num_r]` bool.
+
+  Uniform ones always; the adversary's in turn, each after `outside_life` steps:
+  masks soon hold against an r that they have seen for long, not against others.
+  """
+  source_R = jnp.arange(config.num_r)
+  offset_R = source_R * config.outside_life // max(1, config.num_sources)
+  is_due_R = (step + offset_R) % config.outside_life == 0
+  return is_due_R | (source_R >= config.num_sources)
 
 
 def prune_step(
@@ -145,7 +186,6 @@ def prune_step(
   state: PruneState,
   params: transformer.Params,
   run: Run,
-  allowed: hooks.SiteArrays | None = None,
 ) -> tuple[PruneState, dict[str, jax.Array]]:
   """One step of one run: pure; `vmap` it over states and runs.
 
@@ -157,35 +197,59 @@ def prune_step(
     state: before the step.
     params: the model's, frozen.
     run: with a batch of pairs.
-    allowed: per site `[layers, width]` bool, nodes that may be open; None is
-      all.
 
   Returns:
-    The state after it, and scalars `task_loss` in nats and `open_gates`.
+    The state after it, and scalars: `task_loss` and `robust_loss` (0 under
+    plain ablation) in nats, and `open_gates`.
   """
   hyperparameters = run.hyperparameters
   costs = config.cost_of_site()
+  weight = config.outside_weight if config.num_r else 0.0
 
-  def objective(tau):
+  def loss_under(gates, sequences):
+    diff_S = mask_evaluator.masked_logit_difference(
+      model, config.freeze_norms, params, run.means, gates, sequences
+    )
+    return logit_difference_lib.task_loss(diff_S)
+
+  def objective(tau, r):
     gates = {
       name: binarize(t, hyperparameters.temperature) for name, t in tau.items()
     }
-    diff_S = mask_evaluator.masked_logit_difference(
-      model, config.freeze_norms, params, run.means, gates, run.sequences
-    )
     counts = {name: jnp.sum(g) for name, g in gates.items()}
     cost = sum(costs.get(name, 1.0) * count for name, count in counts.items())
-    loss = logit_difference_lib.task_loss(diff_S)
-    return loss + hyperparameters.k_coef * cost, (loss, sum(counts.values()))
+    loss = loss_under(gates, run.sequences)
+    total, robust_loss = loss, jnp.zeros([])
+    if weight:
+      parts = sequences_lib.deal(run.sequences, config.num_r)
+      robust_loss = jnp.mean(
+        jax.vmap(loss_under)(outside.leave_on(gates, r), parts)
+      )
+      total = (1 - weight) * loss + weight * robust_loss
+    metrics = {
+      "task_loss": loss,
+      "robust_loss": robust_loss,
+      "open_gates": sum(counts.values()),
+    }
+    return total + hyperparameters.k_coef * cost, metrics
 
-  grads, (loss, open_gates) = jax.grad(objective, has_aux=True)(state.tau)
+  grad = jax.grad(objective, argnums=(0, 1), has_aux=True)
+  (grads, slope), metrics = grad(state.tau, state.r)
   optimizer = mask_optimizer(hyperparameters, config.steps)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.tau)
   tau = optax.apply_updates(state.tau, updates)
-  if allowed is not None:
-    tau = {name: jnp.where(allowed[name], t, -1.0) for name, t in tau.items()}
-  metrics = {"task_loss": loss, "open_gates": open_gates}
-  return PruneState(state.step + 1, tau, opt_state), metrics
+  tau = {n: jnp.where(run.allowed[n], t, -1.0) for n, t in tau.items()}
+  step = state.step + 1
+  keep = config.outside_momentum
+  pull = {n: keep * state.pull[n] + (1 - keep) * s for n, s in slope.items()}
+  climbed = outside.ascend(state.r, pull, config.outside_rate)
+  is_fresh_R = _is_fresh(config, step)[:, None, None]
+  pull = {n: jnp.where(is_fresh_R, 0.0, p) for n, p in pull.items()}
+  r = {
+    name: jnp.where(is_fresh_R, drawn, climbed[name])
+    for name, drawn in _draw_r(config, hyperparameters, step, tau).items()
+  }
+  return PruneState(step, tau, opt_state, r, pull), metrics
 
 
 def in_order(names: Iterable[str]) -> list[str]:

@@ -71,6 +71,7 @@ def to_circuit(
     )
   metrics |= {
     "validation_loss": best.validation_loss,
+    "validation_robust_loss": best.validation_robust_loss,
     "meets_target": best.meets_target,
     "num_test_pairs": len(splits.pairs["test"]),
   }

@@ -1,9 +1,13 @@
 """The search: from a model and tasks to the smallest circuits.
 
-Each task has an Optuna study. Round by round its sampler proposes
-hyperparameters, the runs of all tasks train as batched programs over shared
-weights (`batched.py`), each mask is thresholded on validation pairs
-(`thresholding.py`), and the study is told the size. The best is cleaned up, its
+A task has two circuits, one inside the other. The robust one is the smallest
+seen to do the task whatever is left on outside it; the core is the smallest
+inside that which does it with all else at its mean, as the paper's.
+
+Each has an Optuna study. Round by round its sampler proposes hyperparameters,
+the runs of all tasks train as batched programs over shared weights
+(`batched.py`), each mask is held against the target (`target.py`,
+`thresholding.py`), and the study is told the size. The best is cleaned up, its
 edges are masked (`edge_masks.py`), and its metrics are measured on test pairs
 (`metrics.py`).
 """
@@ -16,7 +20,7 @@ import pathlib
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
@@ -26,6 +30,7 @@ from sparse_jax import config as config_lib
 from sparse_jax import tasks as tasks_lib
 from sparse_jax.model import fingerprint, hooks, transformer
 from sparse_jax.pruning import batched, edge_masks, masks, metrics, thresholding
+from sparse_jax.pruning import target as target_lib
 from sparse_jax.tasks import mask_evaluator
 from sparse_jax.tasks import means as means_lib
 from sparse_jax.tasks import sequences as sequences_lib
@@ -36,13 +41,19 @@ _SEARCH_PAIRS = 64
 _SEARCH_TOLERANCE = 0.05
 # One more candidate is cut to the target for so many runs of a search.
 _RUNS_PER_CUT = 8
-_TRIAL_METRICS = ("num_nodes", "num_edges", "validation_loss", "meets_target")
+_TRIAL_METRICS = (
+  "num_nodes",
+  "num_edges",
+  "validation_loss",
+  "validation_robust_loss",
+  "meets_target",
+)
 
 _Log = optuna.distributions.FloatDistribution
 # What hyperparameters are proposed from (paper Table 2, around its centre;
 # rates and coefficients reach higher because runs here are shorter).
 SPACE: Mapping[str, optuna.distributions.BaseDistribution] = {
-  "k_coef": _Log(1e-4, 3e-2, log=True),
+  "k_coef": _Log(1e-5, 3e-2, log=True),
   "learning_rate": _Log(3e-3, 1e-1, log=True),
   "warmup_fraction": optuna.distributions.FloatDistribution(0.0, 0.3),
   "beta2": optuna.distributions.FloatDistribution(0.8, 0.99),
@@ -53,21 +64,33 @@ SPACE: Mapping[str, optuna.distributions.BaseDistribution] = {
 }
 
 
+class Found(NamedTuple):
+  """A task's circuits; the core lies inside the robust one.
+
+  `robust` is None where `prune.ablation_outside` is plain.
+  """
+
+  core: circuit_lib.Circuit
+  robust: circuit_lib.Circuit | None
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Problem:
-  """A task of the search, with all that its runs need.
+  """A task at one stage of the search, with all that its runs need.
 
   Attributes:
     task: the task.
     splits: its pairs.
-    evaluator: the model on validation prompts.
-    study: of the task.
+    target: what its circuit has to reach.
+    allowed: nodes that it may keep, per site `[layers, width]` bool.
+    study: of the task and stage.
     identity: what the study's trials depend on.
   """
 
   task: tasks_lib.Task
   splits: sequences_lib.Splits
-  evaluator: mask_evaluator.MaskEvaluator
+  target: target_lib.Target
+  allowed: dict[str, np.ndarray]
   study: optuna.Study
   identity: dict[str, str]
 
@@ -77,13 +100,11 @@ class _Problem:
     return self.splits.train.tokens.shape
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Options:
-  """What all tasks of a search share."""
+class _Winner(NamedTuple):
+  """A stage's circuit, and what circuit.json says of how it was found."""
 
-  config: config_lib.PruneConfig
-  seed: int
-  allowed: Mapping[str, np.ndarray] | None
+  candidate: thresholding.Candidate
+  details: dict[str, Any]
 
 
 def open_storage(
@@ -116,12 +137,12 @@ def open_storage(
 
 def open_study(
   storage: Any,
-  task: tasks_lib.Task,
+  name: str,
   identity: Mapping[str, str],
   config: config_lib.PruneConfig,
   seed: int,
 ) -> optuna.Study:
-  """Returns the task's study, with the grid's runs waiting if it is new.
+  """Returns the study of that name, with the grid's runs waiting if it is new.
 
   Raises:
     InputError: if a study of this name was made for something else.
@@ -129,12 +150,11 @@ def open_study(
   optuna.logging.set_verbosity(optuna.logging.ERROR)
   try:
     study = optuna.create_study(
-      storage=storage, study_name=task.name, load_if_exists=True
+      storage=storage, study_name=name, load_if_exists=True
     )
   except Exception as e:
     raise errors.InputError(
-      f"study {task.name}: {type(e).__name__} {e}; need a reachable Optuna"
-      " storage"
+      f"study {name}: {type(e).__name__} {e}; need a reachable Optuna storage"
     ) from e
   if not study.trials and "identity" not in study.user_attrs:
     study.set_user_attr("identity", dict(identity))
@@ -146,7 +166,7 @@ def open_study(
     if key == "task_pairs":
       what = f"belongs to another task, of {key} {own.get(key)}; need"
     raise errors.InputError(
-      f"study {task.name} {what} another --workdir or --storage"
+      f"study {name} {what} another --workdir or --storage"
     )
   study.sampler = optuna.samplers.TPESampler(
     seed=seed + len(study.trials), multivariate=True, n_startup_trials=8
@@ -178,7 +198,13 @@ def identity(
 def _identity(model_fingerprint, pairs, config, seed) -> dict[str, str]:
   fields = config_lib.to_dict(config)
   # What may grow or change without invalidating earlier trials.
-  for name in ("num_runs", "num_seeds", "round_size", "curve_targets"):
+  for name in (
+    "num_runs",
+    "num_robust_runs",
+    "num_seeds",
+    "round_size",
+    "curve_targets",
+  ):
     fields.pop(name)
   fields["seed"] = seed
   text = json.dumps(fields, sort_keys=True)
@@ -189,7 +215,7 @@ def _identity(model_fingerprint, pairs, config, seed) -> dict[str, str]:
       digest.update(np.ascontiguousarray(array, np.int32).tobytes())
   return {
     "model_fingerprint": model_fingerprint,
-    "prune_settings": hashlib.sha256(text.encode()).hexdigest()[:16],
+    "prune_config": hashlib.sha256(text.encode()).hexdigest()[:16],
     "task_pairs": digest.hexdigest()[:16],
   }
 
@@ -294,12 +320,12 @@ def find_circuits(
   config: config_lib.PruneConfig,
   pretrain_means: hooks.SiteArrays,
   seed: int,
-  workdir: files.PathLike | None = None,
-  storage: str | None = None,
+  *,
+  storage: str | os.PathLike | None = None,
   allowed: Mapping[str, np.ndarray] | None = None,
-  on_circuit: Callable[[circuit_lib.Circuit], None] | None = None,
-) -> dict[str, circuit_lib.Circuit]:
-  """Searches the smallest circuit of every task.
+  on_found: Callable[[Found], None] | None = None,
+) -> dict[str, Found]:
+  """Searches the smallest circuits of every task.
 
   Args:
     model: the frozen model.
@@ -308,10 +334,9 @@ def find_circuits(
     config: search, target and numbers of pairs.
     pretrain_means: `means.mean_activations` over pretraining windows.
     seed: of pairs, masks, batches and proposals.
-    workdir: holds the journal, `search.journal`; None keeps it in memory.
-    storage: an Optuna URL, or a journal file, in place of the workdir's.
+    storage: as `open_storage` takes it.
     allowed: per site `[layers, width]` bool, nodes that may be kept.
-    on_circuit: called with every circuit as soon as it is whole.
+    on_found: called with a task's circuits as soon as they are whole.
 
   Returns:
     Circuits by task name. A task whose target no run reaches has its nearest
@@ -323,35 +348,75 @@ def find_circuits(
       raises the same, task by task).
   """
   check_norms(model, config)
-  if storage is None and workdir is not None:
-    storage = pathlib.Path(workdir) / "search.journal"
   opened = open_storage(storage)
   model_fingerprint = fingerprint.fingerprint(model, params)
-  options = _Options(config, seed, allowed)
-  problems = []
+  evaluators, splits = {}, {}
   for task in tasks:
-    splits = sequences_lib.make_splits(task, config, seed)
+    splits[task.name] = sequences_lib.make_splits(task, config, seed)
     means = means_lib.ablation_values(
-      model, params, config, pretrain_means, splits.train
+      model, params, config, pretrain_means, splits[task.name].train
     )
-    evaluator = mask_evaluator.MaskEvaluator(
-      model, params, means, splits.validation, config.freeze_norms
+    evaluators[task.name] = mask_evaluator.MaskEvaluator(
+      model, params, means, splits[task.name].validation, config.freeze_norms
     )
-    own = _identity(model_fingerprint, splits.pairs, config, seed)
-    study = open_study(opened, task, own, config, seed)
-    problems.append(_Problem(task, splits, evaluator, study, own))
-    if shortage := sequences_lib.shortage(task.name, splits.pairs, config):
+    pairs = splits[task.name].pairs
+    if shortage := sequences_lib.shortage(task.name, pairs, config):
       print(shortage, file=sys.stderr)
+
+  def pose(stage, stage_config, allowed_of) -> list[_Problem]:
+    problems = []
+    for task in tasks:
+      own = _identity(
+        model_fingerprint, splits[task.name].pairs, stage_config, seed
+      )
+      evaluator = evaluators[task.name]
+      problems.append(
+        _Problem(
+          task,
+          splits[task.name],
+          target_lib.Target.of(stage_config, evaluator, seed),
+          allowed_of(task.name),
+          open_study(opened, f"{task.name}/{stage}", own, stage_config, seed),
+          own,
+        )
+      )
+    return problems
+
+  def everything(name):
+    shapes = evaluators[name].shapes
+    given = allowed or {n: np.ones(shape, bool) for n, shape in shapes.items()}
+    return {n: np.asarray(given[n], bool) for n in shapes}
+
+  robust: dict[str, _Winner] = {}
+  if config.ablation_outside != "plain":
+    problems = pose("robust", config.robust, everything)
+    robust = _search(problems, config.robust, seed)
+  inside = lambda name: (
+    robust[name].candidate.node_mask if robust else everything(name)
+  )
+  problems = pose("core", config.core, inside)
+  core = _search(problems, config.core, seed)
+  found = {}
+  for problem in problems:
+    name = problem.task.name
+    circuits = [
+      _to_circuit(problem, won[name], stage_config, seed) if won else None
+      for won, stage_config in ((core, config.core), (robust, config.robust))
+    ]
+    found[name] = Found(*circuits)
+    if on_found:
+      on_found(found[name])
+  return found
+
+
+def _search(
+  problems: Sequence[_Problem], config: config_lib.PruneConfig, seed: int
+) -> dict[str, _Winner]:
+  """Returns one stage's circuits by task name."""
   while any(_taken(p.study) < config.num_runs for p in problems):
     for shape in sorted({p.shape for p in problems}):
-      _search_round([p for p in problems if p.shape == shape], options)
-  circuits = {}
-  for problem in problems:
-    circuit = _finish(problem, options)
-    circuits[problem.task.name] = circuit
-    if on_circuit:
-      on_circuit(circuit)
-  return circuits
+      _search_round([p for p in problems if p.shape == shape], config, seed)
+  return {p.task.name: _finish(p, config) for p in problems}
 
 
 def check_norms(
@@ -379,20 +444,11 @@ def find_circuit(
   pretrain_means: hooks.SiteArrays,
   seed: int,
   allowed: Mapping[str, np.ndarray] | None = None,
-) -> circuit_lib.Circuit:
-  """Searches one task's smallest circuit; see `find_circuits`."""
-  circuits = find_circuits(
+) -> Found:
+  """Searches one task's smallest circuits; see `find_circuits`."""
+  return find_circuits(
     model, params, [task], config, pretrain_means, seed, allowed=allowed
-  )
-  return circuits[task.name]
-
-
-def _order(state, options):
-  order = masks.node_order(state)
-  if options.allowed is None:
-    return order
-  allowed = {name: options.allowed[name] for name in options.config.sites}
-  return order[masks.flatten(allowed)[order]]
+  )[task.name]
 
 
 def _worth_cutting(trials, config):
@@ -421,16 +477,16 @@ def _over_seeds(trials, trial):
   return sorted(t.user_attrs["num_edges"] for t in most)
 
 
-def _search_round(problems, options):
+def _search_round(problems, config, seed):
   """Proposes, trains, thresholds and tells one round of several tasks."""
-  config, evaluator = options.config, problems[0].evaluator
+  evaluator = problems[0].target.evaluator
   asked = [
     (problem, trial)
     for problem in problems
     for trial in propose(
       problem.study,
       config,
-      options.seed,
+      seed,
       min(config.round_size, config.num_runs - _taken(problem.study)),
     )
   ]
@@ -444,26 +500,16 @@ def _search_round(problems, options):
     config,
     masks.Run(
       _hyperparameters(config, [t for _, t in asked]),
-      batched.stack([p.evaluator.means for p, _ in asked]),
+      batched.stack([p.target.evaluator.means for p, _ in asked]),
       batched.stack([p.splits.train for p, _ in asked]),
+      batched.stack([p.allowed for p, _ in asked]),
     ),
-    options.seed,
+    seed,
     f"pruning {names}",
-    options.allowed,
   )
   with progress.progress_bar(len(asked), 0, f"thresholding {names}") as bar:
     for i, (problem, trial) in enumerate(asked):
-      state = batched.take(states, i)
-      num_open = sum(int(np.sum(tau >= 0)) for tau in state.tau.values())
-      few = sequences_lib.first_pairs(problem.splits.validation, _SEARCH_PAIRS)
-      candidate = thresholding.keep_first(
-        problem.evaluator.on(few),
-        _order(state, options),
-        thresholding.validation_target(config),
-        max(1, num_open),
-        _SEARCH_TOLERANCE,
-        config.shift_answers,
-      )
+      candidate = _threshold(problem, batched.take(states, i))
       trial.set_user_attr("order", candidate.order.tolist())
       for name in _TRIAL_METRICS:
         trial.set_user_attr(name, getattr(candidate, name))
@@ -471,44 +517,48 @@ def _search_round(problems, options):
       bar.update()
 
 
-def _finish(problem, options):
+def _threshold(problem, state) -> thresholding.Candidate:
+  """Returns a run's circuit as candidates are compared by it.
+
+  An attack for every size would take longer than the training: a robust run is
+  taken as it was trained.
+  """
+  order = masks.node_order(state)
+  order = order[masks.flatten(problem.allowed)[order]]
+  num_open = sum(int(np.sum(tau >= 0)) for tau in state.tau.values())
+  num_open = max(1, num_open)
+  target = problem.target.on(
+    sequences_lib.spread_pairs(problem.splits.validation, _SEARCH_PAIRS)
+  )
+  if target.robust_loss is None:
+    return thresholding.keep_first(target, order, num_open, _SEARCH_TOLERANCE)
+  return thresholding.keep(target, order, num_open)
+
+
+def _finish(problem, config) -> _Winner:
   """Returns the task's circuit from its finished trials."""
-  task, splits, evaluator = problem.task, problem.splits, problem.evaluator
-  config, shifts = options.config, options.config.shift_answers
-  target = thresholding.validation_target(config)
+  task, splits, target = problem.task, problem.splits, problem.target
   trials = sorted(_finished(problem.study), key=lambda t: (t.value, t.number))
   candidates = []
   chosen = _worth_cutting(trials, config)
+  tolerance = 0.0 if target.robust_loss is None else _SEARCH_TOLERANCE
   with progress.progress_bar(len(chosen) + 1, 0, f"cutting {task.name}") as bar:
     for trial in chosen:
       cut = thresholding.keep_first(
-        evaluator,
-        np.asarray(trial.user_attrs["order"], int),
         target,
+        np.asarray(trial.user_attrs["order"], int),
         trial.user_attrs["num_nodes"],
-        shifts=shifts,
+        tolerance,
       )
       cut = dataclasses.replace(cut, run=trial.number)
-      candidates.append(
-        thresholding.clean_up(evaluator, cut, target, splits.train, shifts)
-      )
+      candidates.append(thresholding.clean_up(target, cut, splits.train))
       bar.update()
     best, steps = min(candidates, key=lambda c: thresholding.rank(c[0]))
     trial = next(t for t in trials if t.number == best.run)
-    order = np.asarray(trial.user_attrs["order"], int)
-    targets = [t * config.selection_margin for t in config.curve_targets]
-    curve, sizes = thresholding.size_curve(evaluator, order, targets, shifts)
-    bar.update()
-  essential = None
-  if config.edge_steps and best.meets_target:
-    essential = edge_masks.find_essential(
-      evaluator,
-      best,
-      splits.train,
-      config,
-      options.seed,
-      f"masking edges of {task.name}",
+    curve, sizes = thresholding.size_curve(
+      target.evaluator, best.order, config.curve_targets, target.shifts
     )
+    bar.update()
   details = {
     "identity": problem.identity,
     "runs": [
@@ -518,12 +568,34 @@ def _finish(problem, options):
     ],
     "clean_up": steps,
     "curve": curve,
-    "sizes_at_targets": [
-      s | {"target_loss": t}
-      for s, t in zip(sizes, config.curve_targets, strict=True)
-    ],
+    "sizes_at_targets": sizes,
     "edges_over_seeds": _over_seeds(trials, trial),
+    "order": best.order.tolist(),
   }
+  return _Winner(best, details)
+
+
+def _to_circuit(
+  problem: _Problem, won: _Winner, config: config_lib.PruneConfig, seed: int
+) -> circuit_lib.Circuit:
+  """Returns a stage's circuit, measured on test pairs."""
+  best, essential = won.candidate, None
+  is_core = config.ablation_outside == "plain"
+  if config.edge_steps and best.meets_target and is_core:
+    essential = edge_masks.find_essential(
+      problem.target,
+      best,
+      problem.splits.train,
+      config,
+      seed,
+      f"masking edges of {problem.task.name}",
+    )
   return metrics.to_circuit(
-    evaluator, task, config, splits, best, essential, details
+    problem.target.evaluator,
+    problem.task,
+    config,
+    problem.splits,
+    best,
+    essential,
+    won.details,
   )

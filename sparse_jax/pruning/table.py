@@ -29,23 +29,49 @@ _METRICS = (
   "learned",
 )
 
+_ROBUST = (
+  "robust_nodes",
+  "robust_edges",
+  "robust_accuracy_lost",
+  "robust_meets_target",
+)
 
-def row(circuit: circuit_lib.Circuit) -> Row:
-  """Returns a circuit's metrics; absent ones are None.
 
-  `edges_low` and `edges_high`: least and most edges, before the clean-up, of
-  the hyperparameters that other seeds repeated.
+def row(
+  circuit: circuit_lib.Circuit, robust: circuit_lib.Circuit | None = None
+) -> Row:
+  """Returns the metrics of a task's circuits; absent ones are None.
+
+  `robust_nodes`, `robust_edges`: size of the robust circuit. `edges_low` and
+  `edges_high`: least and most edges, before the clean-up, of the
+  hyperparameters that other seeds repeated.
   """
   seeds = circuit.details.get("edges_over_seeds") or [None]
   return {
     "task": circuit.task,
     **{name: circuit.metrics.get(name) for name in _METRICS},
     "target_loss": circuit.target_loss,
+    **_robust(robust),
     "num_runs": len(circuit.details.get("runs", ())),
     "edges_low": seeds[0],
     "edges_high": seeds[-1],
     "num_seeds": len(seeds) if seeds[0] is not None else 0,
   }
+
+
+def _robust(robust: circuit_lib.Circuit | None) -> Row:
+  if robust is None:
+    return dict.fromkeys(_ROBUST)
+  faithfulness = robust.metrics.get("faithfulness") or {}
+  partial = faithfulness.get("partial_ablation")
+  lost = None
+  if partial:
+    full = faithfulness["sufficiency_and_necessity"]["full_model"]["accuracy"]
+    attacked = partial["adversarial"]["accuracy"]
+    lost = full["value"] - attacked["value"]
+  meets = robust.metrics["meets_target"]
+  values = robust.num_nodes, robust.num_edges, lost, meets
+  return dict(zip(_ROBUST, values, strict=True))
 
 
 def geometric_mean(values: Sequence[float]) -> float:
@@ -74,12 +100,16 @@ def text(rows: Sequence[Row]) -> str:
   width = max([len(r["task"]) for r in rows] + [14])
   lines = [
     f"{'task':<{width}} {'nodes':>6} {'edges':>6} {'essential':>9}"
-    f" {'over seeds':>13} {'circuit':>14} {'full model':>14} {'without':>8}"
+    f" {'robust':>11} {'over seeds':>13} {'circuit':>14} {'full model':>14}"
+    f" {'without':>8}"
   ]
   for r in rows:
     essential = (
       "–" if r["num_essential_edges"] is None else r["num_essential_edges"]
     )
+    robust = "–"
+    if r["robust_nodes"] is not None:
+      robust = f"{r['robust_nodes']}/{r['robust_edges']}"
     spread = "–"
     if r["edges_low"] is not None:
       spread = f"{r['edges_low']}–{r['edges_high']} ({r['num_seeds']})"
@@ -88,13 +118,13 @@ def text(rows: Sequence[Row]) -> str:
     )
     lines.append(
       f"{r['task']:<{width}} {r['num_nodes']:>6} {r['num_edges']:>6}"
-      f" {essential:>9} {spread:>13} {score(''):>14} {score('full_model_'):>14}"
-      f" {r['without_circuit_test_loss']:>8.3f}"
+      f" {essential:>9} {robust:>11} {spread:>13} {score(''):>14}"
+      f" {score('full_model_'):>14} {r['without_circuit_test_loss']:>8.3f}"
     )
     if not r["meets_target"]:
       lines.append("  no run reaches the target; this is the nearest miss")
     if r["learned"] is False:
-      lines.append("  below the gate: the model has not learned this task")
+      lines.append("  not learned: the full model does not do this task")
   mean = means(rows)
   lines.append(
     f"{'geometric mean':<{width}} {mean['num_nodes']:>6.1f}"

@@ -1,8 +1,8 @@
 """From trained masks to a circuit: order the nodes, keep as many as it takes.
 
 A circuit's size is decided here: `keep_first` keeps the fewest nodes of an
-order that meet the target on validation pairs, and `clean_up` drops what the
-target does not need.
+order that meet the target (`target.py`), and `clean_up` drops what the target
+does not need.
 """
 
 import dataclasses
@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from sparse_jax import config as config_lib
 from sparse_jax.model import edges as edges_lib
 from sparse_jax.pruning import calibrate, connectivity, masks
+from sparse_jax.pruning import target as target_lib
 from sparse_jax.tasks import logit_difference as logit_difference_lib
 from sparse_jax.tasks import mask_evaluator
 from sparse_jax.tasks import sequences as sequences_lib
@@ -25,6 +25,10 @@ _MAX_SINGLY = 400
 _MAX_ROUNDS = 3
 # Around the number of open gates, where the answer usually is.
 _AROUND = (0.3, 0.45, 0.6, 0.75, 0.9, 1.0, 1.3, 2.0)
+# The same where each count costs an attack.
+_AROUND_ROBUST = (0.5, 0.75, 1.0, 1.5)
+# Nodes of an order that are kept: the rest has no use.
+_MAX_ORDER = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +41,8 @@ class Candidate:
     num_edges: edges between them.
     calibration: fitted on validation pairs.
     validation_loss: task loss so calibrated, in nats.
-    meets_target: whether that is at most the target.
+    validation_robust_loss: under the adversary; None where it was not asked.
+    share: of its targets that it takes; at most 1 meets them all.
     order: flat indices of its nodes and of those that would come next, most
       important first.
     run: index of the run.
@@ -48,50 +53,50 @@ class Candidate:
   num_edges: int
   calibration: logit_difference_lib.Calibration
   validation_loss: float
-  meets_target: bool
+  validation_robust_loss: float | None
+  share: float
   order: np.ndarray
   run: int = 0
 
-
-def validation_target(config: config_lib.PruneConfig) -> float:
-  """Returns the loss that validation pairs have to meet, in nats."""
-  return config.selection_margin * config.target_per_side
+  @property
+  def meets_target(self) -> bool:
+    return self.share <= 1
 
 
 def smallest_count(
-  losses_of: Callable[[np.ndarray], np.ndarray],
+  shares_of: Callable[[np.ndarray], np.ndarray],
   size: int,
-  target: float,
   hint: int | None = None,
   tolerance: float = 0.0,
+  around: Sequence[float] = _AROUND,
 ) -> int:
   """Returns the smallest number of nodes seen to meet the target.
 
   Sections several counts a pass, first around `hint` or evenly in the
   logarithm, then between the smallest count that met the target and the next
   smaller one tried. So it does not rest on the loss falling monotonically with
-  the count. If no count tried meets the target, it returns the one of least
-  loss.
+  the count. If no count tried meets the target, it returns the nearest miss.
 
   Args:
-    losses_of: task losses of circuits of given sizes, ascending.
+    shares_of: share of the target that circuits of given sizes, ascending,
+      take; at most 1 meets it.
     size: the number of all nodes.
-    target: in nats.
     hint: a likely count.
     tolerance: share of the count by which it may be too large.
+    around: shares of the hint to try first; so many counts a pass.
   """
   if hint is None:
-    counts = np.geomspace(1, size, _COUNTS_PER_PASS)
+    counts = np.geomspace(1, size, len(around))
   else:
-    counts = max(hint, 1) * np.array(_AROUND)
+    counts = max(hint, 1) * np.array(around)
   low, high = 0, size + 1
   tried: dict[int, float] = {}
   while True:
     counts = np.clip(np.round(counts).astype(int), low + 1, high - 1)
     counts = np.maximum.accumulate(counts)
-    losses = np.asarray(losses_of(counts))
-    tried |= dict(zip(counts.tolist(), losses.tolist(), strict=True))
-    meets = losses <= target
+    shares = np.asarray(shares_of(counts))
+    tried |= dict(zip(counts.tolist(), shares.tolist(), strict=True))
+    meets = shares <= 1
     if meets.any():
       first = int(np.argmax(meets))
       high = int(counts[first])
@@ -101,54 +106,63 @@ def smallest_count(
     if high > size:
       if low >= size:
         return min(tried, key=lambda n: (tried[n], n))
-      counts = np.geomspace(low + 1, size, _COUNTS_PER_PASS)
+      counts = np.geomspace(low + 1, size, len(around))
       continue
     low = min(low, high - 1)
     if high - low <= max(1, tolerance * low):
       return high
-    counts = np.linspace(low, high, _COUNTS_PER_PASS + 2)[1:-1]
+    counts = np.linspace(low, high, len(around) + 2)[1:-1]
 
 
 def keep_first(
-  evaluator: mask_evaluator.MaskEvaluator,
+  target: target_lib.Target,
   order: np.ndarray,
-  target: float,
   hint: int | None = None,
   tolerance: float = 0.0,
-  shifts: bool = False,
 ) -> Candidate:
   """Keeps the first nodes of a total order that reach the target.
 
   Args:
-    evaluator: on the prompts that have to meet the target.
+    target: what they have to reach.
     order: flat node indices, most important first; others stay closed.
-    target: in nats, mean over both sides.
     hint: a likely number of nodes.
     tolerance: share of the number by which it may be too large.
-    shifts: whether calibrations fit a shift.
   """
-  tried: dict[int, tuple[float, logit_difference_lib.Calibration]] = {}
+  evaluator = target.evaluator
+  tried: dict[int, tuple[target_lib.Reached, int]] = {}
 
-  def losses_of(counts):
-    scores = calibrate.score_masks(
-      evaluator, masks.masks_of_order(evaluator.shapes, order, counts), shifts
+  def shares_of(counts):
+    reached = target.measure(
+      masks.masks_of_order(evaluator.shapes, order, counts)
     )
-    for i, count in enumerate(counts):
-      tried[int(count)] = float(scores.losses[i]), scores.calibration(i)
-    return scores.losses
+    tried.update({int(n): (reached, i) for i, n in enumerate(counts)})
+    return reached.shares
 
-  count = smallest_count(losses_of, len(order), target, hint, tolerance)
-  loss, calibration = tried[count]
-  kept = masks.masks_of_order(evaluator.shapes, order, [count])
+  around = _AROUND if target.robust_loss is None else _AROUND_ROBUST
+  count = smallest_count(shares_of, len(order), hint, tolerance, around)
+  return _candidate(target, order, count, *tried[count])
+
+
+def keep(target: target_lib.Target, order: np.ndarray, count: int) -> Candidate:
+  """Keeps the first `count` nodes of an order, whatever they reach."""
+  kept = masks.masks_of_order(target.evaluator.shapes, order, [count])
+  return _candidate(target, order, count, target.measure(kept), 0)
+
+
+def _candidate(target, order, count, reached, row) -> Candidate:
+  """Returns the first `count` nodes, which `reached` has in that row."""
+  kept = masks.masks_of_order(target.evaluator.shapes, order, [count])
   node_mask = {name: mask[0] for name, mask in kept.items()}
+  robust_loss = float(reached.robust_losses[row])
   return Candidate(
     node_mask=node_mask,
     num_nodes=count,
-    num_edges=edges_lib.count_edges(evaluator.params, node_mask),
-    calibration=calibration,
-    validation_loss=loss,
-    meets_target=loss <= target,
-    order=np.asarray(order)[: max(256, 2 * count)],
+    num_edges=edges_lib.count_edges(target.evaluator.params, node_mask),
+    calibration=reached.scores.calibration(row),
+    validation_loss=float(reached.scores.losses[row]),
+    validation_robust_loss=None if np.isnan(robust_loss) else robust_loss,
+    share=float(reached.shares[row]),
+    order=np.asarray(order)[:_MAX_ORDER],
   )
 
 
@@ -193,28 +207,28 @@ def rank(candidate: Candidate) -> tuple[Any, ...]:
   """
   if candidate.meets_target:
     return 0, candidate.num_edges, candidate.num_nodes
-  return 1, candidate.validation_loss, candidate.num_edges
+  return 1, candidate.share, candidate.num_edges
 
 
 def clean_up(
-  evaluator: mask_evaluator.MaskEvaluator,
+  target: target_lib.Target,
   candidate: Candidate,
-  target: float,
   train: sequences_lib.Sequences,
-  shifts: bool = False,
 ) -> tuple[Candidate, list[dict[str, Any]]]:
   """Drops what the target does not need; reports the effect of each step.
 
   First nodes on no path from an input to the answer, then, round by round, the
   least important, while the target is met. Importance is measured on training
-  pairs, the target on the evaluator's.
+  pairs, the target on its own. The importance of a robust circuit's nodes under
+  plain ablation says little of the adversary's: there only paths count.
 
   Returns:
-    The smaller circuit, and per step name, nodes, edges and validation loss.
+    The smaller circuit, and per step name, nodes, edges and validation losses.
   """
   steps = [_described("thresholded", candidate)]
   if not candidate.meets_target:
     return candidate, steps
+  evaluator = target.evaluator
   sequences = evaluator.sequences
   connected = connectivity.on_a_path(
     evaluator.params,
@@ -225,20 +239,27 @@ def clean_up(
   order = candidate.order[: candidate.num_nodes]
   kept = order[masks.flatten(connected)[order]]
   if 0 < len(kept) < len(order):
-    shorter = keep_first(evaluator, kept, target, len(kept), shifts=shifts)
+    shorter = _behind(keep(target, kept, len(kept)), candidate)
     candidate = min(candidate, shorter, key=rank)
   steps.append(_described("without nodes on no path", candidate))
+  if target.robust_loss is not None or candidate.num_nodes > _MAX_SINGLY:
+    return candidate, steps
   few = evaluator.on(sequences_lib.first_pairs(train, _IMPORTANCE_PAIRS))
-  for _ in range(_MAX_ROUNDS if candidate.num_nodes <= _MAX_SINGLY else 0):
-    order = importance_order(few, candidate.node_mask, shifts)
-    smaller = keep_first(
-      evaluator, order, target, candidate.num_nodes, shifts=shifts
-    )
+  for _ in range(_MAX_ROUNDS):
+    order = importance_order(few, candidate.node_mask, target.shifts)
+    smaller = keep_first(target, order, candidate.num_nodes)
     if rank(smaller) >= rank(candidate):
       break
-    candidate = dataclasses.replace(smaller, run=candidate.run)
+    candidate = _behind(smaller, candidate)
     steps.append(_described("without the least important nodes", candidate))
   return candidate, steps
+
+
+def _behind(smaller: Candidate, candidate: Candidate) -> Candidate:
+  """Returns the smaller circuit, with the candidate's other nodes behind it."""
+  rest = candidate.order[~np.isin(candidate.order, smaller.order)]
+  order = np.concatenate([smaller.order, rest])
+  return dataclasses.replace(smaller, order=order, run=candidate.run)
 
 
 def _described(step: str, candidate: Candidate) -> dict[str, Any]:
@@ -247,6 +268,7 @@ def _described(step: str, candidate: Candidate) -> dict[str, Any]:
     "num_nodes": candidate.num_nodes,
     "num_edges": candidate.num_edges,
     "validation_loss": candidate.validation_loss,
+    "validation_robust_loss": candidate.validation_robust_loss,
   }
 
 

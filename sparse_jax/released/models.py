@@ -7,12 +7,11 @@ parameter, PyTorch's `[out, in]` becomes `[in, out]`. Source of names, defaults
 and meanings: `inference/gpt.py` of openai/circuit_sparsity.
 """
 
-import dataclasses
 import math
 import pathlib
 import types
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -68,6 +67,19 @@ _EXPORTED: Mapping[str, Any] = {
   "enable_sparse_kernels": False,
 }
 _KNOWN = {*_FIELDS, *_EXPORTED, "grad_checkpointing", "flash"}
+# Fields that are ModelConfig's under another name.
+_SAME: Mapping[str, str] = {
+  "block_size": "context_length",
+  "vocab_size": "vocab_size",
+  "n_layer": "n_layer",
+  "d_model": "d_model",
+  "bias": "bias",
+  "ln_bias": "norm_bias",
+  "residual_activation_type": "residual_activation",
+  "activation_type": "activation",
+  "tied_unembed": "tied",
+  "sink": "sink",
+}
 _TYPE_NAMES = {
   int: "a whole number",
   int | None: "a whole number or null",
@@ -122,8 +134,7 @@ def read_config(
     if kind in (int, int | None) and value is not None and value < 1:
       refuse(name, "at least 1")
 
-  defaults = {name: default for name, (_, default) in _FIELDS.items()}
-  f = types.SimpleNamespace(**(defaults | fields))
+  f = types.SimpleNamespace(**{n: d for n, (_, d) in _FIELDS.items()} | fields)
   if f.d_model % f.n_head:
     refuse("n_head", f"a divisor of d_model={f.d_model}")
   if f.d_head not in (None, f.d_model // f.n_head):
@@ -155,34 +166,28 @@ def _build(f: types.SimpleNamespace):
     positions = "sinusoidal" if f.sinusoidal_cat_pos_emb else "concatenated"
   bigram = "learned" if f.learnable_bigram_table else "fixed"
   model = config_lib.ModelConfig(
-    n_layer=f.n_layer,
-    d_model=f.d_model,
     d_head=f.d_model // f.n_head,
     d_mlp=f.d_mlp or f.n_mlp or 4 * f.d_model,
-    vocab_size=f.vocab_size,
-    context_length=f.block_size,
     positions=positions,
     d_position=f.d_pos_emb or config_lib.ModelConfig().d_position,
     norm="rms" if f.rms_norm else "layer",
-    norm_bias=f.ln_bias,
-    activation=f.activation_type,
-    bias=f.bias,
-    tied=f.tied_unembed,
-    sink=f.sink,
     bigram=bigram if f.enable_bigram_table else "none",
-    residual_activation=f.residual_activation_type,
+    **{ours: getattr(f, theirs) for theirs, ours in _SAME.items()},
   )
   loctypes = [*filter(None, map(str.strip, f.afrac_loctypes.split(",")))]
   for loctype in loctypes:
     if loctype not in _LOCTYPES:
       kind = "location in afrac_loctypes"
       raise errors.unknown_name(kind, loctype, _LOCTYPES)
-  active = [] if f.afrac is None else loctypes
-  all_sites = sites.SITES.values()
+  is_sparse = f.afrac is not None
   sparsity = config_lib.SparsityConfig(
     density=1.0,
-    activation_fraction=1.0 if f.afrac is None else float(f.afrac),
-    activation_sites=tuple(s.name for s in all_sites if s.top_k in active),
+    activation_fraction=float(f.afrac) if is_sparse else 1.0,
+    activation_sites=tuple(
+      site.name
+      for site in sites.SITES.values()
+      if is_sparse and site.top_k in loctypes
+    ),
   )
   config_lib.check_activations(model, sparsity)
   return model, sparsity
@@ -209,59 +214,54 @@ def config_fields(
   return {
     **_EXPORTED,
     **(kept or {}),
+    **{theirs: getattr(c, ours) for theirs, ours in _SAME.items()},
     "block_size": c.context_length or 1024,
-    "vocab_size": c.vocab_size,
-    "n_layer": c.n_layer,
     "n_head": c.n_head,
     "d_head": c.d_head,
-    "d_model": c.d_model,
     "d_mlp": c.d_mlp,
-    "bias": c.bias,
-    "ln_bias": c.norm_bias,
     "rms_norm": c.norm == "rms",
-    "residual_activation_type": c.residual_activation,
-    "activation_type": c.activation,
     "afrac": sparsity.activation_fraction if is_sparse else None,
     "afrac_loctypes": ",".join(active) or _FIELDS["afrac_loctypes"][1],
-    "tied_unembed": c.tied,
     "enable_bigram_table": c.bigram != "none",
     "learnable_bigram_table": c.bigram == "learned",
     "d_pos_emb": c.d_position if c.concatenates_positions else None,
     "sinusoidal_cat_pos_emb": c.positions == "sinusoidal",
-    "sink": c.sink,
   }
 
 
-_RELEASED_LEAF = {
-  "kernel": "weight",
-  "scale": "weight",
-  "embedding": "weight",
-  "bias": "bias",
-  "sink": "attn_imp.sink_logit",
-}
 _WTE = "transformer.wte.weight"
 _WPE = "transformer.wpe.weight"
 _LM_HEAD = "lm_head.weight"
+_LOGIT_BIAS = "final_logits_bias"
+_OUTSIDE = {
+  sites.UNEMBED: _LM_HEAD,
+  sites.LOGIT_BIAS: _LOGIT_BIAS,
+  sites.BIGRAM: sites.BIGRAM,
+}
+_LEAVES = {"bias": "bias", "sink": "attn_imp.sink_logit"}  # Others: "weight".
 
 
-def tensor_name(path: str, layer: int | None) -> str:
+def _tensor_name(path: str, layer: int) -> str:
   """Returns the released name of a parameter like `layers/mlp/c_fc/kernel`."""
-  special = {sites.LOGIT_BIAS: "final_logits_bias", sites.BIGRAM: path}
-  if path in special:
-    return special[path]
+  if path in _OUTSIDE:
+    return _OUTSIDE[path]
   first, *modules, leaf = path.split("/")
-  if first == "layers":
-    head = ["transformer", "h", str(layer)]
-  else:
-    head = [first] if path == sites.UNEMBED else ["transformer", first]
-  return ".".join([*head, *modules, _RELEASED_LEAF[leaf]])
+  first = f"h.{layer}" if first == "layers" else first
+  leaf = _LEAVES.get(leaf, "weight")
+  return ".".join(["transformer", first, *modules, leaf])
 
 
-def _tensor_names(path: str, n_layer: int) -> list[str]:
-  """Returns the names of the tensors that one parameter holds."""
-  if path.startswith("layers/"):
-    return [tensor_name(path, layer) for layer in range(n_layer)]
-  return [tensor_name(path, None)]
+def _views(params: transformer.Params) -> dict[str, np.ndarray]:
+  """Returns views of the parameters, by name and as laid out in a file."""
+  views = {}
+  for key_path, value in jax.tree_util.tree_leaves_with_path(params):
+    path = sites.path_name(key_path)
+    rows = value if path.startswith("layers/") else [value]
+    for layer, row in enumerate(rows):
+      # A kernel is `[in, out]` here and `[out, in]` there.
+      row = row.T if path.endswith("/kernel") else row
+      views[_tensor_name(path, layer)] = row
+  return views
 
 
 def load_model(
@@ -277,111 +277,92 @@ def load_model(
   """
   directory = pathlib.Path(directory)
   model = transformer.Model(*read_config(directory))
-  tensors = _Tensors.open(directory)
+  weights = _open_weights(directory)
   shapes = jax.eval_shape(model.init, jax.random.key(0))
-  tensors.check_names(model.config, shapes)
+  params = jax.tree.map(lambda s: _aligned_empty(s.shape), shapes)
+  views = _views(params)
+  _check_names(weights, set(views), model.config)
   total = transformer.num_parameters(shapes)
   how = {"unit_scale": True, "delay": 2, "leave": False}
   with tqdm.tqdm(desc=f"load {directory.name}", total=total, **how) as bar:
+    for name, view in views.items():
+      is_absent = name == _LOGIT_BIAS and name not in weights.names
+      view[...] = 0 if is_absent else weights.read(name, view.shape)
+      bar.update(view.size)
+  if model.config.tied and _LM_HEAD in weights.names:
+    head_VxD = weights.read(_LM_HEAD, views[_WTE].shape)
+    if not np.array_equal(head_VxD.astype(np.float32), views[_WTE]):
+      raise errors.InputError(
+        f"{weights.path}: tensor {_LM_HEAD!r} differs from {_WTE!r}; need equal"
+        " ones, or tied_unembed=false"
+      )
+  return model, jax.device_put(params, jax.local_devices()[0])
 
-    def parameter(path, shape):
-      value = _read_parameter(tensors, sites.path_name(path), shape.shape)
-      bar.update(value.size)
-      return jax.device_put(value, jax.local_devices()[0])
 
-    params = jax.tree_util.tree_map_with_path(parameter, shapes)
-  if model.config.tied and _LM_HEAD in tensors.names:
-    _check_tied(tensors, np.asarray(params["wte"]["embedding"]))
-  return model, params
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tensors:
+class _Weights(NamedTuple):
   """A file of named tensors; `take` gives up what was held of one."""
 
   path: pathlib.Path
   names: frozenset[str]
   take: Callable[[str], np.ndarray]
 
-  @classmethod
-  def open(cls, directory: pathlib.Path) -> "_Tensors":
-    path = directory / PYTORCH_WEIGHTS
-    if path.is_file():
-      state = torch_file.load_state_dict(path)
-      return cls(path, frozenset(state), state.pop)
-    path = directory / SAFETENSORS_WEIGHTS
-    if not path.is_file():
-      raise errors.InputError(
-        f"{directory} holds neither {PYTORCH_WEIGHTS} nor"
-        f" {SAFETENSORS_WEIGHTS}; need one of them beside {CONFIG}"
-      )
-    try:
-      opened = safetensors.safe_open(path, framework="numpy")
-      return cls(path, frozenset(opened.keys()), opened.get_tensor)
-    except (safetensors.SafetensorError, OSError) as e:
-      raise errors.InputError(
-        f"{path}: {e}; need a whole safetensors file"
-      ) from e
-
-  def check_names(self, config: config_lib.ModelConfig, shapes) -> None:
-    """Checks that the file has this model's tensors and no others."""
-    want = {
-      name
-      for path, _ in jax.tree_util.tree_leaves_with_path(shapes)
-      for name in _tensor_names(sites.path_name(path), config.n_layer)
-    }
-    # Buffers of the released code: a constant, and its slow attention's mask.
-    optional = {tensor_name(sites.LOGIT_BIAS, None)} | {
-      f"transformer.h.{layer}.attn.bias" for layer in range(config.n_layer)
-    }
-    if config.tied:
-      optional.add(_LM_HEAD)
-    if missing := sorted(want - self.names - optional):
-      raise errors.InputError(
-        f"{self.path}: tensor {missing[0]!r} is missing ({len(missing)} in"
-        f" all); need every tensor of the model that {CONFIG} describes"
-      )
-    if extra := sorted(self.names - want - optional):
-      raise errors.InputError(
-        f"{self.path}: tensor {extra[0]!r} ({len(extra)} in all) is not of the"
-        f" model that {CONFIG} describes; need its tensors only"
-      )
-
   def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-
-    def refuse(found, need):
-      where = f"{self.path}: tensor {name!r}"
-      return errors.InputError(f"{where} {found}; need {need}")
-
-    types_needed = " or ".join(_DTYPES)
+    """Returns a tensor, checked."""
+    need = " or ".join(_DTYPES)
     try:
       value = self.take(name)
+      if str(value.dtype) not in _DTYPES:
+        found = f"has type {value.dtype}"
+      elif value.shape != shape:
+        found, need = f"has shape {value.shape}", shape
+      elif not np.isfinite(value).all():
+        found, need = "holds NaN or infinity", "finite numbers"
+      else:
+        return value
     except (safetensors.SafetensorError, TypeError) as e:
-      raise refuse(f"cannot be read: {e}", types_needed) from e
-    if str(value.dtype) not in _DTYPES:
-      raise refuse(f"has type {value.dtype}", types_needed)
-    if value.shape != shape:
-      raise refuse(f"has shape {value.shape}", shape)
-    if not np.isfinite(value).all():
-      raise refuse("holds NaN or infinity", "finite numbers")
-    return value
+      found = f"cannot be read: {e}"
+    raise errors.InputError(
+      f"{self.path}: tensor {name!r} {found}; need {need}"
+    )
 
 
-def _read_parameter(
-  tensors: _Tensors, path: str, shape: tuple[int, ...]
-) -> np.ndarray:
-  """Returns a parameter, float32, from its tensors."""
-  out = _aligned_empty(shape)
-  stacked = path.startswith("layers/")
-  names = _tensor_names(path, shape[0])
-  for row, name in zip(out if stacked else [out], names, strict=True):
-    if path == sites.LOGIT_BIAS and name not in tensors.names:
-      row[...] = 0
-      continue
-    # A kernel is `[in, out]` here and `[out, in]` there.
-    row = row.T if path.endswith("/kernel") else row
-    row[...] = tensors.read(name, row.shape)
-  return out
+def _open_weights(directory: pathlib.Path) -> _Weights:
+  path = directory / PYTORCH_WEIGHTS
+  if path.is_file():
+    state = torch_file.load_state_dict(path)
+    return _Weights(path, frozenset(state), state.pop)
+  path = directory / SAFETENSORS_WEIGHTS
+  if not path.is_file():
+    raise errors.InputError(
+      f"{directory} holds neither {PYTORCH_WEIGHTS} nor"
+      f" {SAFETENSORS_WEIGHTS}; need one of them beside {CONFIG}"
+    )
+  try:
+    opened = safetensors.safe_open(path, framework="numpy")
+    return _Weights(path, frozenset(opened.keys()), opened.get_tensor)
+  except (safetensors.SafetensorError, OSError) as e:
+    raise errors.InputError(
+      f"{path}: {e}; need a whole safetensors file"
+    ) from e
+
+
+def _check_names(
+  weights: _Weights, want: set[str], config: config_lib.ModelConfig
+) -> None:
+  """Checks that the file has this model's tensors and no others."""
+  # Buffers of the released code: a constant, and its slow attention's mask.
+  masks = {f"transformer.h.{i}.attn.bias" for i in range(config.n_layer)}
+  optional = masks | {_LOGIT_BIAS} | ({_LM_HEAD} if config.tied else set())
+  if missing := sorted(want - weights.names - optional):
+    raise errors.InputError(
+      f"{weights.path}: tensor {missing[0]!r} is missing ({len(missing)} in"
+      f" all); need every tensor of the model that {CONFIG} describes"
+    )
+  if extra := sorted(weights.names - want - optional):
+    raise errors.InputError(
+      f"{weights.path}: tensor {extra[0]!r} ({len(extra)} in all) is not of the"
+      f" model that {CONFIG} describes; need its tensors only"
+    )
 
 
 def _aligned_empty(shape: tuple[int, ...]) -> np.ndarray:
@@ -393,15 +374,6 @@ def _aligned_empty(shape: tuple[int, ...]) -> np.ndarray:
   return raw[start : start + size].view(np.float32).reshape(shape)
 
 
-def _check_tied(tensors: _Tensors, embedding_VxD: np.ndarray) -> None:
-  head_VxD = tensors.read(_LM_HEAD, embedding_VxD.shape)
-  if not np.array_equal(head_VxD.astype(np.float32), embedding_VxD):
-    raise errors.InputError(
-      f"{tensors.path}: tensor {_LM_HEAD!r} differs from {_WTE!r}; need equal"
-      " ones, or tied_unembed=false"
-    )
-
-
 def state_dict(
   model: transformer.Model, params: transformer.Params
 ) -> dict[str, np.ndarray]:
@@ -410,21 +382,13 @@ def state_dict(
   All keys of the authors' `GPT` of the same config, float32: a tied unembedding
   twice, and a position table of zeros in a model that has no positions.
   """
-  c = model.config
-  tensors = {}
-  for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    path = sites.path_name(key_path)
-    value = np.asarray(leaf, np.float32)
-    rows = value if path.startswith("layers/") else [value]
-    names = _tensor_names(path, c.n_layer)
-    for name, row in zip(names, rows, strict=True):
-      row = row.T if path.endswith("/kernel") else row
-      tensors[name] = np.ascontiguousarray(row)
-  if c.tied:
+  views = _views(jax.tree.map(lambda p: np.asarray(p, np.float32), params))
+  tensors = {n: np.ascontiguousarray(view) for n, view in views.items()}
+  if model.config.tied:
     tensors[_LM_HEAD] = tensors[_WTE]
-  if c.positions == "none":
-    length = config_fields(model)["block_size"]
-    tensors[_WPE] = np.zeros((length, c.d_model), np.float32)
+  if model.config.positions == "none":
+    shape = config_fields(model)["block_size"], model.config.d_model
+    tensors[_WPE] = np.zeros(shape, np.float32)
   return tensors
 
 
@@ -448,10 +412,7 @@ def save_model(
     try:
       safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
     except safetensors.SafetensorError as e:
-      need = "a writable directory with free space"
-      raise errors.InputError(
-        f"cannot write {directory}: {e}; need {need}"
-      ) from e
+      raise files.cannot_write(directory, str(e)) from e
     path.chmod(0o644)
     files.write_json(new / CONFIG, config_fields(model, kept))
     if tokenizer is not None:

@@ -8,6 +8,8 @@ from sparse_jax.report import text
 
 _MAX_POINTS = 600
 _MAX_DOTS = 60
+# Values beyond these have no place on an axis.
+_LARGEST, _SMALLEST = 1e9, 1e-9
 # Of a line chart, in pixels.
 WIDTH, HEIGHT = 760, 330
 LEFT, RIGHT, TOP, BOTTOM = 58, 700, 16, 282
@@ -167,6 +169,40 @@ def training(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     Axis("step", min(0, *steps), max(steps)),
     Axis("loss (nats per token)", low, high),
     right,
+  )
+
+
+def plot(
+  title: str,
+  curves: Sequence[Curve],
+  x: str,
+  y: str,
+  log: bool = False,
+  line: tuple[str, float] | None = None,
+) -> dict[str, Any] | None:
+  """Returns curves on axes, called `x` and `y`, that hold them and 0.
+
+  None if no point can be drawn; on a logarithmic x axis those from 0 down
+  cannot. `line`, a label and a value, is drawn across.
+  """
+  least = _SMALLEST if log else -_LARGEST
+  fits = lambda p: least <= p[0] <= _LARGEST and abs(p[1]) <= _LARGEST
+  curves = [c._replace(points=sorted(filter(fits, c.points))) for c in curves]
+  curves = [c for c in curves if c.points]
+  if not curves:
+    return None
+  xs, ys = zip(*(point for c in curves for point in c.points), strict=True)
+  low, high = min(0.0, *ys), max((line[1] if line else 0.0), *ys)
+  pad = 0.05 * (high - low) if high - low > _SMALLEST else 1.0
+  first, last = min(xs), max(xs)
+  if not log:
+    first, last = min(0.0, first), last if last > _SMALLEST else 1.0
+  return line_chart(
+    title,
+    curves,
+    Axis(x, first, last, log),
+    Axis(y, low - pad if low < 0 else 0.0, high + pad),
+    line=line,
   )
 
 

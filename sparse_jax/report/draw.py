@@ -22,6 +22,8 @@ class Drawing(NamedTuple):
     edges: (edge, path, stroke width).
     head_links: (node, other node of the same head, path).
     nodes: what each is called, its column, its part in residual wiring.
+    support: nodes of the robust circuit that are not in its core.
+    first: where the keyboard enters: the core's first node, if it has one.
     notes: what was left out.
   """
 
@@ -31,13 +33,41 @@ class Drawing(NamedTuple):
   edges: Sequence[tuple[graph.Edge, str, float]]
   head_links: Sequence[tuple[graph.Node, graph.Node, str]]
   nodes: Mapping[graph.Node, tuple[str, int, str | None]]
+  support: frozenset[graph.Node]
+  first: graph.Node
   notes: Sequence[str]
+
+  @property
+  def parts(self) -> list[tuple[str, "Drawing"]]:
+    """(class, marks) from the back to the front: any support, then the core."""
+    if not self.support:
+      return [("", self)]
+    return [("support", self._part(True)), ("core", self._part(False))]
+
+  def _part(self, is_support: bool) -> "Drawing":
+    belongs = lambda *ns: (not self.support.isdisjoint(ns)) == is_support
+    mine = lambda marks: [m for m in marks if m.support == is_support]
+    g = self.geometry
+    return self._replace(
+      geometry=g._replace(
+        lanes=list(map(mine, g.lanes)),
+        wires=mine(g.wires),
+        tracks=mine(g.tracks),
+      ),
+      edges=[e for e in self.edges if belongs(e[0].source, e[0].target)],
+      head_links=[link for link in self.head_links if belongs(*link[:2])],
+      nodes={n: told for n, told in self.nodes.items() if belongs(n)},
+    )
 
   @property
   def legend(self) -> list[tuple[str, str]]:
     """(class, meaning) of every kind of mark in the drawing."""
     marks = [
-      ("key", "node (its channel)"),
+      ("key", "core: does the task on its own"),
+      ("key support", "support: what the robust circuit adds to the core"),
+    ]
+    marks = marks if self.support else [("key", "node (its channel)")]
+    marks += [
       ("edge pos", "positive edge"),
       ("edge neg", "negative edge; width is |weight|"),
     ]
@@ -48,12 +78,14 @@ class Drawing(NamedTuple):
     return marks
 
 
-def strongest(
-  edges: Sequence[graph.Edge], limit: int = MAX_EDGES
-) -> list[graph.Edge]:
-  """Returns at most `limit` edges of largest |weight|, the strongest last."""
+def strongest(shown: graph.Graph, limit: int = MAX_EDGES) -> list[graph.Edge]:
+  """Returns at most `limit` edges of largest |weight|, the strongest last.
+
+  Those of the core go before any other, and so stand behind them.
+  """
+  rank = lambda e: (not shown.is_support(e.source, e.target), e.magnitude)
   # Like `sorted`, it keeps the order of equal ones.
-  return heapq.nlargest(limit, edges, key=lambda edge: edge.magnitude)[::-1]
+  return heapq.nlargest(limit, shown.edges, key=rank)[::-1]
 
 
 def degrees(edges: Sequence[graph.Edge]):
@@ -68,24 +100,27 @@ def drawing(task: str, shown: graph.Graph, width: float = 1140) -> Drawing:
   """Returns the drawing of a graph of at least one node, `width` pixels wide.
 
   Circuits with many columns are wider. Only the strongest edges, and the nodes
-  that they join first, are drawn of a large circuit.
+  that they join first, are drawn of a large circuit; the core's before others.
   """
-  edges = strongest(shown.edges)
+  edges = strongest(shown)
   nodes = list(shown.nodes)
   if len(nodes) > MAX_NODES:
     joined = [node for e in reversed(edges) for node in (e.source, e.target)]
+    nodes.sort(key=shown.is_support)
     nodes = list(dict.fromkeys((*joined, *nodes)))[:MAX_NODES]
-  geometry = layout.place(nodes, edges, _MARGIN, width)
+  geometry = layout.place(nodes, edges, _MARGIN, width, shown.support)
   notes = []
+  core_first = ", the core's first" if shown.support else ""
   if len(edges) < len(shown.edges):
     notes.append(
       f"Drawn: the {len(edges)} edges of largest |weight| of"
-      f" {text.count(len(shown.edges))}. All are counted."
+      f" {text.count(len(shown.edges))}{core_first}. All are counted."
     )
   if len(nodes) < len(shown.nodes):
     notes.append(
       f"Drawn: {text.count(len(nodes))} of {text.count(len(shown.nodes))}"
-      " nodes, those on the strongest edges first. All are counted."
+      f" nodes, those on the strongest edges first{core_first}. All are"
+      " counted."
     )
   if geometry.num_channels_left_out:
     notes.append(
@@ -100,12 +135,14 @@ def drawing(task: str, shown: graph.Graph, width: float = 1140) -> Drawing:
     _edges(edges, geometry),
     _head_links(shown, nodes, geometry),
     _nodes(shown, nodes, geometry),
+    shown.support,
+    min(nodes, key=shown.is_support),
     notes,
   )
 
 
 def _layers(geometry: layout.Layout):
-  half = geometry.node_width / 2
+  half, order = geometry.node_width / 2, layout.forward_order
   layers = []
   for layer, group in itertools.groupby(
     geometry.lanes, lambda lanes: graph.Node(lanes[0].site, 0).layer
@@ -113,7 +150,9 @@ def _layers(geometry: layout.Layout):
     columns = []
     for lanes in group:
       block = graph.Node(lanes[0].site, 0).name.partition(".")[0]
-      names = " ".join(lane.site.rpartition(".")[2] for lane in lanes)
+      # Core and support may each have a lane of one site.
+      shared = sorted({graph.Node(lane.site, 0) for lane in lanes}, key=order)
+      names = " ".join(node.site.rpartition(".")[2] for node in shared)
       if layer is None:
         block, names = "final", "resid"
       columns.append((lanes[0].x, block, names))
@@ -145,7 +184,9 @@ def _head_links(shown, nodes, geometry: layout.Layout):
   half = geometry.node_width / 2
   links = []
   for group in by_head.values():
-    for node, other in itertools.pairwise(group):
+    core = [node for node in group if not shown.is_support(node)]
+    pairs = [p for p in itertools.pairwise(group) if shown.is_support(*p)]
+    for node, other in (*itertools.pairwise(core), *pairs):
       if node.site != other.site:
         (x, y1), (_, y2) = geometry.at[node], geometry.at[other]
         path = f"M{x + half:.1f} {y1:.1f}c16 0 16 {y2 - y1:.1f} 0 {y2 - y1:.1f}"
@@ -164,6 +205,8 @@ def _nodes(shown, nodes, geometry: layout.Layout):
     of_head = "" if head is None else f", head {head}"
     label = f"{node.site} channel {node.index}{of_head}"
     label += f"; edges in {num_in[node]}, out {num_out[node]}"
+    if shown.support:
+      label += "; support" if shown.is_support(node) else "; core"
     column = columns.setdefault(geometry.at[node][0], len(columns))
     drawn[node] = label, column, roles.get(node.name)
   return drawn

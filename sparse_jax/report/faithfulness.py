@@ -1,13 +1,15 @@
 """`metrics["faithfulness"]` for the page, `templates/faithfulness.html`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sparse_jax import circuit as circuit_lib
 from sparse_jax.faithfulness import criteria as criteria_lib
 from sparse_jax.report import charts, text
 
+_KEY = "faithfulness"
 _MAX_ROWS = 100
+# What damaged metrics raise.
+_ERRORS = LookupError, TypeError, AttributeError, ValueError, ArithmeticError
 # Curves of the chart: its key under "controls", what it is called, its class.
 _CURVES = (
   ("same", "the task itself, under the controls' settings", "circuit"),
@@ -18,33 +20,60 @@ _CURVES = (
 )
 
 
-def faithfulness(circuit: circuit_lib.Circuit) -> dict[str, Any] | None:
-  """Returns what is known of a circuit's faithfulness; None if nothing is.
+def accuracy_lost(metrics: Mapping[str, Any]) -> float | None:
+  """Returns a circuit's accuracy lost to the worst adversary, if measured.
 
-  `criteria` is None where the metrics cannot be read.
+  The full model's accuracy, from 0 to 1, minus that under the adversary.
   """
-  metrics = circuit.metrics.get("faithfulness")
-  if not isinstance(metrics, Mapping):
+  full, attacked = (
+    _at(metrics, _KEY, *keys, "accuracy", "value")
+    for keys in (
+      ("sufficiency_and_necessity", "full_model"),
+      ("partial_ablation", "adversarial"),
+    )
+  )
+  return full - attacked if all(map(text.is_number, (full, attacked))) else None
+
+
+def faithfulness(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+  """Returns what is known of a task's circuits; None if nothing is.
+
+  Args:
+    parts: the core and then any robust circuit: "name", "class", "circuit".
+  """
+  known = [
+    (part, metrics)
+    for part in parts
+    if isinstance(metrics := _at(part["circuit"].metrics, _KEY), Mapping)
+  ]
+  if not known:
     return None
+  return {
+    "circuits": [_circuit(part, metrics) for part, metrics in known],
+    "is_nested": len(parts) > 1,
+    "charts": [chart for chart in _charts(known) if chart["chart"]],
+  }
+
+
+def _circuit(part, metrics) -> dict[str, Any]:
+  """Returns one circuit's criteria, None if they cannot be read, and more."""
   try:
     criteria = criteria_lib.check_criteria(metrics)
-  except (KeyError, TypeError, AttributeError, ValueError, IndexError):
-    return {"criteria": None}
-  controls, importance = (
-    part if isinstance(part, Mapping) else {}
-    for part in (metrics.get("controls"), metrics.get("importance"))
-  )
-  extra = controls.get("extra_nodes")
+  except _ERRORS:
+    criteria = None
+  extra = _at(metrics, "controls", "extra_nodes")
   extra = extra if isinstance(extra, Mapping) else {}
   return {
-    "criteria": [(c.name, c.holds, c.measured, c.need) for c in criteria],
-    "failed": [c.name for c in criteria if not c.holds],
+    "name": part["name"],
+    "class": part["class"],
+    "criteria": criteria,
+    "failed": [c.name for c in criteria or () if not c.holds],
     "chart": charts.size_curves(
       [
-        charts.Curve(label, class_, _points(controls.get(key)))
+        charts.Curve(label, class_, _curve(metrics, "controls", key))
         for key, label, class_ in _CURVES
       ],
-      circuit.target_loss,
+      part["circuit"].target_loss,
     ),
     "extra_nodes": [
       (label, _extra(extra[key])) for key, label, _ in _CURVES if key in extra
@@ -52,16 +81,121 @@ def faithfulness(circuit: circuit_lib.Circuit) -> dict[str, Any] | None:
     "importance": [
       (kind, rows[:_MAX_ROWS])
       for kind in ("node", "edge")
-      if (rows := _importance(importance.get(f"{kind}s")))
+      if (rows := _importance(_at(metrics, "importance", f"{kind}s")))
     ],
   }
 
 
-def _points(control: Any) -> charts.Points:
-  curve = control.get("curve") if isinstance(control, Mapping) else None
-  points = curve if isinstance(curve, (list, tuple)) else ()
-  points = [point for point in points if isinstance(point, Mapping)]
-  return charts.column(points, "validation_loss", "num_nodes")
+def _charts(known) -> Iterable[dict[str, Any]]:
+  """Yields charts of all circuits, those with nothing to draw as None."""
+  part, outermost = known[-1]
+  random = f"random circuits of the size of the {part['name']}"
+
+  def plot(title, keys, fields, x, y, random_keys=(), **options):
+    curves = [
+      (part["name"], part["class"], metrics, keys) for part, metrics in known
+    ]
+    if random_keys:
+      curves.insert(0, (random, "full", outermost, random_keys))
+    return charts.plot(
+      title,
+      [
+        charts.Curve(label, class_, _points(_at(metrics, *keys), *fields))
+        for label, class_, metrics, keys in curves
+      ],
+      *(x, y),
+      **options,
+    )
+
+  partial = "partial_ablation"
+  yield {
+    "id": "steps",
+    "budget": _budget(_at(outermost, partial, "budget")),
+    "chart": plot(
+      "Loss against the adversary's steps",
+      (partial, "by_steps", "circuit"),
+      ("steps", "loss"),
+      "steps of the adversary",
+      "worst task loss (nats)",
+      (partial, "by_steps", "random_circuit"),
+    ),
+  }
+  yield {
+    "id": "random",
+    "chart": plot(
+      "Loss against the share ablated at random",
+      (partial, "random"),
+      ("fraction", "loss"),
+      "share of the outside that is ablated",
+      "task loss (nats)",
+      (partial, "random_circuit"),
+    ),
+  }
+  yield {
+    "id": "size",
+    "chart": plot(
+      "Accuracy lost against size",
+      (partial, "by_size"),
+      ("num_nodes", "accuracy_lost"),
+      "nodes kept (log scale)",
+      "accuracy lost to the sign steps",
+      log=True,
+      line=("accepted", criteria_lib.THRESHOLDS["adversarial_accuracy_lost"]),
+    ),
+  }
+  yield {
+    "id": "curve",
+    "areas": [
+      (part["name"], *(_at(metrics, "curve", k) for k in ("cpr", "cmd")))
+      for part, metrics in known
+    ],
+    "chart": plot(
+      "Faithfulness curve",
+      ("curve", "points"),
+      ("share", "faithfulness"),
+      "share of all nodes (log scale)",
+      "faithfulness",
+      log=True,
+      line=("full model", 1.0),
+    ),
+  }
+
+
+def _at(metrics: Any, *keys: str) -> Any:
+  """Returns what is found down these keys; None if it is not there."""
+  for key in keys:
+    metrics = metrics.get(key) if isinstance(metrics, Mapping) else None
+  return metrics
+
+
+def _curve(metrics, *keys: str) -> charts.Points:
+  rows = _at(metrics, *keys, "curve")
+  return _points(rows, "num_nodes", "validation_loss")
+
+
+def _points(rows: Any, x: str, y: str) -> charts.Points:
+  """Returns the points of a curve; estimates count with their value."""
+  rows = rows if isinstance(rows, (list, tuple)) else ()
+  value = lambda v: v.get("value") if isinstance(v, Mapping) else v
+  rows = [
+    {x: row.get(x), y: value(row.get(y))}
+    for row in rows
+    if isinstance(row, Mapping)
+  ]
+  return charts.column(rows, y, x)
+
+
+def _budget(budget: Any) -> str:
+  """Returns an adversary's budget in words; "" if it is not known."""
+  steps, rate, starts = (_at(budget, k) for k in ("steps", "rate", "starts"))
+  if not (text.is_number(steps) and text.is_number(rate)):
+    return ""
+  if not isinstance(starts, (list, tuple)):
+    return ""
+  return (
+    f"{text.plural(steps, 'sign step')} of {rate:g} from each of"
+    f" {text.plural(len(starts), 'start')} ({', '.join(map(str, starts))})"
+  )
 
 
 def _extra(nodes: Any) -> str:

@@ -45,11 +45,19 @@ class Edge(NamedTuple):
 
 
 class Graph(NamedTuple):
-  """Nodes in forward order; edges in the order of the file."""
+  """Nodes in forward order; edges in the order of the file.
+
+  `support` are the nodes of a robust circuit that are not in its core.
+  """
 
   nodes: tuple[Node, ...]
   edges: tuple[Edge, ...]
   d_head: int
+  support: frozenset[Node] = frozenset()
+
+  def is_support(self, *nodes: Node) -> bool:
+    """Whether an edge between, or a mark of, these nodes is not the core's."""
+    return not self.support.isdisjoint(nodes)
 
   def head(self, node: Node) -> int | None:
     """Returns the attention head of a q, k or v channel."""
@@ -58,8 +66,10 @@ class Graph(NamedTuple):
     return node.index // self.d_head
 
 
-def from_circuit(circuit: circuit_lib.Circuit) -> Graph:
-  """Returns a circuit's graph.
+def from_circuit(
+  circuit: circuit_lib.Circuit, file: str = "circuit.json"
+) -> Graph:
+  """Returns a circuit's graph; messages call its file as told.
 
   Raises InputError if an edge does not join two of the circuit's nodes.
   """
@@ -76,8 +86,13 @@ def from_circuit(circuit: circuit_lib.Circuit) -> Graph:
     if not is_known:
       shown = repr(edge)
       raise errors.InputError(
-        f"circuit.json of {circuit.task}: edges[{position}]="
+        f"{file} of {circuit.task}: edges[{position}]="
         f"{shown if len(shown) <= 160 else shown[:159] + '…'} is not accepted;"
         ' need "from" and "to", two of the nodes, and "weight", a number'
       )
   return Graph(nodes, tuple(edges), circuit.model_config.d_head)
+
+
+def nest(core: Graph, robust: Graph) -> Graph:
+  """Returns a robust circuit's graph that knows its core, which it contains."""
+  return robust._replace(support=frozenset(robust.nodes).difference(core.nodes))

@@ -3,7 +3,9 @@
 Columns follow the forward pass; q, k and v share one, each in its own lane.
 Nodes are ordered to cross few edges (barycentres, Sugiyama et al. 1981) and
 moved towards their neighbours (isotonic regression keeps order and distances).
-Residual wiring that skips columns runs on tracks below.
+Residual wiring that skips columns runs on tracks below. Support, what a robust
+circuit adds, takes the same columns below its core, so that the core lies where
+it would lie with no support in them.
 """
 
 import bisect
@@ -31,6 +33,8 @@ _LANE_GAP = 26
 _TRACK_PITCH = 11
 _MAX_TRACKS = 48
 _SWEEPS = 8
+# Between the core and the support below it; holds a line of text.
+_BAND_GAP = 34
 # Draws unconnected parts to a common middle while the rest settles.
 _INWARD = 0.95
 
@@ -42,6 +46,7 @@ class Lane(NamedTuple):
   x: float
   top: float
   bottom: float
+  support: bool = False
 
 
 class Wire(NamedTuple):
@@ -49,6 +54,7 @@ class Wire(NamedTuple):
 
   channel: int
   path: str
+  support: bool = False
 
 
 class Track(NamedTuple):
@@ -58,6 +64,7 @@ class Track(NamedTuple):
   left: float
   right: float
   y: float
+  support: bool = False
 
 
 class Layout(NamedTuple):
@@ -65,9 +72,11 @@ class Layout(NamedTuple):
 
   Attributes:
     at: centre of each node.
-    lanes: by column, in forward order.
+    lanes: by column, in forward order, the core's first.
     tracks: residual wiring that skips columns.
     num_channels_left_out: residual channels with no track left for them.
+    node_heights: of a core node and of a support node.
+    core_height: how much of the height shows the core.
   """
 
   at: Mapping[graph.Node, tuple[float, float]]
@@ -76,10 +85,10 @@ class Layout(NamedTuple):
   tracks: Sequence[Track]
   num_channels_left_out: int
   node_width: float
-  node_height: float
+  node_heights: tuple[float, float]
   width: float
   height: float
-  tracks_top: float
+  core_height: float
 
 
 def _depth(name: str) -> int:
@@ -261,44 +270,51 @@ def place(
   edges: Sequence[graph.Edge],
   margin: float,
   width: float = 1140,
+  support: frozenset[graph.Node] = frozenset(),
 ) -> Layout:
   """Returns where to draw nodes, at least one, and the edges among them.
 
   The same input gives the same drawing. Margin and width are in pixels; the
-  drawing is wider where its columns need it.
+  drawing is wider where its columns need it. Nodes of `support` lie below.
   """
   cols = columns(nodes)
   column_of = _columns_of(cols)
   pairs = residual_pairs(nodes)
   short = [p for p in pairs if column_of[p[1]] == column_of[p[0]] + 1]
-  neighbours = defaultdict(list)
-  for source, target, *_ in itertools.chain(edges, short):
-    neighbours[source].append(target)
-    neighbours[target].append(source)
-
-  tallest = max(sum(map(len, col)) for col in cols)
-  pitch, node_height = (24, 17) if tallest <= 60 else (11, 8)
-  cols = _order(cols, neighbours)
-  y = _heights(cols, neighbours, pitch)
+  links = [link[:2] for link in itertools.chain(edges, short)]
   digits = max(len(str(node.index)) for node in nodes)
   node_width = max(30, 8 * digits + 8)
   gap = (width - 2 * margin - len(cols) * node_width) / max(1, len(cols) - 1)
   gap = round(min(_WIDEST_GAP, max(_NARROWEST_GAP, gap)))
-  half, high = node_width / 2, node_height / 2
+  half, strength = node_width / 2, _strength(edges)
   x = [margin + half + i * (node_width + gap) for i in range(len(cols))]
-  top = margin + high
-  at = {node: (x[column_of[node]], top + y[node]) for node in nodes}
-  ends = lambda lane: (at[lane[0]][1] - high, at[lane[-1]][1] + high)
-  lanes = [
-    [Lane(lane[0].site, x[i], *ends(lane)) for lane in col]
-    for i, col in enumerate(cols)
-  ]
-  bottom = max(lane.bottom for col in lanes for lane in col)
-  tracks_top = bottom + 1.5 * margin
-  wires, tracks, left_out = _route(
-    pairs, column_of, x, at, half, gap, tracks_top, _strength(edges)
-  )
-  bottom = max((track.y for track in tracks), default=bottom)
+  at, lanes, wires, tracks = {}, [[] for _ in cols], [], []
+  node_heights, heights, bottom, left_out = [], [], 0.0, 0
+  for is_support in (False, True):
+    belongs = lambda *ns: (not support.isdisjoint(ns)) == is_support
+    band = [[list(filter(belongs, lane)) for lane in col] for col in cols]
+    band = [[lane for lane in col if lane] for col in band]
+    tallest = max(sum(map(len, col)) for col in band)
+    pitch, node_height = (24, 17) if tallest <= 60 else (11, 8)
+    node_heights.append(node_height)
+    if tallest:
+      band, y = _settle(band, links, pitch)
+      high = node_height / 2
+      top = (bottom + _BAND_GAP if bottom else margin) + high
+      at |= {node: (x[column_of[node]], top + y[node]) for node in y}
+      for i, lane in ((i, lane) for i, col in enumerate(band) for lane in col):
+        ends = at[lane[0]][1] - high, at[lane[-1]][1] + high
+        lanes[i].append(Lane(lane[0].site, x[i], *ends, is_support))
+      bottom = top + max(y.values()) + high
+      *marks, num = _route(
+        [pair for pair in pairs if belongs(*pair)],
+        *(column_of, x, at, half, gap, bottom + 1.5 * margin, strength),
+      )
+      for found, mine in zip((wires, tracks), marks, strict=True):
+        found += [mark._replace(support=is_support) for mark in mine]
+      left_out += num
+      bottom = max((track.y for track in marks[1]), default=bottom)
+    heights.append(round(bottom + margin))
   return Layout(
     at=at,
     lanes=lanes,
@@ -306,11 +322,23 @@ def place(
     tracks=tracks,
     num_channels_left_out=left_out,
     node_width=node_width,
-    node_height=node_height,
+    node_heights=tuple(node_heights),
     width=round(x[-1] + half + margin),
-    height=round(bottom + margin),
-    tracks_top=tracks_top,
+    height=heights[1],
+    core_height=heights[0],
   )
+
+
+def _settle(band, links, pitch: float):
+  """Returns (columns in order, heights) by the links among their nodes."""
+  inside = _columns_of(band)
+  neighbours = defaultdict(list)
+  for source, target in links:
+    if source in inside and target in inside:
+      neighbours[source].append(target)
+      neighbours[target].append(source)
+  band = _order(band, neighbours)
+  return band, _heights(band, neighbours, pitch)
 
 
 def _strength(edges) -> dict[int, float]:

@@ -22,15 +22,17 @@ from sparse_jax.utils import errors, files
 
 def write_page(
   path: str | os.PathLike,
-  circuits: Sequence[circuit_lib.Circuit],
+  circuits: Sequence[Mapping[str, circuit_lib.Circuit]],
   *,
   training: Iterable[Mapping[str, Any]] | None = None,
   title: str = "Sparse circuits",
 ) -> None:
   """Writes one self-contained page about circuits, complete or not at all.
 
-  `training` are rows of `metrics.jsonl`; losses in nats a token. Raises
-  InputError if a circuit is damaged or the file cannot be written.
+  `circuits` are, by task, what `circuit.load_all` returns: the "core" and, if
+  there is one, the "robust" circuit around it. `training` are rows of
+  `metrics.jsonl`; losses in nats a token. Raises InputError if a circuit is
+  damaged or the file cannot be written.
   """
   path = pathlib.Path(path)
   if not path.name:
@@ -40,17 +42,19 @@ def write_page(
 
 
 def render(
-  circuits: Sequence[circuit_lib.Circuit],
+  circuits: Sequence[Mapping[str, circuit_lib.Circuit]],
   *,
   training: Iterable[Mapping[str, Any]] | None = None,
   title: str = "Sparse circuits",
 ) -> str:
   """Returns the page as HTML; arguments as for `write_page`."""
   rows = list(training or ())
+  sections = [section.section(each, i) for i, each in enumerate(circuits)]
   return document(
     "page.html",
     title,
-    sections=[section.section(c, i) for i, c in enumerate(circuits)],
+    sections=sections,
+    rows=[(each, part) for each in sections for part in each["parts"]],
     training=_training(rows) if rows else None,
   )
 

@@ -1,9 +1,10 @@
-"""What a circuit's section shows; `templates/circuit.html` is its markup."""
+"""What a task's section shows; `templates/circuit.html` is its markup."""
 
 import difflib
+import itertools
 import math
 import numbers
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sparse_jax import circuit as circuit_lib
@@ -12,15 +13,13 @@ from sparse_jax.utils import errors
 
 MAX_ROWS = 2000
 MAX_EXAMPLES = 24
+# Support of larger robust circuits is hidden until it is asked for.
+MAX_SHOWN = 150
 _NOTES = ("read_tokens", "write_tokens")
 _MAX_DEPTH = 4
 
-# What a loss is of: its name, the prefix of its metrics, its colour's class.
-MODELS = (
-  ("circuit", "", "circuit"),
-  ("full model", "full_model_", "full"),
-  ("model without the circuit", "without_circuit_", "without"),
-)
+# Of a loss and an accuracy: the prefix of their metrics.
+_MODELS = {"own": "", "full": "full_model_", "without": "without_circuit_"}
 _ABLATIONS = {
   "mean_pretrain": "mean over the pretraining distribution (mean_pretrain)",
   "mean_task": "mean over the task's prompts (mean_task)",
@@ -29,7 +28,7 @@ _ABLATIONS = {
 # Shown in places of their own; every other metric is listed as it comes.
 _PLACED = frozenset(
   {"num_nodes", "num_edges", "target_loss", "faithfulness"}
-  | {f"{p}test_{k}" for _, p, _ in MODELS for k in ("loss", "accuracy")}
+  | {f"{p}test_{k}" for p in _MODELS.values() for k in ("loss", "accuracy")}
 )
 _MEANINGS = {
   "num_embedding_edges": "nonzero embedding weights of kept channels",
@@ -41,55 +40,98 @@ _MEANINGS = {
 
 
 def anchor(index: int) -> str:
-  """Returns the id of a page's section on its circuit of that index."""
+  """Returns the id of a page's section on its task of that index."""
   return f"c{index}"
 
 
-def section(circuit: circuit_lib.Circuit, index: int) -> dict[str, Any]:
-  """Returns what the template shows of a page's circuit of that index.
+def section(
+  circuits: Mapping[str, circuit_lib.Circuit], index: int
+) -> dict[str, Any]:
+  """Returns what the template shows of a page's task of that index.
 
-  Raises InputError if the circuit's edges, examples or notes are damaged.
+  `circuits` are the "core" and maybe the "robust" circuit that contains it.
+  Raises InputError if their edges, examples or notes are damaged.
   """
-  where = f"circuit.json of {circuit.task}"
-  metrics = _checked(f"{where}: metrics", circuit.metrics, dict)
-  shown = graph.from_circuit(circuit)
-  examples, notes = (
-    _checked(f"{where}: {name}", circuit.details.get(name) or kind(), kind)
-    for name, kind in (("examples", list), ("node_notes", dict))
-  )
-  # On test pairs: the model's name, its task loss and its accuracy.
-  losses = [
-    (name, *(metrics.get(f"{p}test_{k}") for k in ("loss", "accuracy")))
-    for name, p, _ in MODELS
-  ]
-  bars = [(name, metrics.get(f"{p}test_loss"), c) for name, p, c in MODELS]
-  lines = [("target", circuit.target_loss), ("guessing", math.log(2))]
-  meets = metrics.get("meets_target")
-  is_known = isinstance(meets, bool)
+  core = circuits["core"]
+  named = {"core": "circuit"}
+  if "robust" in circuits:
+    named = {"core": "core", "robust": "robust circuit"}
+  parts = [_part(circuits[which], which, name) for which, name in named.items()]
+  shown = parts[0]["graph"]
+  if len(parts) > 1:
+    shown = graph.nest(shown, parts[1]["graph"])
+  notes = {}
+  for part in reversed(parts):  # The core's own notes win.
+    notes |= _notes(part["file"], part["circuit"].details)
+  file = parts[0]["file"]
+  examples = _detail(file, core.details, "examples", list)
+  losses = _losses(parts)
+  lines = [("target", core.target_loss), ("guessing", math.log(2))]
   return {
     "id": anchor(index),
-    "circuit": circuit,
+    "task": core.task,
+    "parts": parts,
     "graph": shown,
     "losses": losses,
-    "test_target": _verdict(metrics.get("test_loss"), circuit.target_loss),
-    "validation_target": ("misses", "meets")[meets] if is_known else "",
-    "disagreement": _disagreement(metrics, shown),
-    "drawing": draw.drawing(circuit.task, shown) if shown.nodes else None,
-    "bars": charts.loss_bars(bars, lines),
-    "facts": _facts(circuit),
-    "faithfulness": faithfulness.faithfulness(circuit),
+    "drawing": draw.drawing(core.task, shown) if shown.nodes else None,
+    "shows_support": len(shown.nodes) <= MAX_SHOWN,
+    "bars": charts.loss_bars([(n, v, c) for n, v, _, c in losses], lines),
+    "columns": [
+      (name, "") for name in (named.values() if len(parts) > 1 else ["value"])
+    ],
+    "facts": _facts([p["circuit"] for p in parts]),
+    "faithfulness": faithfulness.faithfulness(parts),
     "examples": [
-      _example(f"{where}: examples[{position}]", example)
+      _example(f"{file}: examples[{position}]", example, named["core"])
       for position, example in enumerate(examples[:MAX_EXAMPLES])
     ],
     "num_examples": len(examples),
-    "nodes": _node_rows(f"{where}: node_notes", shown, notes),
+    "nodes": _node_rows(shown, notes),
     "has_notes": bool(notes),
     "edges": [
-      (edge.source.key, edge.target.key, edge.weight)
-      for edge in reversed(draw.strongest(shown.edges, MAX_ROWS))
+      (edge, shown.is_support(edge.source, edge.target))
+      for edge in reversed(draw.strongest(shown, MAX_ROWS))
     ],
   }
+
+
+def _part(
+  circuit: circuit_lib.Circuit, which: str, name: str
+) -> dict[str, Any]:
+  """Returns what is known of one circuit, which the page calls `name`."""
+  file = f"{'circuit' if which == 'core' else which}.json of {circuit.task}"
+  metrics = _checked(f"{file}: metrics", circuit.metrics, dict)
+  shown = graph.from_circuit(circuit, file)
+  meets = metrics.get("meets_target")
+  return {
+    "file": file,
+    "name": name,
+    "class": "circuit" if which == "core" else which,
+    "circuit": circuit,
+    "graph": shown,
+    "scores": {
+      model: [metrics.get(f"{p}test_{k}") for k in ("loss", "accuracy")]
+      for model, p in _MODELS.items()
+    },
+    "accuracy_lost": faithfulness.accuracy_lost(metrics),
+    "test_target": _verdict(metrics.get("test_loss"), circuit.target_loss),
+    "validation_target": (
+      ("misses", "meets")[meets] if isinstance(meets, bool) else ""
+    ),
+    "disagreement": _disagreement(metrics, shown),
+  }
+
+
+def _losses(parts) -> list[tuple[str, Any, Any, str]]:
+  """Returns (model, task loss, accuracy, class) on test pairs."""
+  return [
+    *((p["name"], *p["scores"]["own"], p["class"]) for p in parts),
+    ("full model", *parts[0]["scores"]["full"], "full"),
+    *(
+      (f"model without the {p['name']}", *p["scores"]["without"], "without")
+      for p in parts
+    ),
+  ]
 
 
 def _verdict(loss, target) -> str:
@@ -107,19 +149,25 @@ def _disagreement(metrics: Mapping[str, Any], shown: graph.Graph) -> str:
   return "; ".join(differ)
 
 
-def _facts(circuit: circuit_lib.Circuit) -> list[tuple[str, str, str, bool]]:
-  """Returns (name, value, meaning, whether the name is a metric's)."""
-  ablation = str(circuit.ablation)
+def _facts(
+  circuits: Sequence[circuit_lib.Circuit],
+) -> list[tuple[str, list[str], str, bool]]:
+  """Returns (name, value by circuit, meaning, whether the name is a metric's).
+
+  A circuit that lacks a metric has a dash there.
+  """
+  ablations = [str(circuit.ablation) for circuit in circuits]
   facts = {
-    "target loss": f"{text.number(circuit.target_loss)} nats",
-    "value of ablated nodes": _ABLATIONS.get(ablation, ablation),
-    "model fingerprint": circuit.model_fingerprint,
+    "target loss": [f"{text.number(c.target_loss)} nats" for c in circuits],
+    "value of ablated nodes": [_ABLATIONS.get(a, a) for a in ablations],
+    "model fingerprint": [c.model_fingerprint for c in circuits],
   }
-  return [
-    (k, value or text.MISSING, "", False) for k, value in facts.items()
-  ] + [
-    (name, value, _MEANINGS.get(name, ""), True)
-    for name, value in _further(circuit.metrics)
+  further = [dict(_further(circuit.metrics)) for circuit in circuits]
+  names = dict.fromkeys(itertools.chain.from_iterable(further))
+  dashed = lambda values: [value or text.MISSING for value in values]
+  return [(k, dashed(values), "", False) for k, values in facts.items()] + [
+    (k, dashed(f.get(k) for f in further), _MEANINGS.get(k, ""), True)
+    for k in names
   ]
 
 
@@ -143,6 +191,10 @@ def _further(
         yield full, ", ".join(text.number(v) for v in value)
 
 
+def _detail(file: str, details: Mapping[str, Any], name: str, kind):
+  return _checked(f"{file}: {name}", details.get(name) or kind(), kind)
+
+
 def _checked(where: str, value, kind):
   """Returns a value of a circuit's details if it is of a kind."""
   if not isinstance(value, (list, tuple) if kind is list else kind):
@@ -153,7 +205,7 @@ def _checked(where: str, value, kind):
   return value
 
 
-def _example(where: str, example: Any) -> dict[str, Any]:
+def _example(where: str, example: Any, name: str) -> dict[str, Any]:
   """Returns one pair of prompts, with the positions at which they differ."""
   _checked(where, example, dict)
   sides = []
@@ -171,7 +223,7 @@ def _example(where: str, example: Any) -> dict[str, Any]:
   clip = lambda v: min(1.0, max(0.0, v)) if text.is_number(v) else 0.0
   circuit, full = example.get("circuit_prob"), example.get("full_prob")
   meters = [
-    ("circuit", circuit, "circuit", clip(circuit)),
+    (name, circuit, "circuit", clip(circuit)),
     ("full model", full, "full", clip(full)),
   ]
   # A circuit of one-sided prompts has no counter-prompts.
@@ -191,23 +243,30 @@ def _differences(a: list[str], b: list[str]) -> tuple[set[int], set[int]]:
 
 
 def _node_rows(
-  where: str, shown: graph.Graph, notes: Mapping[str, Any]
+  shown: graph.Graph, notes: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
+  """Returns a row for each node, the core's first."""
   num_in, num_out = draw.degrees(shown.edges)
-  weighted = {
-    key: [_note(f"{where}[{key!r}].{k}", note, k) for k in _NOTES]
-    for key, note in notes.items()
-  }
   return [
     {
       "node": node,
+      "is_support": shown.is_support(node),
       "head": shown.head(node),
       "num_in": num_in[node],
       "num_out": num_out[node],
-      "notes": weighted.get(node.key, ([], [])),
+      "notes": notes.get(node.key, ([], [])),
     }
-    for node in shown.nodes[:MAX_ROWS]
+    for node in sorted(shown.nodes, key=shown.is_support)[:MAX_ROWS]
   ]
+
+
+def _notes(file: str, details: Mapping[str, Any]) -> dict[str, list]:
+  """Returns by node the tokens that it reads, and those that it writes."""
+  notes = _detail(file, details, "node_notes", dict)
+  return {
+    key: [_note(f"{file}: node_notes[{key!r}].{k}", note, k) for k in _NOTES]
+    for key, note in notes.items()
+  }
 
 
 def _note(where: str, note: Any, key: str) -> list[tuple[str, Any]]:

@@ -25,6 +25,8 @@ class TaskNotExpressible(errors.InputError):
 
 # (split, seed text) -> candidate pairs, in a deterministic order.
 Generator = Callable[[str, str], Iterator[PairText]]
+# (split, pairs) -> those that `Task.pairs` returns.
+Augment = Callable[[str, Pairs], Pairs]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,6 +39,7 @@ class Task:
       vary from pair to pair.
     natural_reason: why there is no rule on real code (`find_points`).
     max_difficulty: most distracting lines that `make_task` puts before prompts.
+    augment: what `pairs` adds to the generator's, such as real prompts.
   """
 
   name: str
@@ -47,6 +50,7 @@ class Task:
   find_points: natural.Rule | None = None
   natural_reason: str = ""
   max_difficulty: int = 0
+  augment: Augment = lambda split, pairs: pairs
 
   def pairs(
     self,
@@ -80,7 +84,7 @@ class Task:
       if not choice.exhausted:
         accepted += f" in {choice.tried} candidates"
       raise errors.bad_value("count", count, accepted)
-    return _stack(choice.pairs, pad_to, truncate)
+    return self.augment(split, _stack(choice.pairs, pad_to, truncate))
 
   def natural(
     self,
@@ -227,4 +231,11 @@ def _stack(pairs: Sequence[_Encoded], pad_to, truncate: bool) -> Pairs:
     counter_answers=np.array([p.counter_answer for p in pairs], np.int32),
     prompt_texts=tuple(p.text.prompt for p in pairs),
     counter_texts=tuple(p.text.counter_prompt for p in pairs),
+    templates=np.array(
+      [
+        i if p.text.template is None else p.text.template
+        for i, p in enumerate(pairs)
+      ],
+      np.int32,
+    ),
   )

@@ -7,6 +7,7 @@ import tqdm
 
 from sparse_jax.tasks import base, learned
 from sparse_jax.tasks.pairs import SPLITS
+from sparse_jax.utils import tables
 
 _HEAD = """\
 # The twenty tasks
@@ -65,7 +66,7 @@ others are dropped, and a warning counts those of a JSONL file.
 
 
 def code_span(text: str) -> str:
-  """Returns text as inline code that no backtick or bar in it breaks."""
+  """Returns text as inline code that no backtick in it breaks."""
   fence = _fence(text, 1)
   pad = " " if text[:1] in "` " or text[-1:] in "` " else ""
   return f"{fence}{pad}{text}{pad}{fence}"
@@ -103,15 +104,14 @@ def example(task: base.Task) -> str:
 
 
 def _section(task: base.Task, counts: Sequence[str]) -> str:
-  pairs = zip(SPLITS, counts, strict=True)
-  listed = ", ".join(f"{split} {n}" for split, n in pairs)
+  listed = ", ".join(map(" ".join, zip(SPLITS, counts, strict=True)))
   natural = "yes" if task.find_points else f"no: {task.natural_reason}"
-  lines = [f"- Pairs: {listed}.", f"- Natural prompts: {natural}."]
+  facts = f"- Pairs: {listed}.\n- Natural prompts: {natural}.\n"
   if most := task.max_difficulty:
-    difficulty = f"up to {most} distracting lines before every prompt"
-    lines.append(f"- Difficulty: {difficulty}.")
-  block, facts = code_block(example(task)), "\n".join(lines)
-  return f"## {task.name}\n\n{task.rule}\n\n{block}\n\n{facts}\n"
+    facts += f"- Difficulty: up to {most} distracting lines before every"
+    facts += " prompt.\n"
+  block = code_block(example(task))
+  return f"## {task.name}\n\n{task.rule}\n\n{block}\n\n{facts}"
 
 
 def page(
@@ -148,7 +148,6 @@ def page(
     expressible=sum(row[2] != "-" for row in rows),
     total=len(rows),
   )
-  columns = ["task", "answers", "train / validation / test", "natural"]
-  lines = [columns, ["---"] * len(columns), *rows]
-  table = "\n".join(f"| {' | '.join(map(cell, line))} |" for line in lines)
+  columns = "task", "answers", "train / validation / test", "natural"
+  table = tables.markdown(columns, [map(cell, row) for row in rows])
   return "\n".join([head, table, "", *sections])

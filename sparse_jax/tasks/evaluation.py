@@ -12,7 +12,7 @@ from sparse_jax import tasks as tasks_lib
 from sparse_jax.model import transformer
 from sparse_jax.tasks import learned
 from sparse_jax.tasks.logit_difference import logit_difference
-from sparse_jax.tasks.sequences import Sequences, split_pairs
+from sparse_jax.tasks.sequences import Sequences, split_pairs, task_sequences
 from sparse_jax.utils import bootstrap
 
 _ROWS = 64
@@ -20,7 +20,6 @@ _MIN_WIDTH = 16
 _RESAMPLES = 2000
 
 DifferenceFunction = Callable[[Sequences], np.ndarray]
-
 
 _logit_difference = jax.jit(logit_difference, static_argnames="model")
 
@@ -38,17 +37,20 @@ class Score:
   """A model's metrics on one set of prompts."""
 
   count: int  # Of pairs, or one-sided prompts.
-  num_groups: int  # What the bootstrap resamples: pairs, or files.
+  num_groups: int  # What the bootstrap resamples: templates, or files.
   loss: Estimate  # The task loss, in nats.
   accuracy: Estimate  # Share of sides whose correct answer has more logit.
 
   def to_dict(self) -> dict[str, Any]:
     """Returns plain values, fit for JSON."""
-    metrics = {"count": self.count, "num_groups": self.num_groups}
-    for name in ("loss", "accuracy"):
-      value, *interval = getattr(self, name)
-      metrics |= {name: value, f"{name}_interval": interval}
-    return metrics
+    return {
+      "count": self.count,
+      "num_groups": self.num_groups,
+      "loss": self.loss.value,
+      "loss_interval": self.loss[1:],
+      "accuracy": self.accuracy.value,
+      "accuracy_interval": self.accuracy[1:],
+    }
 
 
 def make_difference_function(
@@ -58,8 +60,8 @@ def make_difference_function(
 
   Batches have a few fixed shapes, so that all tasks share compiled programs.
   """
-  positions = model.config.positions != "none"
-  limit = model.config.context_length if positions else None
+  has_positions = model.config.positions != "none"
+  limit = model.config.context_length if has_positions else None
 
   def diffs(sequences: Sequences) -> np.ndarray:
     sequences = Sequences(*map(np.asarray, sequences))
@@ -82,36 +84,28 @@ def _batches(
   positions: np.ndarray, limit: int | None
 ) -> Iterator[tuple[int, np.ndarray]]:
   """Yields (width, rows) with rows of about that length, at most `_ROWS`."""
-  widths = np.array([_width(int(n) + 1, limit) for n in positions], int)
-  for width in np.unique(widths):
+  # The next power of two, but no more than a limit that the row keeps to.
+  widths = [max(_MIN_WIDTH, 1 << int(n).bit_length()) for n in positions]
+  if limit is not None:
+    fits = np.asarray(positions) < limit
+    widths = np.where(fits, np.minimum(widths, limit), widths)
+  for width in np.unique(np.asarray(widths, int)):
     rows = np.flatnonzero(widths == width)
     for start in range(0, len(rows), _ROWS):
       yield int(width), rows[start : start + _ROWS]
 
 
-def _width(length: int, limit: int | None) -> int:
-  width = max(_MIN_WIDTH, 1 << (length - 1).bit_length())
-  return width if limit is None or length > limit else min(width, limit)
-
-
-def score_pairs(
-  difference_function: DifferenceFunction, pairs: tasks_lib.Pairs, seed: int = 0
-) -> Score:
-  """Returns the metrics on at least one pair; the bootstrap resamples pairs."""
-  diff_S = difference_function(Sequences(*pairs.sequences()))
-  groups = np.tile(np.arange(len(pairs)), 2)
-  return score_differences(diff_S, groups, len(pairs), seed)
-
-
-def score_prompts(
+def score(
   difference_function: DifferenceFunction,
-  prompts: tasks_lib.Prompts,
+  prompts: tasks_lib.Pairs | tasks_lib.Prompts,
   seed: int = 0,
 ) -> Score:
-  """Returns the metrics on natural prompts, at least one."""
-  diff_S = difference_function(Sequences(*prompts.sequences()))
-  # By file: prompts of one file are alike.
-  return score_differences(diff_S, prompts.names, len(prompts), seed)
+  """Returns the metrics on at least one pair, or one natural prompt.
+
+  The bootstrap resamples templates, or files.
+  """
+  diff_S = difference_function(task_sequences(prompts))
+  return score_differences(diff_S, prompts.groups, len(prompts), seed)
 
 
 def score_differences(
@@ -123,19 +117,9 @@ def score_differences(
   what the score reports as its number of pairs or prompts.
   """
   diff_S = np.asarray(diff_S, np.float64)
-  return Score(
-    count=count,
-    num_groups=len(set(groups)),
-    loss=mean_estimate(np.logaddexp(0, -diff_S), groups, seed),
-    accuracy=mean_estimate(diff_S > 0, groups, seed),
-  )
-
-
-def mean_estimate(
-  values: np.ndarray, groups: Sequence[Hashable], seed: int
-) -> Estimate:
-  """Returns a mean of S >= 1 values with its 90% interval over groups."""
-  return ratio_estimate(values, np.ones(len(values)), groups, seed)
+  loss_S, is_right_S = np.logaddexp(0, -diff_S), diff_S > 0
+  mean = lambda x_S: ratio_estimate(x_S, np.ones(len(x_S)), groups, seed)
+  return Score(count, len(set(groups)), mean(loss_S), mean(is_right_S))
 
 
 def ratio_estimate(
@@ -143,11 +127,8 @@ def ratio_estimate(
 ) -> Estimate:
   """Returns sum(num) / sum(den) with its 90% bootstrap interval over groups.
 
-  Args:
-    num_S: S at least 1.
-    den_S: not negative, of a sum above 0.
-    groups: S labels; sequences of one label are resampled together.
-    seed: of the resampling.
+  S is at least 1, `den_S` not negative and of a sum above 0; sequences of one
+  of the S labels `groups` are resampled together.
   """
   labels = {label: i for i, label in enumerate(dict.fromkeys(groups))}
   index_S = np.array([labels[label] for label in groups])
@@ -174,7 +155,6 @@ def check_learned(
   Raises `sequences.TooFewPairs` if any split has too few.
   """
   pairs = split_pairs(task, config, seed)["validation"]
-  score = score_pairs(difference_function, pairs)
-  return learned.LearnedCheck(
-    score.loss.value, score.accuracy.value, config.target_per_side
-  )
+  found = score(difference_function, pairs)
+  reached = found.loss.value, found.accuracy.value
+  return learned.LearnedCheck(*reached, config.target_per_side)

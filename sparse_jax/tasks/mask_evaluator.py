@@ -114,7 +114,8 @@ class MaskEvaluator:
     )
     return np.asarray(_logit_differences(self, *gates))
 
-  def _difference(self, mask, edge_mask=None) -> jax.Array:
+  def difference(self, mask, edge_mask=None) -> jax.Array:
+    """Returns one mask's logit differences `[S]`: pure, for jitted callers."""
     model = self.model, self.freeze_norms, self.params, self.means
     return masked_logit_difference(*model, mask, self.sequences, edge_mask)
 
@@ -142,11 +143,11 @@ def masked_logit_difference(
 
 @jax.jit
 def _logit_differences(evaluator, masks, edge_masks):
-  difference = lambda one: evaluator._difference(*one)
+  difference = lambda one: evaluator.difference(*one)
   return jax.lax.map(difference, (masks, edge_masks))
 
 
 @jax.jit
 def _loss_and_gradient(evaluator, mask):
-  loss = lambda mask: task_loss(evaluator._difference(mask))
+  loss = lambda mask: task_loss(evaluator.difference(mask))
   return jax.value_and_grad(loss)(mask)

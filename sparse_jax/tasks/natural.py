@@ -119,13 +119,13 @@ def harvest(
 ) -> dict[str, Prompts | None]:
   """Returns prompts from real files for several tasks, in one pass.
 
-  Only places where the file agrees with the task's rule are taken, so that the
-  correct answer is both what was written and what the rule says. Of two fixed
-  answers, each is correct equally often.
+  Only places where the file agrees with the task's rule are taken: the correct
+  answer is both what was written and what the rule says. Of two fixed answers,
+  each is correct equally often.
 
-  `tasks` share one tokenizer; `documents` are held out and have `text` and
-  `name`. A prompt has at most `context_length` tokens. Prompts are by task
-  name, at most `count` each, and None for a task without a rule.
+  `tasks` share one tokenizer; `documents` have `text` and `name`. Prompts are
+  by task name, at most `count` each and of at most `context_length` tokens;
+  None for a task without a rule.
   """
   tasks = list(tasks)
   if not tasks:
@@ -146,11 +146,10 @@ def harvest(
         if prompt := window.prompt(point):
           key = point.correct if len(task.answers) == 2 else ""
           rows[task.name][key].append((*prompt, document.name))
-  prompts = {task.name: None for task in tasks}
-  for task in ruled:
-    pools = rows[task.name]
-    prompts[task.name] = _select(task, pools, count, seed, context_length)
-  return prompts
+  return {task.name: None for task in tasks} | {
+    task.name: _select(task, rows[task.name], count, seed, context_length)
+    for task in ruled
+  }
 
 
 class _Windows:
@@ -197,12 +196,10 @@ def _select(
     chosen.append(_spread(pools[group], share, most))
   smallest = min(map(len, chosen))
   rows = [row for group in chosen for row in group[:smallest]]
-  tokens, lengths = pad_rows([row[0] for row in rows], context_length)
-  correct, incorrect = (
-    np.array([r[i] for r in rows], np.int32) for i in (1, 2)
-  )
-  names = tuple(row[3] for row in rows)
-  return Prompts(tokens, lengths, correct, incorrect, names)
+  column = lambda i: [row[i] for row in rows]
+  tokens, lengths = pad_rows(column(0), context_length)
+  answers = (np.array(column(i), np.int32) for i in (1, 2))
+  return Prompts(tokens, lengths, *answers, tuple(column(3)))
 
 
 def _spread(pool: Sequence, count: int, most: int) -> list:

@@ -16,6 +16,7 @@ class PairText:
   counter_prompt: str
   answer: str
   counter_answer: str
+  template: int | None = None  # Which one it is an instance of.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,6 +32,9 @@ class Pairs:
     counter_answers: int32 [N], correct for side B, incorrect for side A.
     prompt_texts: side A as text, N strings.
     counter_texts: side B as text.
+    templates: int32 [N], which template each is an instance of; numbered
+      through where they have none. Pairs of one template are alike: intervals
+      resample templates.
   """
 
   prompts: np.ndarray
@@ -41,6 +45,7 @@ class Pairs:
   counter_answers: np.ndarray
   prompt_texts: tuple[str, ...]
   counter_texts: tuple[str, ...]
+  templates: np.ndarray
 
   def __len__(self) -> int:
     """Number of pairs."""
@@ -61,6 +66,19 @@ class Pairs:
       np.concatenate([self.answers, self.counter_answers]),
       np.concatenate([self.counter_answers, self.answers]),
     )
+
+  def take(self, rows: np.ndarray) -> "Pairs":
+    """Returns the pairs of those rows."""
+    pick = lambda x: (
+      tuple(x[i] for i in rows) if isinstance(x, tuple) else x[rows]
+    )
+    fields = (f.name for f in dataclasses.fields(self))
+    return Pairs(**{name: pick(getattr(self, name)) for name in fields})
+
+  @property
+  def groups(self) -> np.ndarray:
+    """Int32 [2N]: the template of each of `sequences`."""
+    return np.tile(self.templates, 2)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,6 +108,12 @@ class Prompts:
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """As `Pairs.sequences`, of N one-sided prompts."""
     return self.tokens, self.lengths - 1, self.correct, self.incorrect
+
+  @property
+  def groups(self) -> np.ndarray:
+    """Int32 [N]: which document each is from; prompts of one are alike."""
+    number = {name: i for i, name in enumerate(dict.fromkeys(self.names))}
+    return np.array([number[name] for name in self.names], np.int32)
 
 
 def pad_rows(

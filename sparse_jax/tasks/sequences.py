@@ -26,11 +26,17 @@ class Sequences(NamedTuple):
   positions: jax.Array  # `[S]`, of the last prompt token.
   correct: jax.Array  # `[S]`, the token of the correct answer.
   incorrect: jax.Array  # `[S]`, of the other one.
+  groups: (
+    jax.Array
+  )  # `[S]`, of the template or file: what a bootstrap resamples.
 
 
-def task_sequences(pairs: Pairs, length: int | None = None) -> Sequences:
-  """Returns both sides of the pairs as device arrays, padded to `length`."""
-  sequences = Sequences(*map(jnp.asarray, pairs.sequences()))
+def task_sequences(
+  pairs: Pairs | Prompts, length: int | None = None
+) -> Sequences:
+  """Returns pairs or prompts as device arrays, padded to `length`."""
+  arrays = *pairs.sequences(), pairs.groups
+  sequences = Sequences(*map(jnp.asarray, arrays))
   missing = max(0, (length or 0) - sequences.tokens.shape[1])
   tokens = jnp.pad(sequences.tokens, ((0, 0), (0, missing)))
   return sequences._replace(tokens=tokens)
@@ -80,7 +86,7 @@ def shortage(
   adjective = {"train": "training"}
   parts = [
     f"{len(pairs[split])} {adjective.get(split, split)} pairs instead of"
-    f" prune.num_{split}={count}"
+    f" the {count} that prune.num_{split} asks for"
     for split, count in _wanted(config).items()
     if len(pairs[split]) < count
   ]
@@ -88,7 +94,7 @@ def shortage(
 
 
 def _wanted(config: config_lib.PruneConfig) -> dict[str, int]:
-  return {split: getattr(config, f"num_{split}") for split in SPLITS}
+  return {split: config.num_pairs(split) for split in SPLITS}
 
 
 def make_splits(
@@ -109,6 +115,29 @@ def first_pairs(sequences: Sequences, count: int) -> Sequences:
   count = min(count, num_pairs)
   rows = np.r_[0:count, num_pairs : num_pairs + count]
   return Sequences(*(x[rows] for x in sequences))
+
+
+def spread_pairs(sequences: Sequences, count: int) -> Sequences:
+  """Returns both sides of `count` pairs from all over, at most all of them."""
+  num_pairs = len(sequences.tokens) // 2
+  rows = np.linspace(0, num_pairs, min(count, num_pairs), False).astype(int)
+  rows = np.concatenate([rows, rows + num_pairs])
+  return Sequences(*(x[rows] for x in sequences))
+
+
+def deal(sequences: Sequences, hands: int) -> Sequences:
+  """Deals whole pairs to so many hands, each field `[hands, S/hands, …]`.
+
+  Pairs that do not come out even are left out.
+  """
+  size = len(sequences.positions) // 2 // hands
+
+  def dealt(x):
+    sides = x.reshape(2, -1, *x.shape[1:])[:, : hands * size]
+    sides = sides.reshape(2, hands, size, *x.shape[1:])
+    return jnp.swapaxes(sides, 0, 1).reshape(hands, 2 * size, *x.shape[1:])
+
+  return Sequences(*map(dealt, sequences))
 
 
 def natural_prompts(

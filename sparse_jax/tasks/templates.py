@@ -77,7 +77,10 @@ class Generator:
   def __call__(self, split: str, key: str) -> Iterator[PairText]:
     """Yields each combination of template and words once, in seeded order."""
     rng = random.Random(key)
-    live = [self._fillings(t, split, rng) for t in self.templates[split]]
+    live = [
+      self._fillings(i, template, split, rng)
+      for i, template in enumerate(self.templates[split])
+    ]
     rng.shuffle(live)
     while live:
       for stream in list(live):
@@ -87,7 +90,7 @@ class Generator:
         else:
           yield pair
 
-  def _fillings(self, template, split, rng) -> Iterator[PairText]:
+  def _fillings(self, number, template, split, rng) -> Iterator[PairText]:
     choices = [self.words[kind(slot)][split] for slot in template.slots]
     for index in permutation(math.prod(map(len, choices)), rng):
       words = {}
@@ -103,6 +106,7 @@ class Generator:
         before + fill(template.counter_prompt, words),
         fill(template.answer, words),
         fill(template.counter_answer, words),
+        number,
       )
 
   def _distract(self, split, rng, indent: str, taken: set[str]) -> str:

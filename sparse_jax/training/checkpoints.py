@@ -18,14 +18,12 @@ class TrainingCheckpoints:
       max_to_keep=keep, enable_async_checkpointing=False
     )
     self._manager = ocp.CheckpointManager(self._directory, options=options)
-
-  def latest_step(self) -> int | None:
-    """Returns the number of steps behind the newest checkpoint, or None."""
-    return self._manager.latest_step()
+    self.latest_step = self._manager.latest_step  # None without a checkpoint.
+    self.close = self._manager.close
 
   def save(self, step: int, state) -> None:
     """Writes the state after `step` steps, unless it is there already."""
-    if step == self._manager.latest_step():
+    if step == self.latest_step():
       return
     with orbax_errors.writing(f"checkpoint {step} in {self._directory}"):
       self._manager.save(step, args=ocp.args.StandardSave(state))
@@ -43,7 +41,3 @@ class TrainingCheckpoints:
         f" this run ({type(e).__name__}); remove it to resume from an"
         " earlier one, or choose another --workdir"
       ) from e
-
-  def close(self) -> None:
-    """Waits for writes and releases the directory."""
-    self._manager.close()

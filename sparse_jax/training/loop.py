@@ -8,7 +8,7 @@ import pathlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.struct
@@ -16,16 +16,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import traverse_util
 from jax.experimental import multihost_utils
 
 from sparse_jax import checkpoint, sites
 from sparse_jax import config as config_lib
 from sparse_jax.data import tokens as tokens_lib
 from sparse_jax.data import windows
+from sparse_jax.model import edges as edges_lib
+from sparse_jax.model import hooks, transformer
 from sparse_jax.model import kernels as kernels_lib
 from sparse_jax.model import loss as loss_lib
 from sparse_jax.model import means as means_lib
-from sparse_jax.model import transformer
 from sparse_jax.training import checkpoints as checkpoints_lib
 from sparse_jax.training import (
   metric_log,
@@ -34,7 +36,7 @@ from sparse_jax.training import (
   sharding,
   transforms,
 )
-from sparse_jax.utils import errors, files, progress
+from sparse_jax.utils import errors, files, progress, tables
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -60,15 +62,19 @@ def train_step(
   optimizer: optax.GradientTransformation,
   state: TrainState,
   windows_BxW: jax.Array,
+  node_noise: float = 0.0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One step of the recipe: pure, to be jitted by the caller.
 
   Windows are int `[B, L + 1]` tokens. Returns the new state, and scalars:
   `train_loss` before the update, in nats, and `grad_rms`, over all trained
-  parameters, before normalising.
+  parameters, before normalising. `node_noise` is as in `TrainConfig`.
   """
+  hook = None
+  if node_noise:
+    hook = hooks.loosen(jax.random.key(state.step), node_noise)
   loss, grads = jax.value_and_grad(loss_lib.next_token_loss, argnums=1)(
-    model, state.params, windows_BxW
+    model, state.params, windows_BxW, hook=hook
   )
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   rule_of = rules.rule_tree(model.config, model.sparsity, grads)
@@ -114,10 +120,9 @@ def run(
 ) -> Trained:
   """Trains to the end, from the newest checkpoint in `workdir` if there is one.
 
-  A run that was killed at any moment and is called again ends with the same
+  A run that is killed at any moment and called again ends with the same
   parameters, bit for bit on CPU. `frozen_data` takes the tokens in
-  `data.directory` as they are, even if their source has changed: other runs
-  have trained on them.
+  `data.directory` even if their source has changed since.
 
   Raises InputError if the work directory belongs to another configuration or to
   a running process, or the data is too small; DivergedError if a loss is not
@@ -144,8 +149,7 @@ def run(
     params = jax.device_put(params, jax.local_devices()[0])
     directory = workdir / "model"
     if jax.process_index() == 0:
-      num_batches = config.prune.mean_batches
-      batches = _eval_batches(config, data.train, num_batches)
+      batches = _eval_batches(config, data.train, config.prune.mean_batches)
       means = means_lib.mean_activations(model, params, batches[:, :, :-1])
       checkpoint.save_model(
         directory, model, params, data.tokenizer, config, means
@@ -162,7 +166,7 @@ def _train(
 ) -> tuple[transformer.Params, float]:
   """Returns the final parameters and their loss on held-out windows."""
   train = config.train
-  is_writer = jax.process_index() == 0
+  process, num_processes = jax.process_index(), jax.process_count()
 
   # ------------------------------- Mesh and state ---------------------------
   mesh = sharding.make_mesh(train.model_parallel)
@@ -183,14 +187,16 @@ def _train(
   else:
     state = jax.jit(init, out_shardings=shardings)(rng)
     message = density_table(config, shapes)
-  if is_writer:
+  if process == 0:
     print(message, flush=True)
 
-  # ------------------------------- Programs ---------------------------------
+  # ------------------------------- Programs and batches ---------------------
   batch_sharding = sharding.batch_sharding(mesh)
   replicated = sharding.replicated(mesh)
   step_fn = jax.jit(
-    functools.partial(train_step, model, optimizer),
+    functools.partial(
+      train_step, model, optimizer, node_noise=config.train.node_noise
+    ),
     in_shardings=(shardings, batch_sharding),
     out_shardings=(shardings, replicated),
     donate_argnums=0,
@@ -200,12 +206,6 @@ def _train(
     in_shardings=(shardings.params, batch_sharding),
     out_shardings=replicated,
   )
-
-  # ------------------------------- Batches ----------------------------------
-  process, num_processes = jax.process_index(), jax.process_count()
-  held_out = _eval_batches(config, data.eval, train.eval_batches)
-  share = train.batch_size // num_processes
-  mine = slice(share * process, share * (process + 1))
   batches = windows.train_batches(
     data.train,
     context_length=config.data.context_length,
@@ -214,9 +214,11 @@ def _train(
     process_index=process,
     process_count=num_processes,
   )
+  held_out = _eval_batches(config, data.eval, train.eval_batches)
+  my_held_out = np.split(held_out, num_processes, 1)[process]
 
   def evaluate(params) -> float:
-    parts = (sharding.global_batch(mesh, rows[mine]) for rows in held_out)
+    parts = (sharding.global_batch(mesh, rows) for rows in my_held_out)
     return float(np.mean([float(loss_fn(params, part)) for part in parts]))
 
   if start >= train.steps:
@@ -225,13 +227,13 @@ def _train(
   # ------------------------------- Steps ------------------------------------
   rates = schedules.learning_rate(train, config.sparsity)
   tokens_per_step = train.batch_size * config.data.context_length
-  writer = metric_log.MetricWriter(workdir, start) if is_writer else None
+  writer = metric_log.MetricWriter(workdir, start) if process == 0 else None
   bar = progress.progress_bar(train.steps, start, "training")
   iterator = windows.iterate(batches, start)
-  pending: Mapping[str, jax.Array] | None = None  # The last step's metrics.
-  unlogged: list[dict[str, float]] = []
+  unread: list[Mapping[str, jax.Array]] = []  # Metrics of the last steps.
+  unlogged: list[Mapping[str, float]] = []
   eval_loss = math.nan
-  clock, clock_step = time.perf_counter(), start
+  clock = time.perf_counter()
 
   def check_finite(step: int, values: Mapping[str, float]) -> None:
     for name, value in values.items():
@@ -244,59 +246,49 @@ def _train(
           f" train.learning_rate than {train.learning_rate}, or other data"
         )
 
-  def read(step: int, metrics: Mapping[str, jax.Array] | None) -> None:
-    """Waits for a step's metrics; stops the run where one is not finite."""
-    if metrics is not None:
-      values = {name: float(value) for name, value in metrics.items()}
-      check_finite(step, values)
-      unlogged.append(values)
-      bar.update()
-
   try:
-    with _stop_signals() as stop_requested:
+    with _stop_signals() as received:
       for step in range(start + 1, train.steps + 1):
         batch = sharding.global_batch(mesh, next(iterator))
-        # The device works on this step while the host reads the one before.
-        previous, (state, pending) = pending, step_fn(state, batch)
-        read(step - 1, previous)
+        state, metrics = step_fn(state, batch)
+        unread.append(metrics)
         is_last = step == train.steps
-        stops = _any_process(stop_requested())
+        stops = _any_process(bool(received))
         saves = step % train.checkpoint_every == 0 or is_last or stops
         evaluates = step % train.eval_every == 0 or is_last
         logs = step % train.log_every == 0 or evaluates
-        if logs or saves:
-          read(step, pending)
-          pending = None
+        # The device works on this step while the host reads the one before.
+        while len(unread) > (0 if logs or saves else 1):
+          values = {k: float(v) for k, v in unread.pop(0).items()}
+          check_finite(step - len(unread), values)
+          unlogged.append(values)
+          bar.update()
         if evaluates or saves:
           # A step's loss is from before its update; what is kept must work.
-          held_out_loss = evaluate(state.params)
-          check_finite(step, {"eval_loss": held_out_loss})
-        if evaluates:
-          eval_loss = held_out_loss
+          eval_loss = evaluate(state.params)
+          check_finite(step, {"eval_loss": eval_loss})
         if logs:
-          now = time.perf_counter()
+          seconds = time.perf_counter() - clock
           mean = lambda name: float(np.mean([row[name] for row in unlogged]))
-          num_tokens = (step - clock_step) * tokens_per_step
           row = {
             "tokens": step * tokens_per_step,
             "train_loss": mean("train_loss"),
             "grad_rms": mean("grad_rms"),
             "learning_rate": float(rates[step - 1]),
             "density": block_density(state.params),
-            "tokens_per_second": num_tokens / (now - clock),
+            "tokens_per_second": len(unlogged) * tokens_per_step / seconds,
           }
           if evaluates:
             row["eval_loss"] = eval_loss
           if writer:
             shares = densities(state.params) if evaluates else None
             writer.write(step, row, shares)
-          bar.set_postfix(
-            loss=f"{row['train_loss']:.3f}",
-            eval=f"{eval_loss:.3f}",
-            density=f"{row['density']:.3f}",
+          bar.set_postfix_str(
+            f"loss={row['train_loss']:.3f}, eval={eval_loss:.3f},"
+            f" density={row['density']:.3f}"
           )
           unlogged.clear()
-          clock, clock_step = time.perf_counter(), step
+          clock = time.perf_counter()
         if saves:
           checkpoints.save(step, state)
         if stops and not is_last:
@@ -327,31 +319,25 @@ def _any_process(flag: bool) -> bool:
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
-  """Yields a function that says whether SIGINT or SIGTERM has come.
+def _stop_signals() -> Iterator[list[int]]:
+  """Yields a list that is empty until SIGINT or SIGTERM comes.
 
   A second signal acts as usual, so that a hanging run can still be stopped.
   """
   received: list[int] = []
-  previous = {}
+  with contextlib.ExitStack() as old_handlers:
 
-  def restore():
-    for number, old in previous.items():
-      signal.signal(number, old)
+    def handler(number, frame):
+      del frame
+      received.append(number)
+      old_handlers.close()
 
-  def handler(number, frame):
-    del frame
-    received.append(number)
-    restore()
-
-  # Elsewhere Python allows no handlers: the run cannot be stopped early.
-  if threading.current_thread() is threading.main_thread():
-    for number in (signal.SIGINT, signal.SIGTERM):
-      previous[number] = signal.signal(number, handler)
-  try:
-    yield lambda: bool(received)
-  finally:
-    restore()
+    # Elsewhere Python allows no handlers: the run cannot be stopped early.
+    if threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGINT, signal.SIGTERM):
+        old = signal.signal(number, handler)
+        old_handlers.callback(signal.signal, number, old)
+    yield received
 
 
 def _claim(config: config_lib.Config, workdir: pathlib.Path) -> None:
@@ -374,18 +360,14 @@ def _claim(config: config_lib.Config, workdir: pathlib.Path) -> None:
     )
 
 
-def data_directory(
-  config: config_lib.Config, workdir: files.PathLike
-) -> pathlib.Path:
-  """Returns where a run's tokens are kept."""
-  return pathlib.Path(config.data.directory or pathlib.Path(workdir) / "data")
-
-
 def _prepare_data(config, workdir, frozen) -> tokens_lib.TokenData:
   """Prepares in one process while the others wait, then opens in all."""
-  where = config.data, data_directory(config, workdir)
-  size = config.train.batch_size
-  prepare = functools.partial(tokens_lib.prepare, *where, batch_size=size)
+  prepare = functools.partial(
+    tokens_lib.prepare,
+    config.data,
+    pathlib.Path(config.data.directory or workdir / "data"),
+    batch_size=config.train.batch_size,
+  )
   if jax.process_count() == 1:
     return prepare(frozen=frozen)
   if jax.process_index() == 0:
@@ -396,41 +378,28 @@ def _prepare_data(config, workdir, frozen) -> tokens_lib.TokenData:
 
 def densities(params: transformer.Params) -> dict[str, float]:
   """Returns the share of nonzero entries of every parameter, by path."""
-  return {
-    sites.path_name(path): float(jnp.count_nonzero(leaf)) / leaf.size
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-  }
+  flat = traverse_util.flatten_dict(params, sep="/")
+  return {p: float(jnp.count_nonzero(x)) / x.size for p, x in flat.items()}
 
 
 def block_density(params: transformer.Params) -> float:
   """Returns the share of nonzero entries over all block matrices."""
-  kernels = [
-    leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    if sites.path_name(path).startswith("layers/")
-    and sites.path_name(path).endswith("/kernel")
-  ]
-  nonzero = sum(int(jnp.count_nonzero(leaf)) for leaf in kernels)
-  return nonzero / sum(leaf.size for leaf in kernels)
+  paths = {kind.matrix for kind in sites.EDGE_KINDS}
+  kernels = [edges_lib.parameter(params, path) for path in paths]
+  nonzero = sum(int(jnp.count_nonzero(kernel)) for kernel in kernels)
+  return nonzero / sum(kernel.size for kernel in kernels)
 
 
 def density_table(config: config_lib.Config, shapes) -> str:
   """Returns the table of every parameter's final density, for the start."""
-  kept = transforms.kept_tree(config, shapes)
-  rows = [("parameter", "shape", "nonzero at the end", "density")]
-  for (path, leaf), of in zip(
-    jax.tree_util.tree_leaves_with_path(shapes),
-    jax.tree.leaves(kept, is_leaf=transforms.is_kept),
-    strict=True,
-  ):
+  flat = functools.partial(traverse_util.flatten_dict, sep="/")
+  kept = flat(transforms.kept_tree(config, shapes))
+  rows = []
+  for path, leaf in flat(shapes).items():
     count = leaf.size
-    if of is not None:
+    if of := kept[path]:
       count = int(of.table[-1]) * (leaf.shape[0] if of.is_stacked else 1)
     shape = "x".join(map(str, leaf.shape))
-    share = f"{count / leaf.size:.4f}"
-    rows.append((sites.path_name(path), shape, f"{count:,}", share))
-  first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
-  return "\n".join(
-    "  ".join([name.ljust(first), *map(str.rjust, cells, others)])
-    for name, *cells in rows
-  )
+    rows.append((path, shape, f"{count:,}", f"{count / leaf.size:.4f}"))
+  header = "parameter", "shape", "nonzero at the end", "density"
+  return tables.text(header, rows)

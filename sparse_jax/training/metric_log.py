@@ -17,8 +17,8 @@ def read_jsonl(path: files.PathLike) -> list[dict[str, Any]]:
   if not path.exists():
     return []
   rows = []
-  text = path.read_text(encoding="utf-8", errors="replace")
-  for number, line in enumerate(text.split("\n")[:-1], 1):
+  lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+  for number, line in enumerate(lines, 1):
     try:
       row = json.loads(line)
     except ValueError:
@@ -46,9 +46,7 @@ class MetricWriter:
     with files.disk_errors(workdir):
       self._file = open(self._path, "a", encoding="utf-8")
       self._board = tensorboardX.SummaryWriter(
-        str(workdir / "tensorboard"),
-        purge_step=resumed_step + 1,
-        write_to_disk=True,
+        str(workdir / "tensorboard"), purge_step=resumed_step + 1
       )
 
   def write(
@@ -60,16 +58,15 @@ class MetricWriter:
     """Writes the values of a step; `densities` by parameter path."""
     values = {k: v if math.isfinite(v) else None for k, v in values.items()}
     row: dict[str, Any] = {"step": step, **values}
+    scalars = {k: v for k, v in values.items() if v is not None}
     if densities:
       row["densities"] = dict(densities)
+      scalars |= {f"density/{path}": v for path, v in densities.items()}
     with files.disk_errors(self._path):
       self._file.write(json.dumps(row) + "\n")
       self._file.flush()
-      for name, value in values.items():
-        if value is not None:
-          self._board.add_scalar(name, value, step)
-      for path, value in (densities or {}).items():
-        self._board.add_scalar(f"density/{path}", value, step)
+      for name, value in scalars.items():
+        self._board.add_scalar(name, value, step)
 
   def close(self) -> None:
     """Flushes and closes both."""

@@ -36,7 +36,6 @@ def table(
 ) -> tuple[Rule, ...]:
   """Returns the rules, first match first (the authors' train.py)."""
   bias_density = "block" if sparsity.biases == "sparse" else None
-  learns_positions = model.positions != "sinusoidal"
   return (
     # A unit reads through a column and writes through a row of `[in, out]`.
     Rule(sites.C_ATTN, "block", unit_axis=-2, decays=True),
@@ -44,7 +43,7 @@ def table(
     Rule(sites.ATTN_C_PROJ, "block", unit_axis=-1, decays=True),
     Rule(sites.MLP_C_PROJ, "block", unit_axis=-1, decays=True),
     Rule(f"{sites.EMBED}|{sites.UNEMBED}", "embedding", decays=True),
-    Rule(sites.POSITION, decays=True, trained=learns_positions),
+    Rule(sites.POSITION, decays=True, trained=model.positions != "sinusoidal"),
     Rule(sites.BIGRAM, trained=model.bigram != "fixed"),
     Rule(r"layers/(attn|mlp)/\w+/bias", bias_density),
     Rule(rf"{sites.SINK}|(layers/)?ln_\w+/(scale|bias)"),

@@ -34,8 +34,8 @@ def block_density(sparsity: SparsityConfig, steps: int) -> np.ndarray:
 def embedding_density(sparsity: SparsityConfig, steps: int) -> np.ndarray:
   """Returns the density of embedding and unembedding, `[steps]`.
 
-  The script's rule ("expanded", the authors' train.py): linear in the block
-  density, from 1 to `density * expansion_factor`.
+  "expanded" is linear in the block density, from 1 to
+  `density * expansion_factor` (the authors' train.py).
   """
   block, final = block_density(sparsity, steps), sparsity.density
   if sparsity.embedding_rule == "expanded":

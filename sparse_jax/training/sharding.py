@@ -11,12 +11,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from sparse_jax import sites
 from sparse_jax.utils import errors
-
-P = PartitionSpec
 
 # First match wins, on the end of the path, so that the optimizer's moments are
 # split as their parameters are. Units (columns read, rows write) are split.
@@ -34,13 +33,13 @@ def join_processes() -> None:
   A cluster that JAX knows says who they are; without one the environment does:
   JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
   """
-  numbers: dict[str, int | None] = {}
+  numbers = {}
   for name in ("num_processes", "process_id"):
     variable = f"JAX_{name.upper()}"
-    text = os.environ.get(variable)
-    if text is not None and not text.isdecimal():
-      raise errors.bad_value(variable, text, "a whole number")
-    numbers[name] = None if text is None else int(text)
+    if (text := os.environ.get(variable)) is not None:
+      if not text.isdecimal():
+        raise errors.bad_value(variable, text, "a whole number")
+      numbers[name] = int(text)
   try:
     jax.distributed.initialize(**numbers)
   except ValueError as e:
@@ -79,8 +78,7 @@ def tree_shardings(mesh: Mesh, tree) -> Any:
   """
 
   def leaf_sharding(path, leaf):
-    keys = [str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey)]
-    path = "/".join(keys)
+    path = sites.path_name(path)
     matching = (s for regex, s in _SPECS if re.search(f"({regex})$", path))
     spec = next(matching, P())
     if len(spec) > len(leaf.shape) or any(

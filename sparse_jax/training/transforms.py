@@ -42,9 +42,8 @@ def normalize_rms(eps: float = 1e-5) -> optax.GradientTransformation:
   >>> print(updates["w"].round(3))
   [ 1. -1.]
   """
-  return optax.stateless(
-    lambda updates, _: _scaled(updates, 1 / (global_rms(updates) + eps))
-  )
+  factor = lambda rms: 1 / (rms + eps)
+  return optax.stateless(lambda u, _: _scaled(u, factor(global_rms(u))))
 
 
 def clip_rms(limit: float = 1.0) -> optax.GradientTransformation:
@@ -52,12 +51,8 @@ def clip_rms(limit: float = 1.0) -> optax.GradientTransformation:
 
   Paper section 2; also the clipping of mask training (appendix A.5).
   """
-
-  def clip(updates, _):
-    rms = jnp.maximum(global_rms(updates), 1e-30)
-    return _scaled(updates, jnp.minimum(1.0, limit / rms))
-
-  return optax.stateless(clip)
+  factor = lambda rms: jnp.minimum(1.0, limit / jnp.maximum(rms, 1e-30))
+  return optax.stateless(lambda u, _: _scaled(u, factor(global_rms(u))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,12 +175,13 @@ def sparse_adam(
   rate = schedules.learning_rate(train, config.sparsity)
   scale = {"normalize_rms": normalize_rms, "clip_rms": clip_rms}
   rule_of = rules.rule_tree(config.model, config.sparsity, params)
+  decays = jax.tree.map(lambda r: r.decays and r.trained, rule_of)
   trained = optax.chain(
     scale[train.gradient](),
     optax.scale_by_adam(train.adam_b1, train.adam_b2, train.adam_eps),
     optax.scale_by_learning_rate(lookup(rate)),
     keep_largest(kept_tree(config, params)),
-    decay(rate, train.weight_decay, jax.tree.map(lambda r: r.decays, rule_of)),
+    decay(rate, train.weight_decay, decays),
   )
   return optax.partition(
     {"trained": trained, "fixed": optax.set_to_zero()},

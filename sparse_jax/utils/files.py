@@ -23,8 +23,7 @@ class InUseError(errors.InputError):
 def cannot_write(path: PathLike, reason: str) -> errors.InputError:
   """Returns the error for a path that the system refuses to write."""
   return errors.InputError(
-    f"cannot write {os.fspath(path)}: {reason}; need a writable directory with"
-    " free space"
+    f"cannot write {path}: {reason}; need a writable directory with free space"
   )
 
 
@@ -86,7 +85,7 @@ def read_json(path: PathLike, what: str) -> Any:
       return json.loads(f.read())
   except (OSError, ValueError, RecursionError) as e:
     reason = e.strerror if isinstance(e, OSError) else f"not JSON ({e})"
-    raise errors.InputError(f"{os.fspath(path)}: {reason}; need {what}") from e
+    raise errors.InputError(f"{path}: {reason}; need {what}") from e
 
 
 @contextlib.contextmanager

@@ -6,14 +6,20 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import re
 import resource
 import sys
 from typing import Any
 
 import jax
 
-# Numbers of glibc's mallopt (malloc.h).
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
+# Options of glibc's mallopt (malloc.h) and their values.
+_MALLOPT = (
+  (-8, 1),  # M_ARENA_MAX
+  (-4, 0),  # M_MMAP_MAX
+  (-1, 2**31 - 1),  # M_TRIM_THRESHOLD
+  (-2, 64 << 20),  # M_TOP_PAD
+)
 
 
 def keep_freed_memory() -> bool:
@@ -28,13 +34,7 @@ def keep_freed_memory() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
   except (OSError, AttributeError):
     return False
-  settings = (
-    (_ARENA_MAX, 1),
-    (_MMAP_MAX, 0),
-    (_TRIM_THRESHOLD, 2**31 - 1),
-    (_TOP_PAD, 64 << 20),
-  )
-  return all(mallopt(option, value) == 1 for option, value in settings)
+  return all(mallopt(option, value) == 1 for option, value in _MALLOPT)
 
 
 def cache_compilations() -> None:
@@ -54,9 +54,9 @@ def free_memory() -> int:
   if stats and "bytes_limit" in stats:
     return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
   with contextlib.suppress(OSError):
-    for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
-      if line.startswith("MemAvailable:"):
-        return int(line.split()[1]) * 1024
+    text = pathlib.Path("/proc/meminfo").read_text()
+    if kilobytes := re.search(r"^MemAvailable: *(\d+)", text, re.MULTILINE):
+      return 1024 * int(kilobytes[1])
   return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
@@ -89,10 +89,8 @@ def environment() -> dict[str, Any]:
 
 
 def _processor() -> str:
-  try:
+  with contextlib.suppress(OSError):
     text = pathlib.Path("/proc/cpuinfo").read_text()
-  except OSError:
-    return platform.processor()
-  lines = (line for line in text.splitlines() if "model name" in line)
-  name = next(lines, "").partition(":")[2].strip()
-  return name or platform.processor()
+    if name := re.search(r"model name\s*: *(.+)", text):
+      return name[1].strip()
+  return platform.processor()

@@ -250,7 +250,7 @@ class PythonTest(FolderTest):
       "purelib": str(self.folder / packages),
       "platlib": str(self.folder / packages),
     }
-    names = [f.name for f in sources._python_files(paths)]
+    names = [name for _, name in sources._python_files(paths)]
     want = ["stdlib/a.py", "stdlib/json/b.py", "site-packages/d/d.py"]
     if packages == "lib/site-packages":
       want.append("site-packages/e.py")

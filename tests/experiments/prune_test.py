@@ -32,6 +32,7 @@ _FAST = [
     "num_test=8",
     "edge_steps=2",
     "target_loss=5.0",
+    "ablation_outside=plain",
   )
 ]
 
@@ -95,10 +96,10 @@ class PruneCommandTest(absltest.TestCase):
     self.assertIn("not pruned, not learned: accuracy", gated.stdout)
     written = []
     for more in ((), ("--nofaithfulness",)):
-      done = self.run_on("model", "--below_gate", *more)
+      done = self.run_on("model", "--unlearned", *more)
       self.assertEqual(done.returncode, 0, done.stderr)
       self.assertEqual(bool(more), "verdict: " not in done.stdout)
-      self.assertIn("below the gate", done.stdout)
+      self.assertIn("not learned: the full model", done.stdout)
       # A task without enough pairs does not take the other with it.
       self.assertRegex(done.stdout, "(?m)^few,er: not pruned, .*need")
       written.append(path.stat().st_mtime_ns)
@@ -112,7 +113,7 @@ class PruneCommandTest(absltest.TestCase):
       self.assertTrue((out / name).is_file(), name)
 
   def test_bad_input_is_one_line(self):
-    done = self.run_on("bare", "--below_gate")
+    done = self.run_on("bare", "--unlearned")
     self.assertEqual(done.returncode, 2)
     self.assertRegex(done.stderr, r"^error: .*means.npz.*need .*\n$")
     done = prune("--tasks=all")

@@ -31,6 +31,8 @@ def get_config():
               "eval_every": 6, "eval_batches": 1},
     "prune": {"steps": 6, "batch_size": 4, "k_coefs": (1e-3,),
               "num_runs": 2, "num_seeds": 1, "edge_steps": 3,
+              "robust_k_coefs": (1e-3,), "num_robust_runs": 1,
+              "outside_steps": 3,
               "num_train": 24, "num_validation": 12, "num_test": 12,
               "mean_batches": 2},
   })
@@ -98,7 +100,7 @@ class QuickstartTest(absltest.TestCase):
 
   def test_a_task_that_is_not_learned_is_said_to_be(self):
     self.assertRegex(self.result.stdout, "bracket_counting +not pruned")
-    self.assertIn("below the gate", self.result.stdout)
+    self.assertIn("not learned: the full model", self.result.stdout)
 
   def test_the_saved_figures_are_those_of_the_saved_circuit(self):
     model, params = sj.load_model(self.workdir / "model")

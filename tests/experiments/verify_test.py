@@ -77,6 +77,11 @@ class VerifyTest(absltest.TestCase):
       cls.root / "model", model, params, tokenizer, config, means
     )
     checkpoint.save_model(cls.root / "bare", model, params, tokenizer, config)
+    # Trained on by a hair: the same zeros, another fingerprint.
+    moved = jax.tree.map(lambda w: w * np.float32(1 + 1e-4), params)
+    checkpoint.save_model(
+      cls.root / "moved", model, moved, tokenizer, config, means
+    )
     mask = helpers.random_masks(model, 0.2)
     task = tasks.make_task(_TASK, tokenizer)
     test = sequences_lib.make_splits(task, config.prune, config.seed).test
@@ -140,6 +145,29 @@ class VerifyTest(absltest.TestCase):
     self.assertLen(lines, 2, edited.stdout)
     self.assertIn("metrics.test_loss", lines[0])
     self.assertIn("mean_pretrain.circuit.loss", lines[1])
+
+  def test_another_model_of_the_shape_is_held_to_every_claim(self):
+    stored = self.edited(lambda raw: None)
+    model = f"--model={self.root / 'model'}"
+    moved = f"--model={self.root / 'moved'}"
+    missing = run_verify(stored, moved)
+    self.assertEqual(missing.returncode, 2, missing.stderr)
+    self.assertIn("no metrics.faithfulness", missing.stderr)
+    self.assertEqual(run_verify(stored, model).returncode, 0)
+    same = run_verify(stored, moved)
+    self.assertEqual(same.returncode, 0, same.stdout + same.stderr)
+    self.assertIn("of the same shape", same.stdout)
+    self.assertIn("every claim that held before holds here", same.stdout)
+    path = stored / "circuit.json"
+    raw = json.loads(path.read_text())
+    scores = raw["metrics"]["faithfulness"]["sufficiency_and_necessity"]
+    scores["mean_pretrain"]["circuit"]["loss"]["value"] = 0.01
+    path.write_text(json.dumps(raw))
+    lost = run_verify(stored, moved)
+    self.assertEqual(lost.returncode, 1, lost.stdout + lost.stderr)
+    self.assertIn(
+      "held before and fails here: core: sufficient: test loss", lost.stdout
+    )
 
   def test_what_cannot_be_measured_is_one_line(self):
     def drop_node(raw):

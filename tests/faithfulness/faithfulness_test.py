@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import types
 
 import helpers
 import jax
@@ -19,6 +20,7 @@ from sparse_jax.faithfulness import (
   context,
   controls,
   criteria,
+  curve,
   importance,
   interchange,
   robustness,
@@ -89,6 +91,7 @@ def planted():
     jnp.full(n, 3),
     jnp.asarray(np.where(side, 3, 4)),
     jnp.asarray(np.where(side, 4, 3)),
+    jnp.tile(jnp.arange(n // 2), 2),
   )
   return model, jax.tree.map(jnp.asarray, params), sequences
 
@@ -283,19 +286,58 @@ class IdentityTest(absltest.TestCase):
 
   def test_a_longer_search_for_the_worst_ablation_is_never_milder(self):
     subject = self.subject(0.5)
-    first, third = (robustness.adversary(subject, n) for n in (1, 3))
-    full = context.score(subject.full_difference(), subject.seed)["loss"][
-      "value"
-    ]
+    first, third = (robustness.frank_wolfe(subject, n) for n in (1, 3))
+    full = subject.score(subject.full_difference())["loss"]["value"]
     self.assertGreater(first["loss"]["value"], full)
     self.assertGreaterEqual(third["loss"]["value"], first["loss"]["value"])
     outside = sum(int(np.sum(g == 0)) for g in subject.mask.values())
     self.assertBetween(third["num_ablated"], 1, outside)
 
+  def test_sign_steps_start_between_circuit_and_model_and_only_climb(self):
+    subject = self.subject(0.5)
+    found = robustness.sign_ascent(subject)
+    alone = subject.evaluator.task_loss(subject.mask)
+    for start, least in (
+      ("zeros", alone),
+      ("ones", subject.evaluator.task_loss(subject.evaluator.constant(1))),
+    ):
+      loss = found[f"sign_ascent_{start}"]["loss"]["value"]
+      self.assertGreaterEqual(loss, least - 1e-5)
+    steps = robustness.loss_by_steps(subject, subject.mask)
+    losses = [point["loss"] for point in steps]
+    self.assertEqual(losses, sorted(losses))
+    self.assertEqual(steps[0]["steps"], 0)
+
+  def test_larger_circuits_are_attacked_up_to_the_whole_model(self):
+    subject = self.subject(0.3)
+    points = robustness.attack_by_size(subject)
+    counts = [point["num_nodes"] for point in points]
+    self.assertEqual(counts[0], subject.circuit.num_nodes)
+    self.assertEqual(counts, sorted(set(counts)))
+    # Nothing is outside the whole model: no accuracy to lose.
+    self.assertAlmostEqual(points[-1]["accuracy_lost"], 0)
+    self.assertGreater(points[0]["loss"], points[-1]["loss"])
+
+  def test_the_curve_runs_from_nothing_to_the_whole_model(self):
+    subject = self.subject(0.5)
+    found = curve.faithfulness_curve(subject)
+    values = [point["faithfulness"] for point in found["points"]]
+    self.assertEqual(values[0], 0)
+    self.assertAlmostEqual(values[-1], 1)
+    shares = [point["share"] for point in found["points"]]
+    by_hand = sum(
+      (x2 - x1) * (y1 + y2) / 2
+      for x1, x2, y1, y2 in zip(
+        shares, shares[1:], values, values[1:], strict=False
+      )
+    )
+    self.assertAlmostEqual(found["cpr"], by_hand)
+    self.assertGreaterEqual(found["cmd"], abs(1 - found["cpr"]) - 1e-9)
+
   def test_nothing_outside_is_nothing_to_ablate(self):
     subject = self.subject(1)
-    found = robustness.adversary(subject)
-    full = context.score(subject.full_difference(), subject.seed)
+    found = robustness.frank_wolfe(subject)
+    full = subject.score(subject.full_difference())
     self.assertEqual(found["num_ablated"], 0)
     self.assertEqual(found["loss"], full["loss"])
 
@@ -309,18 +351,18 @@ class IdentityTest(absltest.TestCase):
     for found in attention.attention(subject).values():
       self.assertAlmostEqual(found["value"], 0, places=5)
     frozen = robustness.frozen_norms(subject)
-    full = context.score(subject.full_difference(), 3)
+    full = subject.score(subject.full_difference())
     self.assertLessEqual(frozen["loss"]["value"], full["loss"]["value"] + 1e-4)
 
   def test_all_values_swapped_in_are_the_models_where_all_is_kept(self):
     subject = self.subject(0.6)
     curve = interchange.interchange(subject)["curve"]
-    circuit = context.score(
-      subject.evaluator.logit_difference(subject.mask), 3
-    )["loss"]["value"]
+    circuit = subject.score(subject.evaluator.logit_difference(subject.mask))[
+      "loss"
+    ]["value"]
     self.assertAlmostEqual(curve[0]["loss"]["value"], circuit, places=5)
     partial = robustness.partial_ablation(subject)
-    full = context.score(subject.full_difference(), 3)["loss"]["value"]
+    full = subject.score(subject.full_difference())["loss"]["value"]
     for name in ("random", "relaxed"):
       ends = partial[name][0], partial[name][-1]
       self.assertAlmostEqual(ends[0]["loss"]["value"], full, places=5)
@@ -518,29 +560,48 @@ class ReproduceTest(absltest.TestCase):
     )
 
 
+def of_groups(*groups):
+  """Returns a context without a circuit whose prompts are of those groups."""
+  prompts = types.SimpleNamespace(groups=np.array(groups))
+  return context.Context(None, types.SimpleNamespace(sequences=prompts), 0)
+
+
 class ScoreTest(absltest.TestCase):
   def test_draws_are_scored_one_by_one_and_not_as_an_ensemble(self):
     diff = np.array([[3.0, 3.0, -1.0, -1.0], [-1.0, -1.0, 3.0, 3.0]])
-    found = context.score(diff, 0)
+    on = of_groups(0, 1, 0, 1)
+    found = on.score(diff)
     self.assertEqual(found["accuracy"]["value"], 0.5)
     want = np.logaddexp(0, -diff).mean()
     self.assertAlmostEqual(found["loss"]["value"], want)
-    self.assertEqual(context.score(diff.mean(0), 0)["accuracy"]["value"], 1)
+    self.assertEqual(on.score(diff.mean(0))["accuracy"]["value"], 1)
 
   def test_ratio_by_hand(self):
-    found = context.ratio(np.array([1.0, 0, 2, 3]), np.full(4, 2.0), 0)
+    on = of_groups(0, 1, 0, 1)
+    found = on.ratio(np.array([1.0, 0, 2, 3]), np.full(4, 2.0))
     self.assertAlmostEqual(found["value"], 6 / 8)
     self.assertLessEqual(found["low"], 0.75)
     self.assertGreaterEqual(found["high"], 0.75)
-    self.assertIsNone(context.ratio(np.ones(4), np.zeros(4), 0))
+    self.assertIsNone(on.ratio(np.ones(4), np.zeros(4)))
+
+  def test_intervals_resample_groups_and_not_prompts(self):
+    # Four prompts of one template are one observation: nothing to resample.
+    values = np.array([0.0, 1.0, 0.0, 1.0])
+    one = of_groups(7, 7, 7, 7).estimate(values)
+    self.assertEqual((one["low"], one["high"]), (0.5, 0.5))
+    two = of_groups(0, 1, 0, 1).estimate(values)
+    self.assertEqual((two["low"], two["high"]), (0.0, 1.0))
 
   def test_unexplained_variance_leaves_padding_out(self):
     rng = np.random.default_rng(0)
     full, positions = rng.normal(size=(4, 5, 3)), np.array([1, 4, 2, 0])
     seen = full + 0.1
-    gates = {"attn.q": np.array([[1.0, 0.0, 1.0]])}
+    mask = {"attn.q": np.array([[True, False, True]])}
+    on = dataclasses.replace(
+      of_groups(0, 1, 0, 1), circuit=types.SimpleNamespace(node_mask=mask)
+    )
     run = lambda f, s: interchange.unexplained(
-      {"0.attn.q": (f, s)}, gates, positions, 0
+      on, {"0.attn.q": (f, s)}, positions
     )["0.attn.q"]["value"]
     used = np.arange(5)[None] <= positions[:, None]
     kept = full[used][:, [0, 2]]

@@ -20,6 +20,7 @@ from sparse_jax.pruning import search
 _CONFIG = config_lib.Config(
   prune=config_lib.PruneConfig(
     num_runs=2,
+    num_robust_runs=1,
     num_seeds=0,
     num_train=8,
     num_validation=8,
@@ -27,7 +28,7 @@ _CONFIG = config_lib.Config(
     curve_targets=(0.3,),
   )
 )
-_FAITHFULNESS = {"controls": {"random": 1}}
+_FAITHFULNESS = {"verdict": "holds: all", "controls": {"random": 1}}
 
 
 class PipelineTest(parameterized.TestCase):
@@ -48,15 +49,17 @@ class PipelineTest(parameterized.TestCase):
       mock.patch.object(search, "find_circuits", side_effect=self.search)
     )
     self.measured = self.enterContext(
-      mock.patch.object(
-        faithfulness, "measure_faithfulness", return_value=_FAITHFULNESS
-      )
+      mock.patch.object(faithfulness, "measure_all", side_effect=self.measure)
     )
+
+  def measure(self, model, params, circuits, task, options):
+    """Stands for the measures."""
+    return {name: _FAITHFULNESS for name in circuits}
 
   def search(self, model, params, todo, config, means, seed, **where):
     """Stands for the search, which takes minutes."""
     for task in todo:
-      circuit = circuit_lib.Circuit(
+      make = lambda stage, task=task: circuit_lib.Circuit(
         task=task.name,
         model_fingerprint=fingerprint_lib.fingerprint(model, params),
         model_config=model.config,
@@ -69,17 +72,15 @@ class PipelineTest(parameterized.TestCase):
         edges=[],
         metrics={"num_nodes": 0, "num_edges": 0},
         details={
-          "runs": [{}] * config.num_runs,
-          "sizes_at_targets": [
-            {"target_loss": t} for t in config.curve_targets
-          ],
-          "identity": search.identity(model, params, task, config, seed),
+          "runs": [{}] * stage.num_runs,
+          "sizes_at_targets": [{"target_loss": t} for t in stage.curve_targets],
+          "identity": search.identity(model, params, task, stage, seed),
         },
       )
-      where["on_circuit"](circuit)
+      where["on_found"](search.Found(make(config.core), make(config.robust)))
 
   def run_once(self, learned=True, task=None, seed=0, prune=None, **fields):
-    """Runs the pipeline; returns the circuit and what had to be done for it."""
+    """Runs the pipeline; returns circuits and what had to be done for them."""
     config = dataclasses.replace(
       _CONFIG,
       seed=seed,
@@ -94,8 +95,8 @@ class PipelineTest(parameterized.TestCase):
       config=config,
       **{"faithfulness": False, "natural": False, **fields},
     ).run({task or self.task: learned}, self.root)
-    (circuit,) = made.values()
-    return circuit, self.searched.call_count, self.measured.call_count
+    (found,) = made.values()
+    return found, self.searched.call_count, self.measured.call_count
 
   def test_again_it_is_loaded(self):
     first, *done = self.run_once(faithfulness=True)
@@ -103,20 +104,22 @@ class PipelineTest(parameterized.TestCase):
     for fields in ({"faithfulness": True}, {}, {"prune": {"num_runs": 1}}):
       again, *done = self.run_once(**fields)
       self.assertEqual(done, [0, 0])
-      self.assertEqual(again.metrics, first.metrics)
-    self.assertTrue(again.metrics["learned"])
+      for a, b in zip(again, first, strict=True):
+        self.assertEqual(a.metrics, b.metrics)
+    self.assertTrue(again.core.metrics["learned"])
 
   def test_faithfulness_is_added_to_what_is_there(self):
     self.assertEqual(self.run_once()[1:], (1, 0))
-    circuit, *done = self.run_once(faithfulness=True, learned=False)
+    found, *done = self.run_once(faithfulness=True, learned=False)
     self.assertEqual(done, [0, 1])
-    stored = circuit_lib.Circuit.load(self.root / self.task.name)
-    for c in (circuit, stored):
+    stored = circuit_lib.load_all(self.root / self.task.name)
+    for c in (*found, *stored.values()):
       self.assertEqual(c.metrics["faithfulness"], _FAITHFULNESS)
       self.assertFalse(c.metrics["learned"])
 
   @parameterized.named_parameters(
     ("more_runs", {"prune": {"num_runs": 3}}),
+    ("more_robust_runs", {"prune": {"num_robust_runs": 2}}),
     ("another_curve", {"prune": {"curve_targets": (0.2,)}}),
     ("another_target", {"prune": {"target_loss": 0.1}}),
     ("another_seed", {"seed": 1}),
@@ -135,10 +138,11 @@ class PipelineTest(parameterized.TestCase):
 
   def test_a_damaged_circuit_is_made_again(self):
     self.run_once()
-    path = self.root / self.task.name / "circuit.json"
-    for text in ("{}", "[]", "nothing"):
-      path.write_text(text)
-      self.assertEqual(self.run_once()[1], 1)
+    for name in ("circuit.json", "robust.json"):
+      path = self.root / self.task.name / name
+      for text in ("{}", "[]", "nothing"):
+        path.write_text(text)
+        self.assertEqual(self.run_once()[1], 1)
 
   def test_a_task_without_enough_pairs_is_skipped_alone(self):
     few = dataclasses.replace(

@@ -734,6 +734,7 @@ def get_config():
   c.run.model.n_layer = 1
   c.run.train.batch_size = 8
   c.run.train.eval_batches = 1
+  c.run.prune.ablation_outside = "plain"
   c.run.prune.steps = 4
   c.run.prune.batch_size = 4
   c.run.prune.num_runs = 2

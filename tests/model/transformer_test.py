@@ -119,6 +119,25 @@ class ModelTest(parameterized.TestCase):
     np.testing.assert_array_equal(hook("attn.q", 1, x), [[[7.0, 2.0]]])
     np.testing.assert_array_equal(hook("attn.k", 1, x), x)
 
+  def test_noise_moves_some_channels_towards_their_mean_and_keeps_the_mean(
+    self,
+  ):
+    x = jax.random.normal(jax.random.key(1), (4, 5, 64))
+    mean = x.mean((0, 1))
+    hook = hooks.loosen(jax.random.key(0), 1.0)
+    y = hook("mlp.post_act", 0, x)
+    m = np.asarray((y - mean) / (x - mean))
+    # One m for all positions, from 0 to 1; some channels stay.
+    np.testing.assert_allclose(m, np.broadcast_to(m[0, 0], m.shape), atol=1e-3)
+    self.assertBetween(float(m.min()), -1e-3, 0.9)
+    self.assertLess(float(m.max()), 1 + 1e-3)
+    self.assertBetween(float(np.mean(np.isclose(m[0, 0], 1))), 0.05, 0.95)
+    np.testing.assert_allclose(y.mean((0, 1)), mean, atol=1e-5)
+    self.assertFalse(np.allclose(y, hook("mlp.post_act", 1, x)))
+    np.testing.assert_array_equal(hook("resid_mid", 0, x), x)
+    never = hooks.loosen(jax.random.key(0), 0.0)
+    np.testing.assert_allclose(never("attn.q", 0, x), x, atol=1e-6)
+
   def test_closed_gates_make_every_site_its_mean(self):
     model, params, tokens = shared()
     shape = lambda n: (sites.num_rows(n, 2), model.config.width(n))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
 from sparse_jax import config as config_lib
 from sparse_jax import sites
@@ -16,6 +16,7 @@ from sparse_jax.model import hooks
 from sparse_jax.model import means as means_lib
 from sparse_jax.pruning import masks as masks_lib
 from sparse_jax.tasks import logit_difference as logit_difference_lib
+from sparse_jax.tasks import mask_evaluator
 from sparse_jax.tasks import means as task_means_lib
 from sparse_jax.tasks import sequences as sequences_lib
 
@@ -97,7 +98,7 @@ class MeansTest(absltest.TestCase):
   def test_task_means_leave_padding_out(self):
     model, params, tokens = helpers.tiny_model()
     seqs = sequences_lib.Sequences(
-      tokens, jnp.array([2, 8, 5]), tokens[0], tokens[1]
+      tokens, jnp.array([2, 8, 5]), tokens[0], tokens[1], jnp.arange(3)
     )
     task_means = jax.jit(functools.partial(task_means_lib.task_means, model))
     means = task_means(params, seqs)
@@ -112,29 +113,39 @@ class MeansTest(absltest.TestCase):
     np.testing.assert_allclose(means["mlp.post_act"][1], want, atol=1e-6)
 
 
-class StepTest(absltest.TestCase):
-  def test_vmapped_runs_equal_single_runs_and_respect_the_box(self):
+class StepTest(parameterized.TestCase):
+  @parameterized.parameters(*config_lib.OUTSIDE)
+  def test_vmapped_runs_equal_single_runs_and_respect_the_box(
+    self, ablation_outside
+  ):
     model, params, _ = helpers.tiny_model()
     means = helpers.random_means(model)
     seqs = helpers.random_sequences()
-    config = config_lib.PruneConfig(learning_rate=0.7, steps=6)
+    config = config_lib.PruneConfig(
+      learning_rate=0.7, steps=6, ablation_outside=ablation_outside
+    )
+    allowed = helpers.random_masks(model, 1.0)
     many = masks_lib.Hyperparameters.from_config(
       config, k_coef=[1e-3, 0.3], seed=5
     )
     init = functools.partial(masks_lib.init_prune, model.config, config)
     step = functools.partial(masks_lib.prune_step, model, config)
-    given = masks_lib.Run(0, None, None)
+    given = masks_lib.Run(0, None, None, None)
     many_step = jax.jit(jax.vmap(step, in_axes=(0, None, given)))
     one_step = jax.jit(step)
-    states = jax.vmap(init)(many)
+    states = jax.vmap(init, (0, None))(many, allowed)
     for _ in range(6):
-      states, logs = many_step(states, params, masks_lib.Run(many, means, seqs))
+      states, logs = many_step(
+        states, params, masks_lib.Run(many, means, seqs, allowed)
+      )
     chex.assert_tree_shape_prefix(states, (2,))
     for run in range(2):
       one = jax.tree.map(lambda x, i=run: x[i], many)
-      state = init(one)
+      state = init(one, allowed)
       for _ in range(6):
-        state, log = one_step(state, params, masks_lib.Run(one, means, seqs))
+        state, log = one_step(
+          state, params, masks_lib.Run(one, means, seqs, allowed)
+        )
       want = jax.tree.map(lambda x, i=run: x[i], states.tau)
       chex.assert_trees_all_close(state.tau, want, atol=1e-4)
       self.assertEqual(log["open_gates"], logs["open_gates"][run])
@@ -154,14 +165,54 @@ class StepTest(absltest.TestCase):
         masks_lib.Hyperparameters.from_config(config, k_coef=1e-4, seed=0),
         helpers.random_means(model),
         helpers.random_sequences(),
+        helpers.random_masks(model, 1.0),
       )
       step = jax.jit(functools.partial(masks_lib.prune_step, model, config))
-      state = masks_lib.init_prune(model.config, config, run.hyperparameters)
+      state = masks_lib.init_prune(
+        model.config, config, run.hyperparameters, run.allowed
+      )
       for _ in range(8):
         state, _ = step(state, params, run)
       open_gates.append(int(jnp.sum(state.tau["attn.q"] >= 0)))
     self.assertGreater(open_gates[0], open_gates[1])
     self.assertEqual(open_gates[1], 0)
+
+  def test_the_adversary_climbs_and_draws_are_new(self):
+    model, params, _ = helpers.tiny_model()
+    config = config_lib.PruneConfig(
+      steps=6, outside_sources=2, outside_draws=1, init_bias=-0.1
+    )
+    run = masks_lib.Run(
+      masks_lib.Hyperparameters.from_config(config, k_coef=0.0, seed=0),
+      helpers.random_means(model),
+      helpers.random_sequences(12),
+      helpers.random_masks(model, 1.0),
+    )
+    state = masks_lib.init_prune(
+      model.config, config, run.hyperparameters, run.allowed
+    )
+    step = jax.jit(functools.partial(masks_lib.prune_step, model, config))
+    after, _ = step(state, params, run)
+    parts = sequences_lib.deal(run.sequences, 3)
+    for name, r in after.r.items():
+      moved = np.asarray(r - state.r[name])
+      at_the_ends = (r == 0) | (r == 1) | (moved == 0)
+      climbed = np.isclose(np.abs(moved), 0.1, atol=1e-6) | at_the_ends
+      self.assertTrue(np.all(climbed[:2]), name)
+      self.assertFalse(np.allclose(np.abs(moved[2]), 0.1))
+    for source in range(2):
+      loss = lambda r, i=source: logit_difference_lib.task_loss(
+        mask_evaluator.masked_logit_difference(
+          model,
+          False,
+          params,
+          run.means,
+          {n: x[i] for n, x in r.items()},
+          jax.tree.map(lambda x, i=i: x[i], parts),
+        )
+      )
+      # All gates are closed, so the gate of every node is its r.
+      self.assertGreater(loss(after.r), loss(state.r))
 
   def test_rate_warms_up_then_falls_to_zero(self):
     hyperparameters = masks_lib.Hyperparameters(
@@ -186,7 +237,7 @@ class OrderTest(absltest.TestCase):
   def _state(self, tau, moment):
     optimizer = optax.scale_by_adam()
     state = optimizer.init(tau)._replace(mu=moment)
-    return masks_lib.PruneState(jnp.array(0), tau, state)
+    return masks_lib.PruneState(jnp.array(0), tau, state, {}, {})
 
   def test_order_does_not_depend_on_the_order_of_keys(self):
     model, _, _ = helpers.tiny_model()

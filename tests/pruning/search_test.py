@@ -14,6 +14,7 @@ import numpy as np
 import optuna
 from absl.testing import absltest
 
+from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
 from sparse_jax import tasks as tasks_lib
 from sparse_jax.data import tokenizer as tokenizer_lib
@@ -28,6 +29,7 @@ _CONFIG = config_lib.PruneConfig(
   steps=4,
   batch_size=4,
   num_runs=4,
+  num_robust_runs=2,
   num_seeds=1,
   round_size=2,
   k_coefs=(1e-3, 1e-2),
@@ -37,7 +39,11 @@ _CONFIG = config_lib.PruneConfig(
   edge_steps=3,
   curve_targets=(0.3, 5.0),
   target_loss=5.0,
+  robust_k_coefs=(1e-4, 1e-3),
+  outside_steps=3,
 )
+# One circuit, as the paper's.
+_PLAIN = dataclasses.replace(_CONFIG, ablation_outside="plain")
 
 
 def make_tokenizer():
@@ -49,14 +55,18 @@ def make_tokenizer():
 
 
 class RunsTest(absltest.TestCase):
-  def _train(self, rows, free=None, allowed=None, **fields):
+  def _train(self, rows, free=None, allowed=None, outside="plain", **fields):
     self.model, self.params, _ = helpers.tiny_model()
-    config = dataclasses.replace(_CONFIG, steps=6, learning_rate=0.2)
+    config = dataclasses.replace(
+      _CONFIG, steps=6, learning_rate=0.2, ablation_outside=outside
+    )
+    allowed = allowed or helpers.random_masks(self.model, 1.0)
     values = {"k_coef": [1e-3, 3e-2, 1e-2], "seed": [0, 1, 2]} | fields
     runs = masks.Run(
       masks.Hyperparameters.from_config(config, **values),
       batched.stack([helpers.random_means(self.model)] * 3),
       batched.stack([helpers.random_sequences(12, seed=i) for i in range(3)]),
+      batched.stack([allowed] * 3),
     )
     runs = jax.tree.map(lambda x: x[np.array(rows)], runs)
     before = host.free_memory
@@ -64,17 +74,18 @@ class RunsTest(absltest.TestCase):
       host.free_memory = lambda: free
     try:
       return batched.train_masks(
-        self.model, self.params, config, runs, 7, "test", allowed
+        self.model, self.params, config, runs, 7, "test"
       )
     finally:
       host.free_memory = before
 
   def test_a_run_does_not_depend_on_its_neighbours(self):
-    together = self._train([0, 1, 2])
-    alone = self._train([1])
-    chex.assert_trees_all_close(
-      batched.take(together, 1).tau, batched.take(alone, 0).tau, atol=1e-4
-    )
+    for outside in config_lib.OUTSIDE:
+      together = self._train([0, 1, 2], outside=outside)
+      alone = self._train([1], outside=outside)
+      chex.assert_trees_all_close(
+        batched.take(together, 1).tau, batched.take(alone, 0).tau, atol=1e-4
+      )
 
   def test_with_little_memory_fewer_run_at_once_with_the_same_result(self):
     chex.assert_trees_all_close(
@@ -106,11 +117,11 @@ class RunsTest(absltest.TestCase):
 
 class ObjectiveTest(absltest.TestCase):
   def test_hits_by_edges_then_misses_by_distance(self):
-    mask = lambda edges, loss: thresholding.Candidate(
-      {}, 1, edges, None, loss, loss <= 0.15, np.arange(1)
+    mask = lambda edges, share: thresholding.Candidate(
+      {}, 1, edges, None, 0.1, None, share, np.arange(1)
     )
-    cases = [mask(0, 0.1), mask(9, 0.01), mask(10**9, 0.1)]
-    cases += [mask(1, 0.16), mask(1, 0.7)]
+    cases = [mask(0, 0.7), mask(9, 0.1), mask(10**9, 0.7)]
+    cases += [mask(1, 1.1), mask(1, 4.0)]
     values = [search.objective(c) for c in cases]
     self.assertEqual(values, sorted(values))
 
@@ -135,7 +146,10 @@ class FindCircuitsTest(absltest.TestCase):
     cls.means = helpers.random_means(cls.model)
     cls.task = tasks_lib.make_task("single_double_quote", cls.tokenizer)
 
-  def find(self, workdir, config=_CONFIG, **kwargs):
+  def find(self, workdir, config=_PLAIN, **kwargs):
+    return self.find_both(workdir, config, **kwargs).core
+
+  def find_both(self, workdir, config=_CONFIG, **kwargs):
     task = kwargs.pop("task", self.task)
     return search.find_circuits(
       self.model,
@@ -144,7 +158,7 @@ class FindCircuitsTest(absltest.TestCase):
       config,
       self.means,
       0,
-      workdir=workdir,
+      storage=workdir and workdir / "search.journal",
       **kwargs,
     )[task.name]
 
@@ -174,12 +188,13 @@ class FindCircuitsTest(absltest.TestCase):
     file.write_text("\n".join(map(json.dumps, lines)))
     return tasks_lib.make_task(str(file), self.tokenizer)
 
-  def study(self):
+  def study(self, stage="core"):
     storage = search.open_storage(self.workdir / "search.journal")
-    return optuna.load_study(storage=storage, study_name=self.task.name)
+    name = f"{self.task.name}/{stage}"
+    return optuna.load_study(storage=storage, study_name=name)
 
   def test_it_finds_resumes_and_repeats_nothing(self):
-    short = dataclasses.replace(_CONFIG, num_runs=2, num_seeds=0)
+    short = dataclasses.replace(_PLAIN, num_runs=2, num_seeds=0)
     self.find(self.workdir, short)
     first = self.study().trials
     self.assertEqual([t.params["k_coef"] for t in first], [1e-3, 1e-2])
@@ -199,7 +214,7 @@ class FindCircuitsTest(absltest.TestCase):
     self.assertLen(circuit.details["runs"], 4)
     self.assertEqual(
       circuit.details["identity"],
-      search.identity(self.model, self.params, self.task, _CONFIG, 0),
+      search.identity(self.model, self.params, self.task, _PLAIN, 0),
     )
     self.assertTrue(circuit.metrics["meets_target"])
     self.assertEqual(circuit.metrics["num_nodes"], circuit.num_nodes)
@@ -212,7 +227,7 @@ class FindCircuitsTest(absltest.TestCase):
 
   def test_a_coefficient_that_stands_again_gets_the_next_seed(self):
     config = dataclasses.replace(_CONFIG, k_coefs=(1e-3, 1e-2, 1e-3, 1e-3))
-    study = search.open_study(None, self.task, {}, config, 5)
+    study = search.open_study(None, "name", {}, config, 5)
     trials = search.propose(study, config, 5, 4)
     self.assertEqual(
       [(t.params["k_coef"], t.user_attrs["seed"]) for t in trials],
@@ -220,7 +235,7 @@ class FindCircuitsTest(absltest.TestCase):
     )
 
   def test_a_trial_lost_with_its_process_is_run_again(self):
-    short = dataclasses.replace(_CONFIG, num_runs=2, num_seeds=0)
+    short = dataclasses.replace(_PLAIN, num_runs=2, num_seeds=0)
     self.find(self.workdir, short)
     lost = self.study().ask(fixed_distributions=dict(search.SPACE))
     lost.set_user_attr("seed", 0)
@@ -237,7 +252,7 @@ class FindCircuitsTest(absltest.TestCase):
 
   def test_a_target_out_of_reach_leaves_the_nearest_miss(self):
     config = dataclasses.replace(
-      _CONFIG, target_loss=1e-6, num_runs=2, num_seeds=0
+      _PLAIN, target_loss=1e-6, num_runs=2, num_seeds=0
     )
     circuit = self.find(None, config)
     self.assertFalse(circuit.metrics["meets_target"])
@@ -246,48 +261,51 @@ class FindCircuitsTest(absltest.TestCase):
     self.assertTrue((self.workdir / "c" / "circuit.json").is_file())
 
   def test_a_study_of_another_model_or_setting_is_refused(self):
-    short = dataclasses.replace(_CONFIG, num_runs=1, num_seeds=0)
+    short = dataclasses.replace(_PLAIN, num_runs=1, num_seeds=0)
     self.find(self.workdir, short)
     other = jax.tree.map(lambda w: w + 1, self.params)
     fingerprint = fingerprint_lib.fingerprint(self.model, other)
     with self.assertRaisesRegex(errors.InputError, fingerprint):
       self.find(self.workdir, short, params=other)
-    with self.assertRaisesRegex(errors.InputError, "prune_settings"):
+    with self.assertRaisesRegex(errors.InputError, "prune_config"):
       self.find(self.workdir, dataclasses.replace(short, steps=5))
 
   def test_a_study_of_another_task_of_the_same_name_is_refused(self):
-    short = dataclasses.replace(_CONFIG, num_runs=1, num_seeds=0)
+    short = dataclasses.replace(_PLAIN, num_runs=1, num_seeds=0)
     self.find(self.workdir, short, task=self.own_task("alpha"))
     with self.assertRaisesRegex(
       errors.InputError,
-      "^study own belongs to another task.*; need another --workdir or",
+      "^study own/core belongs to another task.*; need another --workdir or",
     ):
       self.find(self.workdir, short, task=self.own_task("beta"))
 
   def test_a_study_without_an_identity_is_refused(self):
-    short = dataclasses.replace(_CONFIG, num_runs=1, num_seeds=0)
+    short = dataclasses.replace(_PLAIN, num_runs=1, num_seeds=0)
     storage = search.open_storage(self.workdir / "search.journal")
-    study = optuna.create_study(storage=storage, study_name=self.task.name)
+    study = optuna.create_study(
+      storage=storage, study_name=f"{self.task.name}/core"
+    )
     study.add_trial(optuna.trial.create_trial(value=0.0))
     with self.assertRaisesRegex(errors.InputError, "model_fingerprint None"):
       self.find(self.workdir, short)
 
   def test_a_small_task_gives_what_it_has_beside_others(self):
-    short = dataclasses.replace(_CONFIG, num_runs=1, num_seeds=0)
+    short = dataclasses.replace(_PLAIN, num_runs=1, num_seeds=0)
     small = self.own_task("zzaa", train=10, test=9)
     # Prompts of one length, but more of them: they cannot train side by side.
     big = dataclasses.replace(self.own_task("zzbb"), name="big")
     printed = io.StringIO()
     with contextlib.redirect_stderr(printed):
-      circuits = search.find_circuits(
+      found = search.find_circuits(
         self.model, self.params, [big, small], short, self.means, 0
       )
     self.assertIn(
-      "task own: 10 training pairs instead of prune.num_train=16\n",
+      "task own: 10 training pairs instead of the 16 that prune.num_train asks"
+      " for\n",
       printed.getvalue(),
     )
     self.assertNotIn("task big", printed.getvalue())
-    self.assertEqual(circuits["own"].metrics["num_test_pairs"], 8)
+    self.assertEqual(found["own"].core.metrics["num_test_pairs"], 8)
 
   def test_a_task_of_too_few_pairs_names_every_field_at_once(self):
     tiny = self.own_task("delta", train=3, validation=9, test=2)
@@ -312,12 +330,31 @@ class FindCircuitsTest(absltest.TestCase):
   def test_only_allowed_nodes_are_kept_and_frozen_norms_are_saved(self):
     allowed = helpers.random_masks(self.model, 0.5)
     config = dataclasses.replace(
-      _CONFIG, num_runs=1, num_seeds=0, freeze_norms=True
+      _PLAIN, num_runs=1, num_seeds=0, freeze_norms=True
     )
     circuit = self.find(None, config, allowed=allowed)
     for name, mask in circuit.node_mask.items():
       self.assertFalse(np.any(mask & ~allowed[name]))
     self.assertTrue(circuit.freeze_norms)
+
+  def test_the_robust_circuit_contains_the_core_and_both_are_saved(self):
+    config = dataclasses.replace(_CONFIG, num_runs=1, num_seeds=0)
+    found = self.find_both(self.workdir, config)
+    core, robust = found
+    for name, mask in core.node_mask.items():
+      self.assertFalse(np.any(mask & ~robust.node_mask[name]))
+    self.assertLen(self.study("robust").trials, 2)
+    self.assertIsNone(core.metrics["validation_robust_loss"])
+    # The same prompts, and the worst that was tried on them.
+    self.assertGreater(robust.metrics["validation_robust_loss"], 0)
+    core.save(self.workdir / "c", robust=robust)
+    again = circuit_lib.load_all(self.workdir / "c")
+    self.assertEqual(again["robust"].nodes, robust.nodes)
+    self.assertEqual(again["core"].nodes, core.nodes)
+    with self.assertRaisesRegex(errors.InputError, "that contains it"):
+      if robust.num_nodes == core.num_nodes:
+        self.skipTest("both are one")
+      robust.save(self.workdir / "d", robust=core)
 
   def test_norms_that_cannot_be_frozen_are_refused(self):
     config = dataclasses.replace(self.model.config, norm="layer")

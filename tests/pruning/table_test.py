@@ -61,7 +61,13 @@ class TableTest(absltest.TestCase):
       make_circuit("missed", 3, meets=False),
       make_circuit("unlearned", 3, learned=False),
     ]
+    robust = make_circuit("a", 90)
+    robust.metrics["faithfulness"] = {
+      "sufficiency_and_necessity": {"full_model": {"accuracy": {"value": 0.9}}},
+      "partial_ablation": {"adversarial": {"accuracy": {"value": 0.7}}},
+    }
     self.rows = [table_lib.row(c) for c in self.circuits]
+    self.rows[0] = table_lib.row(self.circuits[0], robust)
 
   def test_geometric_mean_over_what_is_learned_and_met(self):
     mean = table_lib.means(self.rows)
@@ -71,11 +77,18 @@ class TableTest(absltest.TestCase):
     self.assertTrue(math.isnan(table_lib.geometric_mean([])))
     self.assertAlmostEqual(table_lib.geometric_mean([0, 4]), 2.0)
 
+  def test_the_robust_circuit_stands_beside_its_core(self):
+    row = self.rows[0]
+    self.assertEqual(row["robust_edges"], 90)
+    self.assertAlmostEqual(row["robust_accuracy_lost"], 0.2)
+    self.assertIsNone(self.rows[1]["robust_nodes"])
+    self.assertRegex(table_lib.text(self.rows), r"a .*\d+/90 ")
+
   def test_text_marks_what_counts_for_nothing(self):
     lines = table_lib.text(self.rows).splitlines()
     self.assertIn("10–15 (2)", lines[1])
     self.assertIn("nearest miss", lines[4])
-    self.assertIn("below the gate", lines[6])
+    self.assertIn("not learned: the full model", lines[6])
     self.assertIn("100.0", lines[-1])
 
   def test_files_hold_the_same_metrics(self):

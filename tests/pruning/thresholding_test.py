@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sparse_jax.model import hooks
 from sparse_jax.pruning import calibrate, thresholding
 from sparse_jax.pruning import masks as masks_lib
+from sparse_jax.pruning import target as target_lib
 from sparse_jax.tasks import logit_difference as logit_difference_lib
 
 _FIT = jax.jit(calibrate.fit, static_argnames="shifts")
@@ -69,41 +70,41 @@ class SmallestCountTest(absltest.TestCase):
   @hypothesis.settings(max_examples=200)
   def test_exact_where_the_loss_is_monotone(self, size, share, hint):
     threshold = max(1, round(share * size))
-    loss = lambda counts: np.where(counts >= threshold, 0.1, 0.7)
-    found = thresholding.smallest_count(loss, size, 0.15, hint)
+    shares = lambda counts: np.where(counts >= threshold, 0.7, 4.0)
+    found = thresholding.smallest_count(shares, size, hint)
     self.assertEqual(found, threshold)
 
   @hypothesis.given(st.integers(1, 400), st.integers(1, 600))
   def test_on_a_bumpy_loss_it_returns_a_count_seen_to_meet_it(self, seed, hint):
-    bumpy = np.random.default_rng(seed).random(501)
+    bumpy = 3 * np.random.default_rng(seed).random(501)
     tried = {}
 
-    def losses_of(counts):
+    def shares_of(counts):
       tried.update(zip(counts, bumpy[counts], strict=True))
       return bumpy[counts]
 
-    found = thresholding.smallest_count(losses_of, 500, 0.3, hint)
-    if min(tried.values()) <= 0.3:
-      self.assertLessEqual(tried[found], 0.3)
+    found = thresholding.smallest_count(shares_of, 500, hint)
+    if min(tried.values()) <= 1:
+      self.assertLessEqual(tried[found], 1)
     else:
       self.assertEqual(tried[found], min(tried.values()))
 
   def test_with_a_tolerance_it_ends_near_the_smallest(self):
     passes = []
 
-    def losses_of(counts):
+    def shares_of(counts):
       passes.append(counts)
-      return np.where(counts >= 777, 0.1, 0.7)
+      return np.where(counts >= 777, 0.7, 4.0)
 
-    found = thresholding.smallest_count(losses_of, 3000, 0.15, 700, 0.05)
+    found = thresholding.smallest_count(shares_of, 3000, 700, 0.05)
     self.assertBetween(found, 777, 777 * 1.06)
     self.assertLessEqual(len(passes), 2)
 
   def test_a_miss_returns_the_nearest_count_tried(self):
-    loss = lambda counts: 0.5 + np.abs(counts - 40) / 1000
+    share = lambda counts: 1.5 + np.abs(counts - 40) / 1000
     for hint in (None, 40):
-      found = thresholding.smallest_count(loss, 500, 0.15, hint)
-      self.assertLess(loss(np.array([found]))[0], 0.53)
+      found = thresholding.smallest_count(share, 500, hint)
+      self.assertLess(share(np.array([found]))[0], 1.53)
 
 
 class ScoresTest(absltest.TestCase):
@@ -169,23 +170,23 @@ class ScoresTest(absltest.TestCase):
     )
 
 
-def candidate(edges, loss, meets, nodes=5):
+def candidate(edges, share, nodes=5):
   return thresholding.Candidate(
-    {},
-    nodes,
-    edges,
-    logit_difference_lib.Calibration(),
-    loss,
-    meets,
-    np.arange(nodes),
+    node_mask={},
+    num_nodes=nodes,
+    num_edges=edges,
+    calibration=logit_difference_lib.Calibration(),
+    validation_loss=0.1,
+    validation_robust_loss=None,
+    share=share,
+    order=np.arange(nodes),
   )
 
 
 class CandidateTest(absltest.TestCase):
   def test_fewest_edges_first_among_those_that_meet(self):
-    small_miss = candidate(3, 0.4, False)
-    near_miss = candidate(90, 0.2, False)
-    big, small = candidate(80, 0.01, True), candidate(40, 0.14, True)
+    small_miss, near_miss = candidate(3, 2.7), candidate(90, 1.3)
+    big, small = candidate(80, 0.1), candidate(40, 0.9)
     best = functools.partial(min, key=thresholding.rank)
     self.assertIs(best([small_miss, big, small]), small)
     self.assertIs(best([small_miss, near_miss]), near_miss)
@@ -196,14 +197,17 @@ class CandidateTest(absltest.TestCase):
       sum(int(np.prod(s)) for s in evaluator.shapes.values())
     )[:60]
     gates = masks_lib.masks_of_order(evaluator.shapes, order, [60])
-    losses = calibrate.score_masks(evaluator, gates, False).losses
-    target = float(losses[0]) + 1e-3
-    start = thresholding.keep_first(evaluator, order, target, 60)
+    reached = target_lib.Target(evaluator, 1.0).measure(gates)
+    # The bound of these nodes, and a little: they meet it, few others do.
+    target = target_lib.Target(evaluator, float(reached.shares[0]) + 1e-3)
+    start = thresholding.keep_first(target, order, 60)
     self.assertTrue(start.meets_target)
     cleaned, steps = thresholding.clean_up(
-      evaluator, start, target, helpers.random_sequences(16, seed=1)
+      target, start, helpers.random_sequences(16, seed=1)
     )
-    self.assertLessEqual(cleaned.validation_loss, target)
+    self.assertTrue(cleaned.meets_target)
+    self.assertIsNone(cleaned.validation_robust_loss)
+    self.assertEqual(set(cleaned.order), set(start.order))
     self.assertLessEqual(cleaned.num_edges, start.num_edges)
     self.assertEqual(steps[0]["num_edges"], start.num_edges)
     self.assertEqual(steps[-1]["num_nodes"], cleaned.num_nodes)

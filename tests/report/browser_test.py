@@ -20,12 +20,14 @@ class BrowserTest(parameterized.TestCase):
     cls.path = pathlib.Path(directory, "page.html")
     notes = [(text, 1.0) for text in pages.HOSTILE]
     circuits = [
-      pages.small(
+      pages.alone(
         examples=[pages.example(text) for text in pages.HOSTILE],
         task="".join(pages.HOSTILE),
         node_notes={"0.attn.q:17": {"read_tokens": notes}},
       ),
-      pages.dense(120, 500),
+      {"core": pages.dense(120, 500)},
+      pages.nested("c"),
+      pages.nested("d", num_support=160),
     ]
     training = [
       {"step": i, "train_loss": 9 / i, "density": 1 / i} for i in range(1, 50)
@@ -47,6 +49,10 @@ class BrowserTest(parameterized.TestCase):
     }
     self.browser.execute_cdp_cmd(
       "Emulation.setEmulatedMedia", {"features": [scheme]}
+    )
+    # Else a page hears of no focus while another window has it.
+    self.browser.execute_cdp_cmd(
+      "Emulation.setFocusEmulationEnabled", {"enabled": True}
     )
     self.browser.get(self.path.as_uri())
 
@@ -142,6 +148,67 @@ class BrowserTest(parameterized.TestCase):
     self._run("arguments[0].focus()", active)
     active.send_keys(keys.Keys.ESCAPE)
     self.assertEmpty(self._lit(".node.at"))
+
+  def _drawn(self, section):
+    """Returns the visible nodes, the drawing's height and the core's places."""
+    return self._run(
+      "const svg = document.querySelector(`#${arguments[0]} svg.circuit`);"
+      "const all = [...svg.querySelectorAll('.node')];"
+      "const seen = all.filter(n => n.getClientRects().length);"
+      "const place = (n) => n.getBoundingClientRect();"
+      "const left = place(svg).x, top = place(svg).y;"
+      "return [seen.length, place(svg).height, seen"
+      " .filter(n => n.closest('.core')).map(n => [n.dataset.key,"
+      " Math.round(place(n).x - left), Math.round(place(n).y - top)])]",
+      section,
+    )
+
+  def test_a_switch_hides_and_shows_support_and_nothing_jumps(self):
+    from selenium.webdriver.common import keys  # noqa: PLC0415
+
+    shown, height, core = self._drawn("c2")
+    self.assertEqual((shown, len(core)), (14, 8))
+    switch = self.browser.find_element("css selector", "#c2 .switch input")
+    self.assertTrue(switch.is_displayed())
+    switch.send_keys(keys.Keys.SPACE)
+    hidden, less, still = self._drawn("c2")
+    self.assertEqual(hidden, 8)
+    self.assertLess(less, height)
+    self.assertEqual(still, core)
+    switch.send_keys(keys.Keys.SPACE)
+    self.assertEqual(self._drawn("c2"), [shown, height, core])
+    # Much support is hidden at first.
+    self.assertEqual(self._drawn("c3")[0], 8)
+    switch = self.browser.find_element("css selector", "#c3 .switch input")
+    switch.send_keys(keys.Keys.SPACE)
+    self.assertEqual(self._drawn("c3")[0], 168)
+
+  def test_the_keyboard_stays_among_what_is_shown(self):
+    from selenium.webdriver.common import keys  # noqa: PLC0415
+
+    find = lambda css: self.browser.find_element("css selector", f"#c2 {css}")
+    switch = find(".switch input")
+    node = find(".node[data-key='0.mlp.act_in:5']")
+    self._run("arguments[0].focus()", node)
+    # To the right, then down into the support, where a node is pinned.
+    for key in (keys.Keys.ARROW_RIGHT, keys.Keys.ARROW_DOWN, keys.Keys.ENTER):
+      self.browser.switch_to.active_element.send_keys(key)
+    active = self.browser.switch_to.active_element
+    self.assertEqual(active.get_attribute("data-key"), "0.mlp.post_act:300")
+    self.assertIn("; support", find(".detail").text)
+    switch.send_keys(keys.Keys.SPACE)
+    self.assertEqual(
+      find(".node[tabindex='0']").get_attribute("data-key"), "0.attn.act_in:3"
+    )
+    self.assertIn("Point at a node", find(".detail").text)
+    self._run("arguments[0].focus()", node)
+    ways = keys.Keys.ARROW_RIGHT, keys.Keys.ARROW_DOWN, keys.Keys.ARROW_UP
+    for key in ways:
+      self.browser.switch_to.active_element.send_keys(key)
+    self.assertEqual(
+      find(".node[tabindex='0']").get_attribute("data-key"),
+      "0.mlp.post_act:200",
+    )
 
   def test_sorts_by_number_both_ways(self):
     weights = lambda: self._run(

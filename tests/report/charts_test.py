@@ -79,9 +79,24 @@ class ChartTest(parameterized.TestCase):
     self.assertEqual(chart["line"][1], "target")
     self.assertIsNone(charts.size_curves([], 0.15))
 
+  def test_plots_hold_every_point_that_has_a_place(self):
+    plot = lambda points, **options: charts.plot(
+      "t", [charts.Curve("a", "a", points)], "x", "y", **options
+    )
+    chart = plot([(0, -1.0), (40, 3.0), (1e300, 1.0), (5, -1e300)])
+    self.assertEqual(chart["summary"], "a: from −1 at 0 to 3 at 40 x")
+    self.assertEqual([x for _, x in chart["x_ticks"]][::4], ["0", "40"])
+    self.assertIn("-1", [y for _, y in chart["y_ticks"]])
+    logged = plot([(0.0, 0.0), (0.01, 0.5), (1.0, 1.0)], log=True)
+    self.assertStartsWith(logged["summary"], "a: from 0.500 at 0.0100")
+    self.assertIsNone(plot([(0.0, 0.0)], log=True))
+    self.assertIsNone(plot([]))
+    for odd in ([(0, 0)], [(-3, 5)], [(1e-320, 1e-320)], [(1e9, -1e9)]):
+      self.assertNotIn("nan", plot(odd)["paths"][0][1])
+
   def test_bars_are_as_long_as_their_losses(self):
     metrics = {"test_loss": 1.0, "full_model_test_loss": 4.0}
-    page = pages.Page(report.render([pages.small(metrics=metrics)]))
+    page = pages.Page(report.render([pages.alone(metrics=metrics)]))
     widths = [float(a["width"]) for a, _ in page.find("rect", "bar")]
     self.assertLen(widths, 2)
     self.assertAlmostEqual(widths[1], 4 * widths[0], delta=0.5)

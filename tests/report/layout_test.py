@@ -93,14 +93,32 @@ class LayoutTest(parameterized.TestCase):
 
   def test_nodes_keep_apart_and_inside(self):
     circuit = pages.dense(80, 300)
-    nodes, edges, _ = graph.from_circuit(circuit)
+    nodes, edges, *_ = graph.from_circuit(circuit)
     got = layout.place(nodes, edges, 10)
     for (x1, y1), (x2, y2) in itertools.combinations(got.at.values(), 2):
       if abs(x1 - x2) < got.node_width:
-        self.assertGreaterEqual(abs(y1 - y2), got.node_height)
+        self.assertGreaterEqual(abs(y1 - y2), got.node_heights[0])
     for x, y in got.at.values():
       self.assertBetween(x, got.node_width / 2, got.width - got.node_width / 2)
       self.assertBetween(y, 0, got.height)
+
+  def test_support_lies_below_and_moves_nothing_of_the_core(self):
+    around = pages.nested()
+    core, robust = map(graph.from_circuit, around.values())
+    shown = graph.nest(core, robust)
+    self.assertLen(shown.support, 6)
+    alone = layout.place(core.nodes, core.edges, 10)
+    got = layout.place(shown.nodes, shown.edges, 10, support=shown.support)
+    for node in shown.nodes:
+      if node in shown.support:
+        self.assertGreater(got.at[node][1], got.core_height)
+      else:
+        self.assertEqual(got.at[node], alone.at[node])
+    self.assertEqual(got.core_height, alone.height)
+    self.assertEqual(alone.core_height, alone.height)
+    core_wires = [wire for wire in got.wires if not wire.support]
+    self.assertEqual(core_wires, alone.wires)
+    self.assertGreater(got.height, got.core_height)
 
   def test_tracks_never_overlap(self):
     nodes = [

@@ -19,7 +19,7 @@ from sparse_jax.utils import errors
 
 class ContentTest(parameterized.TestCase):
   def _page(self, circuit):
-    return pages.Page(report.render([circuit]))
+    return pages.Page(report.render([{"core": circuit}]))
 
   def test_draws_and_lists_every_node_and_edge(self):
     circuit = pages.small()
@@ -64,7 +64,7 @@ class ContentTest(parameterized.TestCase):
       self.assertIn(figure, headline)
     self.assertIn("meets its target of 0.150", headline)
     self.assertNotIn("validation", headline)
-    page = pages.Page(report.render([pages.small(target_loss=0.1)]))
+    page = pages.Page(report.render([pages.alone(target_loss=0.1)]))
     self.assertIn("misses its target", page.find("p", "lead")[1][1])
 
   def test_says_on_which_pairs_the_target_is_met(self):
@@ -82,16 +82,16 @@ class ContentTest(parameterized.TestCase):
 
   def test_says_so_where_counts_disagree(self):
     text = report.render(
-      [pages.small(metrics={"num_nodes": 9, "num_edges": 5})]
+      [pages.alone(metrics={"num_nodes": 9, "num_edges": 5})]
     )
     self.assertIn("num_nodes is 9, 8 are listed", text)
-    self.assertNotIn("disagrees", report.render([pages.small()]))
+    self.assertNotIn("disagrees", report.render([pages.alone()]))
 
   def test_missing_and_non_finite_figures_are_dashes(self):
     metrics = {"test_loss": math.nan, "test_accuracy": math.inf}
     page = pages.Page(
       report.render(
-        [pages.small(metrics=metrics | {"odd": -math.inf, "big": 10**400})]
+        [pages.alone(metrics=metrics | {"odd": -math.inf, "big": 10**400})]
       )
     )
     text = " ".join(page.text)
@@ -112,7 +112,8 @@ class ContentTest(parameterized.TestCase):
     self.assertIn("Not established: robust to what is outside it.", text)
     self.assertIn("accuracy without it 0.500 [0.400, 0.600]", text)
     lines = [a for a, _ in page.find("path", "line")]
-    self.assertLen([a for a in lines if "d" in a and "M1 7" not in a["d"]], 2)
+    # Two of sizes, two each of the adversary and of chance, one of shares.
+    self.assertLen([a for a in lines if "d" in a and "M1 7" not in a["d"]], 7)
     self.assertIn("nonsense labels: 30 more.", text)
     self.assertIn("0.attn.v:3 → 0.attn.resid_delta:1", text)
     # The worst comes first, whatever the file's order.
@@ -124,14 +125,14 @@ class ContentTest(parameterized.TestCase):
   )
   def test_faithfulness_that_cannot_be_read_is_said_to_be(self, metrics):
     render = lambda metrics: report.render(
-      [pages.small(metrics={"faithfulness": metrics})]
+      [pages.alone(metrics={"faithfulness": metrics})]
     )
     self.assertIn("are not what the faithfulness checks", render(metrics))
     render(pages.faithfulness_metrics() | metrics)
 
   def test_empty_circuit_and_no_circuits(self):
     empty = pages.small(nodes=[], edges=[], metrics={})
-    text = report.render([empty])
+    text = report.render([{"core": empty}])
     self.assertIn("no node was kept", text)
     self.assertIn("No circuits were given", report.render([]))
 
@@ -157,7 +158,7 @@ class ContentTest(parameterized.TestCase):
   def test_dense_circuit_stays_small_and_quick(self):
     circuit = pages.dense(1600, 5000)
     started = time.process_time()
-    text = report.render([circuit])
+    text = report.render([{"core": circuit}])
     self.assertLess(time.process_time() - started, 5)
     self.assertLess(len(text.encode()), 5_000_000)
     page = pages.Page(text)
@@ -170,14 +171,18 @@ class ContentTest(parameterized.TestCase):
 
   def test_same_input_same_bytes(self):
     make = lambda: report.render(
-      [pages.small(examples=[pages.example()]), pages.dense(60, 300)],
+      [
+        pages.alone(examples=[pages.example()]),
+        {"core": pages.dense(60, 300)},
+        pages.nested(),
+      ],
       training=[{"step": 1, "train_loss": 2.0}],
     )
     self.assertEqual(make(), make())
 
   def test_examples_mark_what_differs(self):
     page = pages.Page(
-      report.render([pages.small(examples=[pages.example("x")])])
+      report.render([pages.alone(examples=[pages.example("x")])])
     )
     boxes = page.find("bdi", "tok")
     marked = [t for a, t in boxes if "mark" in a["class"].split()]
@@ -186,12 +191,12 @@ class ContentTest(parameterized.TestCase):
 
   def test_notes_of_a_node_stand_in_its_row(self):
     notes = {"0.attn.q:17": {"read_tokens": [["'", 0.8]], "write_tokens": []}}
-    page = pages.Page(report.render([pages.small(node_notes=notes)]))
+    page = pages.Page(report.render([pages.alone(node_notes=notes)]))
     self.assertEqual([t for _, t in page.find("div", "weighted")], ["'0.800"])
 
   def test_heads_are_those_of_the_model(self):
     def heads(d_head):
-      page = pages.Page(report.render([pages.small(d_head=d_head)]))
+      page = pages.Page(report.render([pages.alone(d_head=d_head)]))
       labels = [a["aria-label"] for a, _ in page.find("g", "node")]
       return [x.partition(", ")[2][:6] for x in labels if "head" in x]
 
@@ -199,7 +204,7 @@ class ContentTest(parameterized.TestCase):
     self.assertEqual(heads(32), ["head 0", "head 0"])
 
   def test_tables_have_captions_and_scopes(self):
-    page = pages.Page(report.render([pages.small()], training=[{"step": 1}]))
+    page = pages.Page(report.render([pages.alone()], training=[{"step": 1}]))
     self.assertLen(page.find("caption"), len(page.find("table")))
     for attributes, _ in page.find("th"):
       self.assertIn(attributes["scope"], ("row", "col"))
@@ -208,6 +213,141 @@ class ContentTest(parameterized.TestCase):
     for _, a, _ in page.elements:
       for name in ("aria-labelledby", "aria-describedby"):
         self.assertContainsSubset((a.get(name) or "").split(), ids)
+
+
+class NestedTest(parameterized.TestCase):
+  """A core and the robust circuit around it: one section."""
+
+  def _nested(self, core=None, robust=None):
+    around = pages.nested()
+    for which, metrics in (("core", core), ("robust", robust)):
+      around[which].metrics.update(metrics or {})
+    return around
+
+  def _measured(self, accuracy):
+    metrics = pages.faithfulness_metrics()
+    adversarial = metrics["partial_ablation"]["adversarial"]
+    adversarial["accuracy"]["value"] = accuracy
+    return {"faithfulness": metrics}
+
+  def test_one_section_has_both_sizes_losses_and_accuracies_lost(self):
+    around = self._nested(self._measured(0.4), self._measured(0.96))
+    page = pages.Page(report.render([around, pages.alone("b")]))
+    self.assertLen(page.find("section", "circuit-section"), 2)
+    lead = " ".join(page.find("p", "lead")[1][1].split())
+    for figure in (
+      "The core, 8 nodes and 5 edges,",
+      "0.121 nats",
+      "The robust circuit around it, 14 nodes and 11 edges,",
+      "0.0456 nats",
+      "costs the core 59.0%, the robust circuit 3.0% of accuracy",
+    ):
+      self.assertIn(figure, lead)
+    overview = page.find("table")[0][1]
+    for figure in ("59.0%", "3.0%", "0.0456", "14", "11", "robust circuit"):
+      self.assertIn(figure, overview)
+    self.assertIn("Accuracy lost to the adversary: the", " ".join(page.text))
+
+  def test_support_is_drawn_behind_the_core_and_apart(self):
+    text = report.render([pages.nested()])
+    page = pages.Page(text)
+    marks = [text.rindex(f'<g class="{part}">') for part in ("support", "core")]
+    self.assertEqual(marks, sorted(marks))
+    keys = [a["data-key"] for a, _ in page.find("g", "node")]
+    self.assertLen(keys, 14)
+    self.assertStartsWith(keys[0], "0.mlp.post_act:300")
+    self.assertEqual(keys[6], "0.attn.act_in:3")
+    stops = [a for a, _ in page.find("g", "node") if a["tabindex"] == "0"]
+    self.assertEqual([a["data-key"] for a in stops], ["0.attn.act_in:3"])
+    legend = [text for _, text in page.find("li")]
+    self.assertTrue(any("core:" in item for item in legend))
+    self.assertTrue(any("support:" in item for item in legend))
+    # The core comes first in the tables, whatever the weights.
+    parts = [t for _, t in page.find("td") if t in ("core", "support")]
+    nodes = 8 * ["core"] + 6 * ["support"]
+    edges = 5 * ["core"] + 6 * ["support"]
+    self.assertEqual(parts, ["core", *nodes, *edges])
+    alone = report.render([pages.alone()])
+    for mark in ('class="support"', "data-core-height", "checkbox"):
+      self.assertIn(mark, text)
+      self.assertNotIn(mark, alone)
+
+  @parameterized.parameters((142, True), (143, False))
+  def test_much_support_is_hidden_at_first(self, num_support, is_checked):
+    page = pages.Page(report.render([pages.nested(num_support=num_support)]))
+    ((attributes, _),) = page.find("input")
+    self.assertEqual("checked" in attributes, is_checked)
+
+  def test_the_core_is_drawn_before_stronger_support(self):
+    around = pages.nested(num_support=600)
+    for edge in around["robust"].edges[5:]:
+      edge["weight"] = 99.0
+    page = pages.Page(report.render([around]))
+    drawn = {
+      (a["data-from"], a["data-to"])
+      for a, _ in page.find("path", "edge")
+      if "data-from" in a
+    }
+    self.assertLen(drawn, draw.MAX_EDGES)
+    for edge in around["core"].edges:
+      ends = (f"{edge[k]['site']}:{edge[k]['index']}" for k in ("from", "to"))
+      self.assertIn(tuple(ends), drawn)
+
+  def test_criteria_of_both_and_both_in_each_chart(self):
+    around = self._nested(self._measured(0.4), self._measured(0.96))
+    page = pages.Page(report.render([around]))
+    text = " ".join(" ".join(page.text).split())
+    self.assertIn("The core: Not established: robust to what", text)
+    self.assertIn("The robust circuit: Every criterion below holds.", text)
+    self.assertIn("40 sign steps of 0.1 from each of 2 starts", text)
+    self.assertIn("The core: CPR 0.750, CMD 0.250.", text)
+    self.assertIn("The robust circuit: CPR 0.750", text)
+    titles = {
+      "Loss against the adversary's steps": ("core", "robust", "random"),
+      "Loss against the share ablated at random": ("core", "robust", "random"),
+      "Accuracy lost against size": ("core", "robust"),
+      "Faithfulness curve": ("core", "robust"),
+    }
+    summaries = [t for _, t in page.find("desc") if ": from " in t]
+    for summary, title in zip(summaries, titles, strict=False):
+      curves = titles[title]
+      self.assertIn(title, text)
+      self.assertLen(summary.split(";"), len(curves))
+      for name in curves:
+        self.assertIn(name, summary)
+
+  @parameterized.parameters(
+    ({},),
+    ({"partial_ablation": 3, "curve": [1]},),
+    ({"partial_ablation": {"by_steps": [], "random": {"a": 1}}},),
+    ({"partial_ablation": {"by_steps": {"circuit": [3, {"steps": "x"}]}}},),
+    ({"partial_ablation": {"budget": {"steps": 10**400, "starts": 3}}},),
+    ({"curve": {"points": [{"share": -1, "faithfulness": True}], "cpr": []}},),
+    ({"sufficiency_and_necessity": {"full_model": 1}},),
+  )
+  def test_metrics_that_cannot_be_drawn_are_left_out(self, changed):
+    whole = pages.faithfulness_metrics()
+    for core in (whole | changed, changed):
+      for robust in (whole | changed, whole, None):
+        report.render(
+          [self._nested({"faithfulness": core}, {"faithfulness": robust})]
+        )
+    around = self._nested({"faithfulness": changed}, {"faithfulness": changed})
+    page = pages.Page(report.render([around]))
+    self.assertNotIn("Faithfulness curve", " ".join(page.text))
+
+  def test_ids_are_unique_and_tables_whole(self):
+    around = self._nested(self._measured(0.4), self._measured(0.96))
+    page = pages.Page(report.render([around, pages.nested("b")]))
+    ids = [a["id"] for _, a, _ in page.elements if "id" in a]
+    self.assertLen(set(ids), len(ids))
+    self.assertLen(page.find("caption"), len(page.find("table")))
+
+  def test_a_damaged_robust_circuit_is_named_by_its_file(self):
+    around = pages.nested()
+    around["robust"].edges[0] = {"from": 3}
+    with self.assertRaisesRegex(errors.InputError, r"robust.json of .*edges"):
+      report.render([around])
 
 
 def structure(page):
@@ -227,7 +367,7 @@ class EscapingTest(parameterized.TestCase):
       notes = {"0.attn.q:17": {"read_tokens": [(text, 1.0)]}}
       return report.render(
         [
-          pages.small(
+          pages.nested(
             task=text,
             ablation=text,
             model_fingerprint=text,
@@ -249,7 +389,7 @@ class EscapingTest(parameterized.TestCase):
 
   def test_nothing_loads_and_only_one_script_runs(self):
     text = report.render(
-      [pages.small(examples=[pages.example(h) for h in pages.HOSTILE])]
+      [pages.alone(examples=[pages.example(h) for h in pages.HOSTILE])]
     )
     page = pages.Page(text)
     self.assertLen(page.find("script"), 1)
@@ -276,11 +416,11 @@ class FileTest(parameterized.TestCase):
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
   def _render(self):
-    return report.render([circuit_lib.Circuit.load(self.dir / "circuit")])
+    return report.render([circuit_lib.load_all(self.dir / "circuit")])
 
   def test_a_saved_circuit_has_the_same_page(self):
     self._save()
-    want = report.render([pages.small(examples=[pages.example()])])
+    want = report.render([pages.alone(examples=[pages.example()])])
     self.assertEqual(self._render(), want)
 
   @parameterized.parameters(
@@ -354,9 +494,9 @@ class FileTest(parameterized.TestCase):
 
   def test_writes_the_rendered_page_and_nothing_else(self):
     path = self.dir / "new" / "page.html"
-    report.write_page(path, [pages.small()], title="T")
+    report.write_page(path, [pages.alone()], title="T")
     self.assertEqual(
-      path.read_text("utf-8"), report.render([pages.small()], title="T")
+      path.read_text("utf-8"), report.render([pages.alone()], title="T")
     )
     self.assertEqual(os.listdir(path.parent), ["page.html"])
 

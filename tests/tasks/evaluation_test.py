@@ -36,6 +36,7 @@ class DifferencesTest(absltest.TestCase):
       positions=np.concatenate([rng.integers(0, 24, 88), [0, 23]]),
       correct=rng.integers(0, 20, 90),
       incorrect=rng.integers(0, 20, 90),
+      groups=np.arange(90),
     )
     logits = jax.jit(model.apply)(params, jnp.asarray(sequences.tokens))
     last = np.asarray(logits)[np.arange(90), sequences.positions]

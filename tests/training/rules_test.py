@@ -1,8 +1,11 @@
 """The table of rules covers every parameter, and says what it should."""
 
+import functools
+
 import jax
 import numpy as np
 from absl.testing import absltest, parameterized
+from flax import traverse_util
 
 from sparse_jax import config as config_lib
 from sparse_jax import sites
@@ -24,8 +27,6 @@ VARIANTS = (
   ("concatenated_layer", {"positions": "concatenated", "norm": "layer"}),
   ("sinusoidal", {"positions": "sinusoidal"}),
 )
-
-
 SPARSITY = config_lib.SparsityConfig()
 
 
@@ -46,18 +47,21 @@ def tiny(**fields):
   )
 
 
+flat = functools.partial(traverse_util.flatten_dict, sep="/")
+
+
 class RulesTest(parameterized.TestCase):
   @parameterized.named_parameters(*VARIANTS)
   def test_every_parameter_of_every_variant_has_a_rule(self, fields):
     tree = shapes(tiny(**fields))
     table = rules.table(tiny(**fields), SPARSITY)
     named = rules.rule_tree(tiny(**fields), SPARSITY, tree)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-      rule = rules.match(table, sites.path_name(path))
+    for path, leaf in flat(tree).items():
+      rule = rules.match(table, path)
       # Matrices of the decoder are sparse; vectors and tables are not.
-      is_matrix = sites.path_name(path).endswith(("kernel", "embedding"))
-      is_position = sites.path_name(path) == sites.POSITION
-      self.assertEqual(rule.density is not None, is_matrix and not is_position)
+      is_matrix = path.endswith(("kernel", "embedding"))
+      is_sparse = is_matrix and path != sites.POSITION
+      self.assertEqual(rule.density is not None, is_sparse)
       self.assertEqual(rule.decays, is_matrix)
       self.assertGreaterEqual(leaf.ndim, 1)
     self.assertEqual(jax.tree.structure(named), jax.tree.structure(tree))
@@ -65,13 +69,10 @@ class RulesTest(parameterized.TestCase):
   @parameterized.named_parameters(*VARIANTS)
   def test_units_are_those_that_the_config_check_counts(self, fields):
     config = tiny(**fields)
-    tree = {
-      sites.path_name(path): leaf.shape
-      for path, leaf in jax.tree_util.tree_leaves_with_path(shapes(config))
-    }
+    tree = flat(shapes(config))
     table = rules.table(config, SPARSITY)
     for path, (numel, units, length) in config_lib.block_units(config).items():
-      _, *matrix = tree[path]
+      _, *matrix = tree[path].shape
       axis = rules.match(table, path).unit_axis
       self.assertEqual(np.prod(matrix), numel)
       self.assertEqual(matrix[axis], length)
@@ -119,11 +120,7 @@ class RulesTest(parameterized.TestCase):
   )
   def test_constants_are_not_trained(self, fields, want):
     tree = rules.rule_tree(tiny(**fields), SPARSITY, shapes(tiny(**fields)))
-    constants = {
-      sites.path_name(path)
-      for path, rule in jax.tree_util.tree_leaves_with_path(tree)
-      if not rule.trained
-    }
+    constants = {p for p, rule in flat(tree).items() if not rule.trained}
     self.assertEqual(constants, want)
 
 

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from sparse_jax import config as config_lib
 from sparse_jax import sites
-from sparse_jax.model import transformer
+from sparse_jax.model import edges, transformer
 from sparse_jax.training import loop, sharding, transforms
 from sparse_jax.utils import errors
 
@@ -100,10 +100,7 @@ class ShardedStepTest(parameterized.TestCase):
     ):
       moments = state.opt_state.inner_states["trained"].inner_state[1]
       for tree in (state.params, moments.mu, moments.nu):
-        leaf = dict(
-          (sites.path_name(path), leaf)
-          for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        )[path]
+        leaf = edges.parameter(tree, path)
         shards = leaf.addressable_shards
         self.assertLen(shards, 4)
         for shard in shards:

@@ -1,5 +1,6 @@
 "use strict";
-// The page is complete without this: it adds highlighting and sorting.
+// The page is complete without this: it adds highlighting, sorting and a switch
+// for support.
 
 const HINT = "Point at a node to see its edges; click, or press Enter, to " +
   "keep it. With the keyboard: Tab, then the arrow keys.";
@@ -15,6 +16,7 @@ function drawing(figure) {
   for (const code of section.querySelectorAll("table.nodes [data-key]")) {
     rows.set(code.dataset.key, code.closest("tr"));
   }
+  const fullHeight = svg.getAttribute("height");
   let pinned = null;
   detail.hidden = false;
 
@@ -90,20 +92,39 @@ function drawing(figure) {
     const column = Number(node.dataset.column);
     const here = box(node).y;
     const step = { ArrowLeft: -1, ArrowRight: 1 }[key];
+    const open = nodes.filter((n) => !isHidden(n));
     let near;
     if (step) {
-      near = nodes.filter((n) => Number(n.dataset.column) === column + step);
+      near = open.filter((n) => Number(n.dataset.column) === column + step);
     } else {
       const down = key === "ArrowDown";
-      near = nodes.filter(
+      near = open.filter(
         (n) => Number(n.dataset.column) === column && n !== node &&
           (down ? box(n).y > here : box(n).y < here));
     }
     near.sort((a, b) => Math.abs(box(a).y - here) - Math.abs(box(b).y - here));
     if (!near.length) return;
-    node.setAttribute("tabindex", "-1");
-    near[0].setAttribute("tabindex", "0");
+    enterAt(near[0]);
     near[0].focus();
+  }
+
+  // Makes a node the one that the Tab key leads to.
+  function enterAt(node) {
+    for (const other of nodes) {
+      other.setAttribute("tabindex", other === node ? "0" : "-1");
+    }
+  }
+
+  const isHidden = (node) => node.closest(".core-only .support") !== null;
+
+  function showSupport(isShown) {
+    svg.classList.toggle("core-only", !isShown);
+    const height = isShown ? fullHeight : svg.dataset.coreHeight;
+    svg.setAttribute("height", height);
+    svg.setAttribute("viewBox", `0 0 ${svg.getAttribute("width")} ${height}`);
+    if (pinned && isHidden(pinned)) pin(pinned);
+    const entry = nodes.find((node) => node.getAttribute("tabindex") === "0");
+    if (!entry || isHidden(entry)) enterAt(nodes.find((node) => !isHidden(node)));
   }
 
   const find = (event) => event.target.closest(".node");
@@ -133,6 +154,13 @@ function drawing(figure) {
     else return;
     event.preventDefault();
   });
+
+  const choice = figure.querySelector(".switch input");
+  if (choice) {
+    choice.parentElement.hidden = false;
+    choice.addEventListener("change", () => showSupport(choice.checked));
+    showSupport(choice.checked);
+  }
 }
 
 function value(row, column) {

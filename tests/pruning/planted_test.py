@@ -1,0 +1,167 @@
+"""A planted circuit beside a decoy that plain pruning falls for."""
+
+import jax
+import numpy as np
+from absl.testing import absltest
+
+from sparse_jax import config as config_lib
+from sparse_jax import sites
+from sparse_jax.model import transformer
+from sparse_jax.pruning import batched
+from sparse_jax.pruning import masks as masks_lib
+from sparse_jax.tasks import mask_evaluator, outside
+from sparse_jax.tasks import means as means_lib
+from sparse_jax.tasks import sequences as sequences_lib
+
+_WIDTH = 16
+_TRUE = {
+  "mlp.act_in": [(0, 0), (1, 1)],
+  "mlp.post_act": [(0, 0), (0, 1), (1, 4), (1, 5)],
+  "mlp.resid_delta": [(0, 1), (1, 8)],
+}
+_DECOY = {
+  "mlp.act_in": [(1, 0)],
+  "mlp.post_act": [(1, 0), (1, 1)],
+  "mlp.resid_delta": [(1, 5)],
+}
+
+
+def decoyed():
+  """A model that answers by its last token, 3 after 1 and 4 after 2.
+
+  Tokens 1 and 2 put +1 and -1 into channel 0. Layer 0 copies that to channel 1,
+  layer 1 copies channel 1 to channel 8, and the unembedding reads it: eight
+  nodes. The decoy is shorter: layer 1 copies channel 0 to channel 5, four
+  nodes. In the whole model it is worth nothing: what neurons 2 and 3 write to
+  channel 6 cancels it.
+  """
+  config = config_lib.ModelConfig(
+    n_layer=2,
+    d_model=_WIDTH,
+    d_head=_WIDTH,
+    vocab_size=8,
+    d_mlp=_WIDTH,
+    context_length=4,
+    activation="relu",
+    bigram="none",
+    sink=False,
+  )
+  sparsity = config_lib.SparsityConfig(activation_fraction=1.0, min_alive=0)
+  model = transformer.Model(config, sparsity)
+  params = jax.tree.map(
+    lambda x: np.zeros(x.shape, np.float32), model.init(jax.random.key(0))
+  )
+  for norm in ("ln_1", "ln_2"):
+    params["layers"][norm]["scale"][:] = 1
+  params["ln_f"]["scale"][:] = 1
+  embed = params["wte"]["embedding"]
+  embed[1, 0], embed[2, 0] = 1, -1
+  embed[:, 7] = 1  # A constant channel keeps the norms' size alike.
+  mlp, head = params["layers"]["mlp"], params["lm_head"]["embedding"]
+
+  def copy(layer, source, target, neuron, weight):
+    """A pair of neurons writes weight times channel `source` to `target`."""
+    for i, sign in enumerate((1, -1)):
+      mlp["c_fc"]["kernel"][layer, source, neuron + i] = sign
+      mlp["c_proj"]["kernel"][layer, neuron + i, target] = sign * weight
+
+  copy(0, 0, 1, 0, 1.0)
+  copy(1, 1, 8, 4, 3.0)
+  copy(1, 0, 5, 0, 1.0)
+  copy(1, 0, 6, 2, 1.0)
+  for channel, sign in ((8, 1), (5, 1), (6, -1)):
+    head[3, channel], head[4, channel] = sign, -sign
+  tokens = np.tile([[5, 1], [6, 1], [5, 2], [6, 2]], (4, 1))
+  tokens = tokens[np.argsort(tokens[:, 1], kind="stable")]
+  first = tokens[:, 1] == 1
+  sequences = sequences_lib.Sequences(
+    *map(
+      jax.numpy.asarray,
+      (
+        tokens,
+        np.full(16, 1),
+        np.where(first, 3, 4),
+        np.where(first, 4, 3),
+        np.tile(np.arange(8), 2),
+      ),
+    )
+  )
+  return model, params, sequences
+
+
+def mask_of(nodes, shapes):
+  """Returns the mask that keeps the given (layer, channel) nodes by site."""
+  mask = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+  for name, kept in nodes.items():
+    for layer, index in kept:
+      mask[name][layer, index] = 1
+  return mask
+
+
+class PlantedTest(absltest.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.model, cls.params, sequences = decoyed()
+    means = means_lib.task_means(cls.model, cls.params, sequences)
+    means = {n: np.asarray(means[n]) for n in sites.LAYER_NODE_SITES}
+    cls.evaluator = mask_evaluator.MaskEvaluator(
+      cls.model, cls.params, means, sequences
+    )
+
+  def _pruned(self, ablation_outside):
+    config = config_lib.PruneConfig(
+      steps=400,
+      batch_size=8,
+      # Gates that all closed at once would shut both paths.
+      init_scale=0.3,
+      init_bias=0.4,
+      learning_rate=1e-2,
+      ablation_outside=ablation_outside,
+    )
+    hyperparameters = masks_lib.Hyperparameters.from_config(
+      config, k_coef=np.array([1e-2]), seed=np.array([0])
+    )
+    shapes = self.evaluator.shapes
+    run = masks_lib.Run(
+      hyperparameters,
+      batched.stack([self.evaluator.means]),
+      batched.stack([self.evaluator.sequences]),
+      batched.stack([{n: np.ones(s, bool) for n, s in shapes.items()}]),
+    )
+    states = batched.train_masks(self.model, self.params, config, run, 0, "")
+    tau = batched.take(states, 0).tau
+    return {name: np.float32(tau[name] >= 0) for name in shapes}
+
+  def _worst(self, mask):
+    return outside.worst_attack(self.evaluator, mask, 40, 0).loss
+
+  def test_both_circuits_do_the_task_and_only_the_true_one_holds(self):
+    true, decoy = (
+      mask_of(nodes, self.evaluator.shapes) for nodes in (_TRUE, _DECOY)
+    )
+    self.assertLess(self.evaluator.task_loss(true), 0.1)
+    self.assertLess(self.evaluator.task_loss(decoy), 0.1)
+    self.assertLess(self._worst(true), 0.15)
+    self.assertGreater(self._worst(decoy), 0.6)
+
+  def test_plain_pruning_takes_the_decoy(self):
+    plain = self._pruned("plain")
+    self.assertLess(self.evaluator.task_loss(plain), 0.15)
+    self.assertGreater(self._worst(plain), 0.6)
+    self.assertTrue(plain["mlp.resid_delta"][1, 5])
+    self.assertFalse(any(mask[0].any() for mask in plain.values()))
+
+  def test_robust_pruning_finds_the_planted_circuit(self):
+    robust = self._pruned("adversarial")
+    self.assertLess(self.evaluator.task_loss(robust), 0.15)
+    self.assertLess(self._worst(robust), 0.15)
+    # One neuron of each pair is enough for two tokens.
+    for name in ("mlp.act_in", "mlp.resid_delta"):
+      for layer, index in _TRUE[name]:
+        self.assertTrue(robust[name][layer, index], (name, layer, index))
+    self.assertLess(sum(mask.sum() for mask in robust.values()), 12)
+
+
+if __name__ == "__main__":
+  absltest.main()

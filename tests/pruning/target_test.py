@@ -1,0 +1,59 @@
+"""The target: bounds over templates, and the adversary's share."""
+
+import helpers
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest
+
+from sparse_jax import config as config_lib
+from sparse_jax.pruning import target as target_lib
+from sparse_jax.tasks import outside
+
+
+def stacked(mask):
+  return {name: np.asarray(m)[None] for name, m in mask.items()}
+
+
+class TargetTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.evaluator = helpers.tiny_evaluator()
+    self.mask = helpers.random_masks(self.evaluator.model, 0.5)
+
+  def with_groups(self, groups):
+    sequences = self.evaluator.sequences._replace(groups=jnp.asarray(groups))
+    return self.evaluator.on(sequences)
+
+  def test_prompts_of_one_template_have_no_interval(self):
+    # All of one template: its resamples are itself.
+    target = target_lib.Target(self.with_groups(np.zeros(16, int)), 0.5)
+    reached = target.measure(stacked(self.mask))
+    self.assertAlmostEqual(
+      reached.shares[0], reached.scores.losses[0] / 0.5, places=5
+    )
+
+  def test_the_bound_lies_above_the_loss_where_templates_differ(self):
+    target = target_lib.Target(self.with_groups(np.tile(np.arange(8), 2)), 0.5)
+    reached = target.measure(stacked(self.mask))
+    self.assertGreater(reached.shares[0], reached.scores.losses[0] / 0.5)
+
+  def test_the_robust_share_is_that_of_the_worst_attack(self):
+    evaluator = self.with_groups(np.zeros(16, int))
+    target = target_lib.Target(evaluator, 1e6, robust_loss=0.5, steps=5, seed=3)
+    reached = target.measure(stacked(self.mask))
+    r = outside.start("uniform", self.mask, 3)
+    worst = outside.attack(evaluator, self.mask, r, 5).loss
+    self.assertAlmostEqual(reached.robust_losses[0], worst, places=4)
+    self.assertAlmostEqual(reached.shares[0], worst / 0.5, places=4)
+
+  def test_plain_configs_ask_for_no_adversary(self):
+    config = config_lib.PruneConfig()
+    made = target_lib.Target.of(config.core, self.evaluator, 0)
+    self.assertIsNone(made.robust_loss)
+    made = target_lib.Target.of(config.robust, self.evaluator, 0)
+    full = self.evaluator.task_loss(self.evaluator.constant(1))
+    self.assertAlmostEqual(made.robust_loss, config.target_loss + full)
+
+
+if __name__ == "__main__":
+  absltest.main()
