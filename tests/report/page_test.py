@@ -112,8 +112,9 @@ class ContentTest(parameterized.TestCase):
     self.assertIn("Not established: robust to what is outside it.", text)
     self.assertIn("accuracy without it 0.500 [0.400, 0.600]", text)
     lines = [a for a, _ in page.find("path", "line")]
-    # Two of sizes, two each of the adversary and of chance, one of shares.
-    self.assertLen([a for a in lines if "d" in a and "M1 7" not in a["d"]], 7)
+    # Two of sizes, two each of the adversary and of chance, one each of larger
+    # circuits and of shares.
+    self.assertLen([a for a in lines if "d" in a and "M1 7" not in a["d"]], 8)
     self.assertIn("nonsense labels: 30 more.", text)
     self.assertIn("0.attn.v:3 → 0.attn.resid_delta:1", text)
     # The worst comes first, whatever the file's order.
