@@ -132,7 +132,7 @@ class KernelsTest(parameterized.TestCase):
     shape = measure.Shape(n_layer=1, d_model=32, kernels="fused")
     with self.assertRaisesRegex(errors.InputError, "train.kernels='fused'"):
       measure.TrainingStep(shape)
-    metrics = measure.measure_fused(measure.SHORT, shape)
+    metrics = list(measure.measure_fused(measure.SHORT, shape))
     self.assertLen(metrics, 2)
     for metric in metrics:
       self.assertIsNone(metric.value)
