@@ -22,6 +22,7 @@ from sparse_jax.tasks.logit_difference import task_loss
 from sparse_jax.tasks.mask_evaluator import MaskEvaluator
 
 STARTS = ("ones", "uniform", "zeros")
+_STEPS_PER_CALL = 20
 
 
 def leave_on(gates: hooks.SiteArrays, r: hooks.SiteArrays) -> hooks.SiteArrays:
@@ -78,7 +79,6 @@ def attack(
   r: Mapping[str, Any],
   steps: int,
   rate: float = 0.1,
-  scale: float = 1.0,
 ) -> Attack:
   """Climbs the task loss over one r for all of the evaluator's prompts.
 
@@ -88,37 +88,37 @@ def attack(
     r: where to start.
     steps: sign steps.
     rate: length of a step.
-    scale: of the logit differences that the loss is taken of.
   """
   gates = {name: jnp.asarray(m, jnp.float32) for name, m in mask.items()}
   r = {name: jnp.asarray(r[name], jnp.float32) for name in gates}
-  worst, losses = _climb(evaluator, gates, r, steps, rate, scale)
-  used = {name: np.asarray(worst[name] * (1 - g)) for name, g in gates.items()}
-  return Attack(used, np.asarray(losses))
+  worst = jnp.float32(-jnp.inf), r
+  losses = []
+  # In equal parts, so that one program serves budgets of any length.
+  for start in range(0, steps, _STEPS_PER_CALL):
+    count = min(_STEPS_PER_CALL, steps - start)
+    r, worst, part = _climb(evaluator, gates, r, worst, count, rate)
+    losses.append(part)
+  last = jnp.float32(evaluator.task_loss(opened(gates, r)))
+  most, kept = worst
+  kept = r if last > most else kept
+  used = {name: np.asarray(kept[name] * (1 - g)) for name, g in gates.items()}
+  return Attack(used, np.concatenate([*losses, [last]]))
 
 
 @functools.partial(jax.jit, static_argnames="steps")
-def _climb(evaluator, gates, r, steps, rate, scale):
-  def loss_of(r):
-    diff_S = evaluator.difference(leave_on(gates, r))
-    return task_loss(diff_S, scale)
-
-  def keep_worse(worst, r, loss):
-    most, kept = worst
-    return jax.tree.map(
-      lambda old, new: jnp.where(loss > most, new, old), (most, kept), (loss, r)
-    )
+def _climb(evaluator, gates, r, worst, steps, rate):
+  """Returns r and the worst (loss, r) after some steps, and their losses."""
 
   def step(carry, _):
-    r, worst = carry
+    r, (most, kept) = carry
+    loss_of = lambda r: task_loss(evaluator.difference(leave_on(gates, r)))
     loss, slope = jax.value_and_grad(loss_of)(r)
-    return (ascend(r, slope, rate), keep_worse(worst, r, loss)), loss
+    kept = jax.tree.map(lambda a, b: jnp.where(loss > most, b, a), kept, r)
+    worst = jnp.maximum(most, loss), kept
+    return (ascend(r, slope, rate), worst), loss
 
-  nothing = jnp.float32(-jnp.inf), r
-  (r, worst), losses = jax.lax.scan(step, (r, nothing), None, steps)
-  last = loss_of(r)
-  _, worst = keep_worse(worst, r, last)
-  return worst, jnp.append(losses, last)
+  (r, worst), losses = jax.lax.scan(step, (r, worst), None, steps)
+  return r, worst, losses
 
 
 def worst_attack(
@@ -127,11 +127,10 @@ def worst_attack(
   steps: int,
   seed: int,
   rate: float = 0.1,
-  scale: float = 1.0,
 ) -> Attack:
   """Returns the worst attack from all `STARTS`."""
   attacks = [
-    attack(evaluator, mask, start(name, mask, seed), steps, rate, scale)
+    attack(evaluator, mask, start(name, mask, seed), steps, rate)
     for name in STARTS
   ]
   return max(attacks, key=lambda a: a.loss)
