@@ -124,15 +124,21 @@ class ModelTest(parameterized.TestCase):
   ):
     x = jax.random.normal(jax.random.key(1), (4, 5, 64))
     mean = x.mean((0, 1))
-    hook = hooks.loosen(jax.random.key(0), 1.0)
-    y = hook("mlp.post_act", 0, x)
-    m = np.asarray((y - mean) / (x - mean))
-    # One m for all positions, from 0 to 1; some channels stay.
-    np.testing.assert_allclose(m, np.broadcast_to(m[0, 0], m.shape), atol=1e-3)
-    self.assertBetween(float(m.min()), -1e-3, 0.9)
-    self.assertLess(float(m.max()), 1 + 1e-3)
-    self.assertBetween(float(np.mean(np.isclose(m[0, 0], 1))), 0.05, 0.95)
-    np.testing.assert_allclose(y.mean((0, 1)), mean, atol=1e-5)
+    shares = []
+    for seed in range(12):
+      hook = hooks.loosen(jax.random.key(seed), 1.0)
+      y = hook("mlp.post_act", 0, x)
+      m = np.asarray((y - mean) / (x - mean))
+      # One m for all positions, from 0 to 1; some channels stay.
+      same = np.broadcast_to(np.median(m, (0, 1)), m.shape)
+      np.testing.assert_allclose(m, same, atol=2e-2)
+      self.assertBetween(float(same.min()), -1e-3, 1 + 1e-3)
+      self.assertLess(float(same.max()), 1 + 1e-3)
+      np.testing.assert_allclose(y.mean((0, 1)), mean, atol=1e-5)
+      shares.append(float(np.mean(same[0, 0] < 0.999)))
+    # The share of channels that move is uniform itself.
+    self.assertLess(min(shares), 0.3)
+    self.assertGreater(max(shares), 0.7)
     self.assertFalse(np.allclose(y, hook("mlp.post_act", 1, x)))
     np.testing.assert_array_equal(hook("resid_mid", 0, x), x)
     never = hooks.loosen(jax.random.key(0), 0.0)
