@@ -182,6 +182,5 @@ def prune_controls(
     "reinitialised": find(params=fresh, means=fresh_means),
     "backup": find(allowed=complement),
   }
-  total = sum(int(np.prod(shape)) for shape in evaluator.shapes.values())
-  order = np.random.default_rng(seed).permutation(total)
+  order = np.random.default_rng(seed).permutation(evaluator.num_nodes)
   return Controls(found, thresholding.size_curve(evaluator, order)[0])

@@ -34,7 +34,7 @@ def faithfulness_curve(context: context_lib.Context) -> dict[str, Any]:
   trapezoids over linear k (MIB, hannamw/MIB-circuit-track `evaluation.py`).
   """
   evaluator = context.evaluator
-  total = sum(int(np.prod(shape)) for shape in evaluator.shapes.values())
+  total = evaluator.num_nodes
   order = total_order(context.circuit, total)
   counts = [0, *(max(1, round(share * total)) for share in SHARES)]
   gates = masks.masks_of_order(evaluator.shapes, order, counts)

@@ -103,7 +103,7 @@ def attack_by_size(context: context_lib.Context) -> list[dict[str, float]]:
   few = sequences_lib.spread_pairs(context.evaluator.sequences, _CURVE_PAIRS)
   here = context.on(few)
   evaluator = here.evaluator
-  total = sum(int(np.prod(shape)) for shape in evaluator.shapes.values())
+  total = evaluator.num_nodes
   order = curve.total_order(context.circuit, total)
   most = total / max(1, context.circuit.num_nodes)
   times = [t for t in _SIZE_TIMES if t < most]

@@ -57,6 +57,11 @@ class MaskEvaluator:
     names = [name for name in sites.NODE_SITES if name in self.means]
     return {name: self.means[name].shape for name in names}
 
+  @property
+  def num_nodes(self) -> int:
+    """Number of nodes of all gated sites."""
+    return sum(int(np.prod(shape)) for shape in self.shapes.values())
+
   def constant(self, value: float) -> dict[str, np.ndarray]:
     """Returns the mask of one value everywhere: 1 is the whole model."""
     full = lambda shape: np.full(shape, value, np.float32)
