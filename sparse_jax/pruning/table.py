@@ -70,8 +70,8 @@ def _robust(robust: circuit_lib.Circuit | None) -> Row:
     attacked = partial["adversarial"]["accuracy"]
     lost = full["value"] - attacked["value"]
   meets = robust.metrics["meets_target"]
-  values = robust.num_nodes, robust.num_edges, lost, meets
-  return dict(zip(_ROBUST, values, strict=True))
+  size = robust.metrics["num_nodes"], robust.metrics["num_edges"]
+  return dict(zip(_ROBUST, (*size, lost, meets), strict=True))
 
 
 def geometric_mean(values: Sequence[float]) -> float:

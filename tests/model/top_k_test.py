@@ -105,6 +105,21 @@ class SelectTest(parameterized.TestCase):
     grad = jax.grad(lambda x: jnp.sum(top_k.abs_top_k(x, 2) ** 2))(x)
     np.testing.assert_array_equal(grad, [0, -10, 0, 8])
 
+  @parameterized.product(
+    dtype=(jnp.float32, jnp.bfloat16), width=(2, 7, 32), spread=(2, 1000)
+  )
+  def test_abs_top_k_keeps_the_mask_at_every_width(self, dtype, width, spread):
+    # Few distinct values: ties are the rule.
+    rng = np.random.default_rng(width)
+    x = rng.integers(-spread, spread + 1, (40, width)) / 8
+    x = jnp.asarray(x, dtype).at[0, 0].set(jnp.nan).at[1, 1].set(-jnp.inf)
+    wide = jnp.pad(x, [(0, 0), (0, 64)])
+    for k in range(1, width):
+      y = top_k.abs_top_k(x, k)
+      mask = top_k.top_k_mask(x, k)
+      np.testing.assert_array_equal(y, jnp.where(mask, x, 0))
+      np.testing.assert_array_equal(y, top_k.abs_top_k(wide, k)[:, :width])
+
   @parameterized.parameters(1, 7, 8, 17, 64)
   def test_gradient_is_kept_in_bits_and_is_the_mask(self, width):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5, width)))
