@@ -115,10 +115,11 @@ class SelectTest(parameterized.TestCase):
     x = jnp.asarray(x, dtype).at[0, 0].set(jnp.nan).at[1, 1].set(-jnp.inf)
     wide = jnp.pad(x, [(0, 0), (0, 64)])
     for k in range(1, width):
-      y = top_k.abs_top_k(x, k)
+      y = np.float32(top_k.abs_top_k(x, k))
       mask = top_k.top_k_mask(x, k)
-      np.testing.assert_array_equal(y, jnp.where(mask, x, 0))
-      np.testing.assert_array_equal(y, top_k.abs_top_k(wide, k)[:, :width])
+      np.testing.assert_array_equal(y, np.float32(jnp.where(mask, x, 0)))
+      widened = np.float32(top_k.abs_top_k(wide, k))
+      np.testing.assert_array_equal(y, widened[:, :width])
 
   @parameterized.parameters(1, 7, 8, 17, 64)
   def test_gradient_is_kept_in_bits_and_is_the_mask(self, width):
