@@ -74,10 +74,9 @@ def sign_ascent(context: context_lib.Context) -> dict[str, Any]:
   """
   scores = {}
   for start in outside.STARTS:
-    r = outside.start(start, context.mask, context.seed)
-    found = outside.attack(context.evaluator, context.mask, r, STEPS, RATE)
-    gates = outside.opened(context.mask, found.r)
-    scores[f"sign_ascent_{start}"] = _score(context, gates)
+    evaluator, mask, seed = context.evaluator, context.mask, context.seed
+    found = outside.attack(evaluator, mask, start, STEPS, seed, RATE)
+    scores[f"sign_ascent_{start}"] = context.score(found.differences)
   return scores
 
 
@@ -86,10 +85,9 @@ def loss_by_steps(
 ) -> list[dict[str, float]]:
   """Returns the worst loss after so many sign steps, on a part of the pairs."""
   few = sequences_lib.spread_pairs(context.evaluator.sequences, _CURVE_PAIRS)
-  r = outside.start("uniform", mask, context.seed)
-  evaluator = context.evaluator.on(few)
-  losses = outside.attack(evaluator, mask, r, _CURVE_STEPS[-1], RATE).losses
-  worst = np.maximum.accumulate(losses)
+  budget = _CURVE_STEPS[-1], context.seed, RATE
+  found = outside.attack(context.evaluator.on(few), mask, "uniform", *budget)
+  worst = np.maximum.accumulate(found.losses)
   return [{"steps": n, "loss": float(worst[n])} for n in _CURVE_STEPS]
 
 
@@ -113,10 +111,9 @@ def attack_by_size(context: context_lib.Context) -> list[dict[str, float]]:
   points = []
   for i, count in enumerate(counts):
     mask = {name: gates[i] for name, gates in masks.items()}
-    r = outside.start("uniform", mask, context.seed)
-    found = outside.attack(evaluator, mask, r, STEPS, RATE)
-    diff_S = evaluator.logit_difference(outside.opened(mask, found.r))
-    lost = float(full - np.mean(diff_S > 0))
+    budget = STEPS, context.seed, RATE
+    found = outside.attack(evaluator, mask, "uniform", *budget)
+    lost = float(full - np.mean(found.differences > 0))
     points.append(
       {"num_nodes": count, "loss": found.loss, "accuracy_lost": lost}
     )

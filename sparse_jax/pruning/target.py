@@ -101,9 +101,8 @@ class Target:
       )
       for i in range(len(shares)):
         mask = {name: m[i] for name, m in masks.items()}
-        r = outside.start("uniform", mask, self.seed)
-        found = outside.attack(few, mask, r, self.steps)
-        diff_S = few.logit_difference(outside.opened(mask, found.r))
+        found = outside.attack(few, mask, "uniform", self.steps, self.seed)
+        diff_S = found.differences
         robust[i] = np.mean(np.logaddexp(0, -diff_S))
         bound = _bounds(few, diff_S[None])[0]
         shares[i] = max(shares[i], bound / self.robust_loss)

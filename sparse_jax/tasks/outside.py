@@ -46,7 +46,7 @@ def ascend(
   return {name: step(x, slope[name]) for name, x in r.items()}
 
 
-def start(
+def start_r(
   name: str, like: Mapping[str, Any], seed: int
 ) -> dict[str, np.ndarray]:
   """Returns where an ascent starts, one of `STARTS`, shaped as `like`."""
@@ -61,10 +61,12 @@ class Attack(NamedTuple):
 
   Attributes:
     r: the worst r seen, per site `[layers, width]`; 0 in the circuit.
+    differences: logit differences under it, not calibrated, `[S]`.
     losses: the task loss before each of the steps and after the last, nats.
   """
 
   r: dict[str, np.ndarray]
+  differences: np.ndarray
   losses: np.ndarray
 
   @property
@@ -76,8 +78,9 @@ class Attack(NamedTuple):
 def attack(
   evaluator: MaskEvaluator,
   mask: Mapping[str, Any],
-  r: Mapping[str, Any],
+  start: str,
   steps: int,
+  seed: int = 0,
   rate: float = 0.1,
 ) -> Attack:
   """Climbs the task loss over one r for all of the evaluator's prompts.
@@ -85,24 +88,27 @@ def attack(
   Args:
     evaluator: the model on the prompts.
     mask: the circuit, per site `[layers, width]`, 1 for kept nodes.
-    r: where to start.
+    start: one of `STARTS`.
     steps: sign steps.
+    seed: of a uniform start.
     rate: length of a step.
   """
   gates = {name: jnp.asarray(m, jnp.float32) for name, m in mask.items()}
-  r = {name: jnp.asarray(r[name], jnp.float32) for name in gates}
+  r = {n: jnp.asarray(x) for n, x in start_r(start, gates, seed).items()}
   worst = jnp.float32(-jnp.inf), r
   losses = []
   # In equal parts, so that one program serves budgets of any length.
-  for start in range(0, steps, _STEPS_PER_CALL):
-    count = min(_STEPS_PER_CALL, steps - start)
+  for done in range(0, steps, _STEPS_PER_CALL):
+    count = min(_STEPS_PER_CALL, steps - done)
     r, worst, part = _climb(evaluator, gates, r, worst, count, rate)
     losses.append(part)
-  last = jnp.float32(evaluator.task_loss(opened(gates, r)))
+  last = evaluator.logit_difference(opened(gates, r))
+  losses = np.concatenate([*losses, [np.mean(np.logaddexp(0, -last))]])
   most, kept = worst
-  kept = r if last > most else kept
-  used = {name: np.asarray(kept[name] * (1 - g)) for name, g in gates.items()}
-  return Attack(used, np.concatenate([*losses, [last]]))
+  if losses[-1] <= most:
+    r, last = kept, evaluator.logit_difference(opened(gates, kept))
+  used = {name: np.asarray(r[name] * (1 - g)) for name, g in gates.items()}
+  return Attack(used, last, losses)
 
 
 @functools.partial(jax.jit, static_argnames="steps")
@@ -119,18 +125,3 @@ def _climb(evaluator, gates, r, worst, steps, rate):
 
   (r, worst), losses = jax.lax.scan(step, (r, worst), None, steps)
   return r, worst, losses
-
-
-def worst_attack(
-  evaluator: MaskEvaluator,
-  mask: Mapping[str, Any],
-  steps: int,
-  seed: int,
-  rate: float = 0.1,
-) -> Attack:
-  """Returns the worst attack from all `STARTS`."""
-  attacks = [
-    attack(evaluator, mask, start(name, mask, seed), steps, rate)
-    for name in STARTS
-  ]
-  return max(attacks, key=lambda a: a.loss)

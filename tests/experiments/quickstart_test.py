@@ -25,7 +25,7 @@ import ml_collections
 def get_config():
   return ml_collections.ConfigDict({
     "data": {"source": SOURCE, "vocab_size": 600, "context_length": 16},
-    "model": {"d_model": 32, "d_head": 8},
+    "model": {"d_model": 32, "d_head": 8, "d_mlp": 32},
     "sparsity": {"density": 0.2},
     "train": {"steps": 12, "batch_size": 8, "checkpoint_every": 6,
               "eval_every": 6, "eval_batches": 1},

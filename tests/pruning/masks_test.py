@@ -79,7 +79,7 @@ class LossTest(absltest.TestCase):
     np.testing.assert_allclose(diff(seqs), diff(other), atol=1e-5)
 
 
-class MeansTest(absltest.TestCase):
+class MeansTest(parameterized.TestCase):
   def test_means_are_those_of_the_recording(self):
     model, params, tokens = helpers.tiny_model()
     means = means_lib.mean_activations(
@@ -95,21 +95,15 @@ class MeansTest(absltest.TestCase):
           means[name][row], both.mean((0, 1)), atol=1e-6
         )
 
-  def test_task_means_leave_padding_out(self):
-    model, params, tokens = helpers.tiny_model()
-    seqs = sequences_lib.Sequences(
-      tokens, jnp.array([2, 8, 5]), tokens[0], tokens[1], jnp.arange(3)
-    )
-    task_means = jax.jit(functools.partial(task_means_lib.task_means, model))
-    means = task_means(params, seqs)
-    _, acts = hooks.run_with_sites(model, params, tokens, ["1.mlp.post_act"])
-    kept = [
-      a[: p + 1]
-      for a, p in zip(
-        np.asarray(acts["1.mlp.post_act"]), [2, 8, 5], strict=True
-      )
-    ]
-    want = np.concatenate(kept).mean(0)
+  @parameterized.parameters(3, 70)
+  def test_task_means_leave_padding_out(self, count):
+    model, params, _ = helpers.tiny_model()
+    seqs = helpers.random_sequences(count)
+    means = task_means_lib.task_means(model, params, seqs)
+    site = "1.mlp.post_act"
+    _, acts = hooks.run_with_sites(model, params, seqs.tokens, [site])
+    rows = zip(np.asarray(acts[site]), seqs.positions, strict=True)
+    want = np.concatenate([a[: p + 1] for a, p in rows]).mean(0)
     np.testing.assert_allclose(means["mlp.post_act"][1], want, atol=1e-6)
 
 

@@ -41,8 +41,7 @@ class TargetTest(absltest.TestCase):
     evaluator = self.with_groups(np.zeros(16, int))
     target = target_lib.Target(evaluator, 1e6, robust_loss=0.5, steps=5, seed=3)
     reached = target.measure(stacked(self.mask))
-    r = outside.start("uniform", self.mask, 3)
-    worst = outside.attack(evaluator, self.mask, r, 5).loss
+    worst = outside.attack(evaluator, self.mask, "uniform", 5, seed=3).loss
     self.assertAlmostEqual(reached.robust_losses[0], worst, places=4)
     self.assertAlmostEqual(reached.shares[0], worst / 0.5, places=4)
 
