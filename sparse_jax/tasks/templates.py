@@ -2,15 +2,19 @@
 
 A template is code with slots such as `<name>` or `<name2>`. A slot takes a word
 of its kind; equal slots take equal words, different ones different words. Kinds
-are tables of words by split (`words.py`).
+are tables of words by split (`words.py`). The built-in tasks' templates are
+TOML files in `prompts/`.
 """
 
 import dataclasses
 import functools
 import math
+import pathlib
 import random
 import re
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from sparse_jax.tasks.pairs import PairText
 
@@ -19,6 +23,18 @@ _NAME = re.compile(r"[A-Za-z_]\w*")
 
 # kind -> split -> words.
 Words = Mapping[str, Mapping[str, Sequence[str]]]
+
+
+def read(name: str) -> dict[str, Any]:
+  """Returns what `prompts/NAME.toml` holds, its arrays as tuples."""
+  path = pathlib.Path(__file__).parent / "prompts" / f"{name}.toml"
+  return _as_tuples(tomllib.loads(path.read_text()))
+
+
+def _as_tuples(value):
+  if isinstance(value, dict):
+    return {key: _as_tuples(item) for key, item in value.items()}
+  return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 @dataclasses.dataclass(frozen=True)
