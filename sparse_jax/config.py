@@ -352,8 +352,9 @@ class PruneConfig(_Checked):
       whole model's on the same prompt, so that no circuit can live on what
       ablation does to the norms (a variant of Drori's replication, 2026)
     sites: sites whose channels are gated
-    target_loss: task loss the binarized circuit has to reach, in nats; under
-      the worst ablation outside it, above the whole model's
+    target_loss: task loss the binarized circuit has to reach, in nats
+    target_accuracy_lost: most accuracy that a robust circuit loses to the worst
+      ablation outside it, of the whole model's
     loss_unit: what `target_loss` counts: "per_side" is the mean over the two
       sides of a pair; "per_pair" their sum, as the released files store it
     num_train: distinct training pairs; 0 is as many as the steps take, so that
@@ -401,6 +402,7 @@ class PruneConfig(_Checked):
   freeze_norms: bool = False
   sites: tuple[str, ...] = field(sites.LAYER_NODE_SITES, SOME_SITES)
   target_loss: float = field(0.15, POSITIVE)
+  target_accuracy_lost: float = field(0.1, POSITIVE)
   loss_unit: str = field("per_side", one_of("per_side", "per_pair"))
   num_train: int = field(0, NOT_NEGATIVE)
   behind_code: float = field(0.5, FRACTION)

@@ -530,7 +530,7 @@ def _threshold(problem, state) -> thresholding.Candidate:
   target = problem.target.on(
     sequences_lib.spread_pairs(problem.splits.validation, _SEARCH_PAIRS)
   )
-  if target.robust_loss is None:
+  if target.accuracy_lost is None:
     return thresholding.keep_first(target, order, num_open, _SEARCH_TOLERANCE)
   return thresholding.keep(target, order, num_open)
 
@@ -541,7 +541,7 @@ def _finish(problem, config) -> _Winner:
   trials = sorted(_finished(problem.study), key=lambda t: (t.value, t.number))
   candidates = []
   chosen = _worth_cutting(trials, config)
-  tolerance = 0.0 if target.robust_loss is None else _SEARCH_TOLERANCE
+  tolerance = 0.0 if target.accuracy_lost is None else _SEARCH_TOLERANCE
   with progress.progress_bar(len(chosen) + 1, 0, f"cutting {task.name}") as bar:
     for trial in chosen:
       cut = thresholding.keep_first(

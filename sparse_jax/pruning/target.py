@@ -1,13 +1,14 @@
 """The target: what a circuit has to reach on validation prompts to be kept.
 
 A loss on a few templates is a loss on those templates: what counts is the upper
-end of its interval when templates are resampled. A robust circuit has to stay
-below a target under the worst ablation outside it as well. As that may leave
-everything on, which is the whole model, this target is what the whole model
-loses and the plain target on top.
+end of its interval when templates are resampled. A robust circuit may also lose
+little accuracy to the worst ablation outside it. That is its 0-1 loss: under an
+adversary the mean of the cross-entropy is decided by the few prompts that go
+wrong most confidently, and the whole model's own may be above the target.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -44,7 +45,7 @@ class Target:
   Attributes:
     evaluator: on validation prompts.
     loss: target of the plain loss, in nats.
-    robust_loss: target of the loss under the adversary; None asks for none.
+    accuracy_lost: to the adversary, of the whole model's; None asks for none.
     steps: the adversary's, which climbs on a part of the pairs and is scored
       there.
     shifts: whether calibrations fit a shift.
@@ -53,7 +54,7 @@ class Target:
 
   evaluator: mask_evaluator.MaskEvaluator
   loss: float
-  robust_loss: float | None = None
+  accuracy_lost: float | None = None
   steps: int = 40
   shifts: bool = False
   seed: int = 0
@@ -66,14 +67,11 @@ class Target:
     seed: int,
   ) -> "Target":
     """Returns the target that the config states."""
-    robust_loss = None
-    if config.ablation_outside != "plain":
-      full = evaluator.task_loss(evaluator.constant(1))
-      robust_loss = config.target_per_side + full
+    is_plain = config.ablation_outside == "plain"
     return cls(
       evaluator,
       config.target_per_side,
-      robust_loss,
+      None if is_plain else config.target_accuracy_lost,
       config.outside_steps,
       config.shift_answers,
       seed,
@@ -93,28 +91,38 @@ class Target:
     scores = calibrate.score_masks(
       self.evaluator, masks, self.shifts, edge_masks
     )
-    shares = _bounds(self.evaluator, scores.diffs) / self.loss
+    losses_MxS = np.logaddexp(0, -scores.diffs)
+    shares = _bounds(self.evaluator, losses_MxS) / self.loss
     robust = np.full(len(shares), np.nan)
-    if self.robust_loss is not None:
-      few = self.evaluator.on(
-        sequences_lib.spread_pairs(self.evaluator.sequences, _ATTACK_PAIRS)
+    if self.accuracy_lost is not None:
+      few = self._attacked
+      attack = lambda mask: outside.attack(
+        few, mask, "uniform", self.steps, self.seed
       )
-      for i in range(len(shares)):
-        mask = {name: m[i] for name, m in masks.items()}
-        found = outside.attack(few, mask, "uniform", self.steps, self.seed)
-        diff_S = found.differences
-        robust[i] = np.mean(np.logaddexp(0, -diff_S))
-        bound = _bounds(few, diff_S[None])[0]
-        shares[i] = max(shares[i], bound / self.robust_loss)
+      diffs_MxS = np.stack(
+        [
+          attack({name: m[i] for name, m in masks.items()}).differences
+          for i in range(len(shares))
+        ]
+      )
+      robust = np.mean(np.logaddexp(0, -diffs_MxS), 1)
+      full_S = few.logit_difference(few.constant(1))
+      lost_MxS = (full_S > 0).astype(int) - (diffs_MxS > 0)
+      shares = np.maximum(shares, _bounds(few, lost_MxS) / self.accuracy_lost)
     return Reached(scores, robust, shares)
+
+  @functools.cached_property
+  def _attacked(self) -> mask_evaluator.MaskEvaluator:
+    """The evaluator on the pairs that the adversary climbs on."""
+    pairs = sequences_lib.spread_pairs(self.evaluator.sequences, _ATTACK_PAIRS)
+    return self.evaluator.on(pairs)
 
 
 def _bounds(
-  evaluator: mask_evaluator.MaskEvaluator, diffs_MxS: np.ndarray
+  evaluator: mask_evaluator.MaskEvaluator, values_MxS: np.ndarray
 ) -> np.ndarray:
-  """Returns the upper ends of the losses' 90% intervals over templates."""
+  """Returns the upper ends of the means' 90% intervals over templates."""
   groups = np.asarray(evaluator.sequences.groups).tolist()
   ones_S = np.ones(len(groups))
-  bound = lambda loss_S: evaluation.ratio_estimate(loss_S, ones_S, groups, 0)
-  losses_MxS = np.logaddexp(0, -diffs_MxS)
-  return np.array([bound(loss_S).high for loss_S in losses_MxS])
+  bound = lambda x_S: evaluation.ratio_estimate(x_S, ones_S, groups, 0).high
+  return np.array([bound(x_S) for x_S in values_MxS])

@@ -138,7 +138,7 @@ def keep_first(
     tried.update({int(n): (reached, i) for i, n in enumerate(counts)})
     return reached.shares
 
-  around = _AROUND if target.robust_loss is None else _AROUND_ROBUST
+  around = _AROUND if target.accuracy_lost is None else _AROUND_ROBUST
   count = smallest_count(shares_of, len(order), hint, tolerance, around)
   return _candidate(target, order, count, *tried[count])
 
@@ -242,7 +242,7 @@ def clean_up(
     shorter = _behind(keep(target, kept, len(kept)), candidate)
     candidate = min(candidate, shorter, key=rank)
   steps.append(_described("without nodes on no path", candidate))
-  if target.robust_loss is not None or candidate.num_nodes > _MAX_SINGLY:
+  if target.accuracy_lost is not None or candidate.num_nodes > _MAX_SINGLY:
     return candidate, steps
   few = evaluator.on(sequences_lib.first_pairs(train, _IMPORTANCE_PAIRS))
   for _ in range(_MAX_ROUNDS):

@@ -37,21 +37,30 @@ class TargetTest(absltest.TestCase):
     reached = target.measure(stacked(self.mask))
     self.assertGreater(reached.shares[0], reached.scores.losses[0] / 0.5)
 
-  def test_the_robust_share_is_that_of_the_worst_attack(self):
+  def test_the_robust_share_is_of_the_accuracy_lost_to_the_attack(self):
     evaluator = self.with_groups(np.zeros(16, int))
-    target = target_lib.Target(evaluator, 1e6, robust_loss=0.5, steps=5, seed=3)
+    full = np.mean(evaluator.logit_difference(evaluator.constant(1)) > 0)
+    target = target_lib.Target(
+      evaluator, 1e6, accuracy_lost=0.1, steps=5, seed=3
+    )
     reached = target.measure(stacked(self.mask))
-    worst = outside.attack(evaluator, self.mask, "uniform", 5, seed=3).loss
-    self.assertAlmostEqual(reached.robust_losses[0], worst, places=4)
-    self.assertAlmostEqual(reached.shares[0], worst / 0.5, places=4)
+    attack = outside.attack(evaluator, self.mask, "uniform", 5, seed=3)
+    self.assertAlmostEqual(reached.robust_losses[0], attack.loss, places=4)
+    lost = full - np.mean(attack.differences > 0)
+    self.assertGreater(lost, 0)
+    self.assertAlmostEqual(reached.shares[0], lost / 0.1, places=4)
+
+  def test_the_whole_model_loses_nothing(self):
+    target = target_lib.Target(self.evaluator, 1e6, accuracy_lost=0.1, steps=3)
+    reached = target.measure(stacked(self.evaluator.constant(1)))
+    self.assertLess(reached.shares[0], 1e-3)
 
   def test_plain_configs_ask_for_no_adversary(self):
-    config = config_lib.PruneConfig()
+    config = config_lib.PruneConfig(target_accuracy_lost=0.2)
     made = target_lib.Target.of(config.core, self.evaluator, 0)
-    self.assertIsNone(made.robust_loss)
+    self.assertIsNone(made.accuracy_lost)
     made = target_lib.Target.of(config.robust, self.evaluator, 0)
-    full = self.evaluator.task_loss(self.evaluator.constant(1))
-    self.assertAlmostEqual(made.robust_loss, config.target_loss + full)
+    self.assertEqual(made.accuracy_lost, 0.2)
 
 
 if __name__ == "__main__":
