@@ -74,7 +74,7 @@ class Circuit:
   @property
   def is_robust(self) -> bool:
     """Whether it was pruned under an adversary outside it."""
-    return self.metrics.get("validation_robust_loss") is not None
+    return self.metrics.get("validation_accuracy_lost") is not None
 
   @property
   def nodes(self) -> list[dict[str, Any]]:

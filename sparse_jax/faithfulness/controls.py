@@ -110,7 +110,7 @@ def _metrics(circuit: circuit_lib.Circuit) -> dict[str, Any]:
     "test_loss",
     "test_accuracy",
     "validation_loss",
-    "validation_robust_loss",
+    "validation_accuracy_lost",
     "meets_target",
   )
   metrics = {name: circuit.metrics[name] for name in names}

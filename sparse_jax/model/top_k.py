@@ -291,7 +291,7 @@ def abs_top_k(
   """
   if k == x.shape[-1]:
     return x
-  if x.shape[-1] <= _NARROW:
+  if mask_of is top_k_mask and x.shape[-1] <= _NARROW:
     mask_of = _ranked_mask
   return _keep(x, mask_of(jax.lax.stop_gradient(x), k))
 

@@ -71,7 +71,7 @@ def to_circuit(
     )
   metrics |= {
     "validation_loss": best.validation_loss,
-    "validation_robust_loss": best.validation_robust_loss,
+    "validation_accuracy_lost": best.validation_accuracy_lost,
     "meets_target": best.meets_target,
     "num_test_pairs": len(splits.pairs["test"]),
   }

@@ -45,7 +45,7 @@ _TRIAL_METRICS = (
   "num_nodes",
   "num_edges",
   "validation_loss",
-  "validation_robust_loss",
+  "validation_accuracy_lost",
   "meets_target",
 )
 

@@ -27,14 +27,14 @@ class Reached(NamedTuple):
 
   Attributes:
     scores: losses and calibrations, under plain ablation.
-    robust_losses: under the adversary, not calibrated, `[masks]`; NaN where it
-      was not asked.
+    accuracy_lost: to the adversary, not calibrated, `[masks]`; NaN where it was
+      not asked.
     shares: the largest share of a target that a bound of these takes,
       `[masks]`; at most 1 meets every target.
   """
 
   scores: calibrate.Scores
-  robust_losses: np.ndarray
+  accuracy_lost: np.ndarray
   shares: np.ndarray
 
 
@@ -93,7 +93,7 @@ class Target:
     )
     losses_MxS = np.logaddexp(0, -scores.diffs)
     shares = _bounds(self.evaluator, losses_MxS) / self.loss
-    robust = np.full(len(shares), np.nan)
+    lost_M = np.full(len(shares), np.nan)
     if self.accuracy_lost is not None:
       few = self._attacked
       attack = lambda mask: outside.attack(
@@ -105,11 +105,11 @@ class Target:
           for i in range(len(shares))
         ]
       )
-      robust = np.mean(np.logaddexp(0, -diffs_MxS), 1)
       full_S = few.logit_difference(few.constant(1))
       lost_MxS = (full_S > 0).astype(int) - (diffs_MxS > 0)
+      lost_M = np.mean(lost_MxS, 1)
       shares = np.maximum(shares, _bounds(few, lost_MxS) / self.accuracy_lost)
-    return Reached(scores, robust, shares)
+    return Reached(scores, lost_M, shares)
 
   @functools.cached_property
   def _attacked(self) -> mask_evaluator.MaskEvaluator:

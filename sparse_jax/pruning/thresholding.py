@@ -41,7 +41,8 @@ class Candidate:
     num_edges: edges between them.
     calibration: fitted on validation pairs.
     validation_loss: task loss so calibrated, in nats.
-    validation_robust_loss: under the adversary; None where it was not asked.
+    validation_accuracy_lost: to the adversary, of the whole model's; None where
+      it was not asked.
     share: of its targets that it takes; at most 1 meets them all.
     order: flat indices of its nodes and of those that would come next, most
       important first.
@@ -53,7 +54,7 @@ class Candidate:
   num_edges: int
   calibration: logit_difference_lib.Calibration
   validation_loss: float
-  validation_robust_loss: float | None
+  validation_accuracy_lost: float | None
   share: float
   order: np.ndarray
   run: int = 0
@@ -153,14 +154,14 @@ def _candidate(target, order, count, reached, row) -> Candidate:
   """Returns the first `count` nodes, which `reached` has in that row."""
   kept = masks.masks_of_order(target.evaluator.shapes, order, [count])
   node_mask = {name: mask[0] for name, mask in kept.items()}
-  robust_loss = float(reached.robust_losses[row])
+  lost = float(reached.accuracy_lost[row])
   return Candidate(
     node_mask=node_mask,
     num_nodes=count,
     num_edges=edges_lib.count_edges(target.evaluator.params, node_mask),
     calibration=reached.scores.calibration(row),
     validation_loss=float(reached.scores.losses[row]),
-    validation_robust_loss=None if np.isnan(robust_loss) else robust_loss,
+    validation_accuracy_lost=None if np.isnan(lost) else lost,
     share=float(reached.shares[row]),
     order=np.asarray(order)[:_MAX_ORDER],
   )
@@ -268,7 +269,7 @@ def _described(step: str, candidate: Candidate) -> dict[str, Any]:
     "num_nodes": candidate.num_nodes,
     "num_edges": candidate.num_edges,
     "validation_loss": candidate.validation_loss,
-    "validation_robust_loss": candidate.validation_robust_loss,
+    "validation_accuracy_lost": candidate.validation_accuracy_lost,
   }
 
 

@@ -177,7 +177,7 @@ def candidate(edges, share, nodes=5):
     num_edges=edges,
     calibration=logit_difference_lib.Calibration(),
     validation_loss=0.1,
-    validation_robust_loss=None,
+    validation_accuracy_lost=None,
     share=share,
     order=np.arange(nodes),
   )
@@ -206,7 +206,7 @@ class CandidateTest(absltest.TestCase):
       target, start, helpers.random_sequences(16, seed=1)
     )
     self.assertTrue(cleaned.meets_target)
-    self.assertIsNone(cleaned.validation_robust_loss)
+    self.assertIsNone(cleaned.validation_accuracy_lost)
     self.assertEqual(set(cleaned.order), set(start.order))
     self.assertLessEqual(cleaned.num_edges, start.num_edges)
     self.assertEqual(steps[0]["num_edges"], start.num_edges)
