@@ -27,6 +27,8 @@ _MAX_ROUNDS = 3
 _AROUND = (0.3, 0.45, 0.6, 0.75, 0.9, 1.0, 1.3, 2.0)
 # The same where each count costs an attack.
 _AROUND_ROBUST = (0.5, 0.75, 1.0, 1.5)
+# Share of the number of nodes by which such a count may be too large.
+_ROBUST_TOLERANCE = 0.05
 # Nodes of an order that are kept: the rest has no use.
 _MAX_ORDER = 4096
 
@@ -218,7 +220,8 @@ def clean_up(
 ) -> tuple[Candidate, list[dict[str, Any]]]:
   """Drops what the target does not need; reports the effect of each step.
 
-  First nodes on no path from an input to the answer, then, round by round, the
+  First nodes on no path from an input to the answer; what is left is cut again,
+  as circuits of fewer nodes may do without those. Then, round by round, the
   least important, while the target is met. Importance is measured on training
   pairs, the target on its own. The importance of a robust circuit's nodes under
   plain ablation says little of the adversary's: there only paths count.
@@ -229,21 +232,18 @@ def clean_up(
   steps = [_described("thresholded", candidate)]
   if not candidate.meets_target:
     return candidate, steps
-  evaluator = target.evaluator
-  sequences = evaluator.sequences
-  connected = connectivity.on_a_path(
-    evaluator.params,
-    candidate.node_mask,
-    evaluator.model.config.d_head,
-    np.stack([sequences.correct, sequences.incorrect]),
-  )
+  evaluator, is_robust = target.evaluator, target.accuracy_lost is not None
   order = candidate.order[: candidate.num_nodes]
-  kept = order[masks.flatten(connected)[order]]
+  kept = _on_a_path(evaluator, candidate.node_mask, order)
   if 0 < len(kept) < len(order):
     shorter = _behind(keep(target, kept, len(kept)), candidate)
     candidate = min(candidate, shorter, key=rank)
-  steps.append(_described("without nodes on no path", candidate))
-  if target.accuracy_lost is not None or candidate.num_nodes > _MAX_SINGLY:
+    steps.append(_described("without nodes on no path", candidate))
+    if is_robust and candidate is shorter:
+      again = keep_first(target, kept, len(kept), _ROBUST_TOLERANCE)
+      candidate = min(candidate, _behind(again, candidate), key=rank)
+      steps.append(_described("cut again", candidate))
+  if is_robust or candidate.num_nodes > _MAX_SINGLY:
     return candidate, steps
   few = evaluator.on(sequences_lib.first_pairs(train, _IMPORTANCE_PAIRS))
   for _ in range(_MAX_ROUNDS):
@@ -254,6 +254,18 @@ def clean_up(
     candidate = _behind(smaller, candidate)
     steps.append(_described("without the least important nodes", candidate))
   return candidate, steps
+
+
+def _on_a_path(evaluator, node_mask, order) -> np.ndarray:
+  """Returns those of `order` that lie between an input and the answers."""
+  sequences = evaluator.sequences
+  connected = connectivity.on_a_path(
+    evaluator.params,
+    node_mask,
+    evaluator.model.config.d_head,
+    np.stack([sequences.correct, sequences.incorrect]),
+  )
+  return order[masks.flatten(connected)[order]]
 
 
 def _behind(smaller: Candidate, candidate: Candidate) -> Candidate:

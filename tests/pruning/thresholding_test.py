@@ -215,6 +215,27 @@ class CandidateTest(absltest.TestCase):
     self.assertLen(kept, cleaned.num_nodes)
     self.assertContainsSubset(kept, order)
 
+  def test_a_robust_circuit_is_cut_again_without_nodes_on_no_path(self):
+    evaluator = helpers.tiny_evaluator(share=0.3)
+    total = evaluator.num_nodes
+    order = np.random.default_rng(0).permutation(total)[:60]
+    # Any circuit meets it: the second cut goes all the way.
+    target = target_lib.Target(evaluator, 1e6, accuracy_lost=2.0, steps=2)
+    start = thresholding.keep(target, order, 60)
+    cleaned, steps = thresholding.clean_up(
+      target, start, helpers.random_sequences(16, seed=1)
+    )
+    names = [step["step"] for step in steps]
+    self.assertEqual(
+      names, ["thresholded", "without nodes on no path", "cut again"]
+    )
+    sizes = [step["num_nodes"] for step in steps]
+    self.assertLess(sizes[1], 60)
+    self.assertLess(sizes[2], sizes[1])
+    self.assertTrue(cleaned.meets_target)
+    self.assertEqual(set(cleaned.order), set(start.order))
+    self.assertIsNotNone(cleaned.validation_accuracy_lost)
+
   def test_curve_falls_where_more_nodes_help_and_sizes_meet_their_targets(self):
     evaluator = helpers.tiny_evaluator()
     order = np.arange(100)
