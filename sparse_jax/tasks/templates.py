@@ -28,7 +28,7 @@ Words = Mapping[str, Mapping[str, Sequence[str]]]
 def read(name: str) -> dict[str, Any]:
   """Returns what `prompts/NAME.toml` holds, its arrays as tuples."""
   path = pathlib.Path(__file__).parent / "prompts" / f"{name}.toml"
-  return _as_tuples(tomllib.loads(path.read_text()))
+  return _as_tuples(tomllib.loads(path.read_text(encoding="utf-8")))
 
 
 def _as_tuples(value):
