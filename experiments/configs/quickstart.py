@@ -3,8 +3,8 @@
   make quickstart
 
 A two-layer decoder, block weights 90% zero, trained on 7 million tokens of the
-machine's own Python files, then pruned on the tasks it has learned. README.md
-holds the figures it reached and how long it took.
+machine's own Python files, then pruned on the tasks it has learned.
+docs/quickstart.md holds what it reached and how long it took.
 
 Many short windows rather than few long ones: prompts are short, and it is the
 number of updates that teaches so small a model to look back at the quote. For
