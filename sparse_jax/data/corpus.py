@@ -15,11 +15,23 @@ from typing import NamedTuple
 
 from sparse_jax.utils import errors, files
 
-# A generated file says so in its first lines.
-_GENERATED = re.compile(
-  r"auto-?generated|generated (by|from|using|automatically)|do not edit", re.I
+# What a file says of itself before its code: comments, then a docstring.
+_HEADER = re.compile(
+  r"\A(?:[ \t]*#.*\n|[ \t]*\n)*(?:[rRuU]?(\"{3}|'{3})[\s\S]*?\1)?"
 )
-_HEAD = 1000  # Characters that are searched for it.
+_GENERATED = re.compile(
+  r"(auto|automatically)[ -]?generated|^\s*\W*\s*generated (by|from|using|with)"
+  r"|generated (file|code)[ .,;:-]+do not|do not (edit|modify|change)\b"
+  r"|(file|module|code|script) (is|was|has been) generated|@generated\b",
+  re.I | re.M,
+)
+# Single files may be under other terms than their package.
+_OTHER_LICENCE = re.compile(
+  r"non-?commercial|\bCC[- ]BY|creative commons|\bEUPL|\b[AL]?GPL"
+  r"|general public license|mozilla public license|\bMPL[- v]?[12]",
+  re.I,
+)
+_LICENCE_CHARACTERS = 4000  # From a file's start, where terms are stated.
 _TEST_DATA = re.compile(
   r"(^|/)(test_?data|testdata|fixtures?|test_?cases?/input|data/tests?"
   r"|tests?/(.*/)?(data|samples?|snapshots?|resources|roots))/"
@@ -87,9 +99,11 @@ def download(
   """
   for path in sorted(directory.glob("*.whl")):
     name, version = path.name.split("-")[:2]
-    is_named = _normal(name) == _normal(package.name)
-    if is_named and version == package.version and _has_hash(path, package):
+    if (_normal(name), version) != (_normal(package.name), package.version):
+      continue
+    if _has_hash(path, package):
       return path
+    path.unlink()  # A fetch that was cut short, or a file that was changed.
   requirement = directory / "wanted.txt"
   line = f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n"
   files.write_bytes(requirement, line.encode())
@@ -160,9 +174,10 @@ def why_dropped(path: str, text: str | None) -> str | None:
     return "a copy of another package"
   if _TEST_DATA.search(path):
     return "test data"
-  if path.endswith(("_pb2.py", "_pb2_grpc.py")) or _GENERATED.search(
-    text[:_HEAD]
-  ):
+  if _OTHER_LICENCE.search(text[:_LICENCE_CHARACTERS]):
+    return "another licence"
+  header = _HEADER.match(text)[0]
+  if path.endswith(("_pb2.py", "_pb2_grpc.py")) or _GENERATED.search(header):
     return "generated"
   if max(map(len, text.splitlines())) > _MAX_LINE:
     return "data"

@@ -74,10 +74,15 @@ def sign_ascent(context: context_lib.Context) -> dict[str, Any]:
   """
   scores = {}
   for start in outside.STARTS:
-    evaluator, mask, seed = context.evaluator, context.mask, context.seed
-    found = outside.attack(evaluator, mask, start, STEPS, seed, RATE)
+    found = _attack(context, context.mask, start)
     scores[f"sign_ascent_{start}"] = context.score(found.differences)
   return scores
+
+
+def _attack(context, mask, start="uniform", steps=STEPS) -> outside.Attack:
+  return outside.attack(
+    context.evaluator, mask, start, steps, context.seed, RATE
+  )
 
 
 def loss_by_steps(
@@ -85,8 +90,7 @@ def loss_by_steps(
 ) -> list[dict[str, float]]:
   """Returns the worst loss after so many sign steps, on a part of the pairs."""
   few = sequences_lib.spread_pairs(context.evaluator.sequences, _CURVE_PAIRS)
-  budget = _CURVE_STEPS[-1], context.seed, RATE
-  found = outside.attack(context.evaluator.on(few), mask, "uniform", *budget)
+  found = _attack(context.on(few), mask, steps=_CURVE_STEPS[-1])
   worst = np.maximum.accumulate(found.losses)
   return [{"steps": n, "loss": float(worst[n])} for n in _CURVE_STEPS]
 
@@ -111,8 +115,7 @@ def attack_by_size(context: context_lib.Context) -> list[dict[str, float]]:
   points = []
   for i, count in enumerate(counts):
     mask = {name: gates[i] for name, gates in masks.items()}
-    budget = STEPS, context.seed, RATE
-    found = outside.attack(evaluator, mask, "uniform", *budget)
+    found = _attack(here, mask)
     lost = float(full - np.mean(found.differences > 0))
     points.append(
       {"num_nodes": count, "loss": found.loss, "accuracy_lost": lost}

@@ -76,17 +76,20 @@ def gate(
   return hook
 
 
-def loosen(key: jax.Array, chance: jax.Array | float) -> transformer.Hook:
+def loosen(
+  key: jax.Array, chance: float, largest_share: float = 1.0
+) -> transformer.Hook:
   """Returns a hook that moves random channels part of the way to their mean.
 
-  With probability `chance` the pass is a noisy one: a uniform share of each
-  node site's channels takes μ + r (x - μ), r uniform, one for all positions; μ
-  is the batch's mean. What adversaries do outside a circuit, at random: a model
-  trained under it has answers that do not hang on the rest being in place.
+  With probability `chance` the pass is a noisy one: a share of each node site's
+  channels, uniform up to `largest_share`, takes μ + r (x - μ), r uniform, one
+  for all positions; μ is the batch's mean. What adversaries do outside a
+  circuit, at random: a model trained under it has answers that do not hang on
+  the rest being in place.
   """
   chance_key, share_key, key = jax.random.split(key, 3)
   is_noisy = jax.random.bernoulli(chance_key, chance)
-  share = is_noisy * jax.random.uniform(share_key)
+  share = is_noisy * largest_share * jax.random.uniform(share_key)
 
   def hook(site, layer, x):
     if site not in site_lib.LAYER_NODE_SITES:

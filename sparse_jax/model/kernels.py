@@ -90,7 +90,7 @@ def _row_kernel(x_ref, mask_ref, *, k, width):
   mask_ref[...] = mask.astype(mask_ref.dtype)
 
 
-XLA = Kernels(attention.attend, top_k.top_k_mask)
+XLA = Kernels(attention.attend, top_k.row_mask)
 FUSED = Kernels(attention.fused_attend, row_top_k_mask)
 
 

@@ -279,28 +279,14 @@ def _row_major_index(shape: Sequence[int], axes: tuple[int, ...]) -> jax.Array:
   return index
 
 
-def abs_top_k(
-  x: jax.Array,
-  k: int,
-  mask_of: Callable[[jax.Array, int], jax.Array] = top_k_mask,
-) -> jax.Array:
-  """AbsTopK: keeps the k largest magnitudes of the last axis, zeroes the rest.
+def row_mask(x: jax.Array, k: int) -> jax.Array:
+  """Returns `top_k_mask` of the last axis.
 
-  Paper section 2 ("activation sparsity"). The gradient passes unchanged through
-  kept entries and is zero elsewhere. A kernel may stand for `top_k_mask`.
+  A narrow one is ranked by comparing all pairs of its entries: that is little
+  work, and a small program.
   """
-  if k == x.shape[-1]:
-    return x
-  if mask_of is top_k_mask and x.shape[-1] <= _NARROW:
-    mask_of = _ranked_mask
-  return _keep(x, mask_of(jax.lax.stop_gradient(x), k))
-
-
-def _ranked_mask(x: jax.Array, k: int) -> jax.Array:
-  """Returns `top_k_mask` of the last axis by comparing all pairs of entries.
-
-  Where an axis is narrow that is little work, and a small program.
-  """
+  if x.shape[-1] > _NARROW:
+    return top_k_mask(x, k)
   bits = magnitude_bits(x)
   index = jnp.arange(x.shape[-1])
   is_before = index[None, :] < index[:, None]
@@ -314,6 +300,21 @@ def _ranked_mask(x: jax.Array, k: int) -> jax.Array:
   # In a loop of one pass, for the reason that `top_k_mask` gives.
   once = jnp.any(bits >= 0).astype(jnp.int32)
   return jax.lax.fori_loop(0, once, rank, jnp.zeros(bits.shape, bool))
+
+
+def abs_top_k(
+  x: jax.Array,
+  k: int,
+  mask_of: Callable[[jax.Array, int], jax.Array] = row_mask,
+) -> jax.Array:
+  """AbsTopK: keeps the k largest magnitudes of the last axis, zeroes the rest.
+
+  Paper section 2 ("activation sparsity"). The gradient passes unchanged through
+  kept entries and is zero elsewhere. A kernel may stand for `row_mask`.
+  """
+  if k == x.shape[-1]:
+    return x
+  return _keep(x, mask_of(jax.lax.stop_gradient(x), k))
 
 
 @jax.custom_vjp

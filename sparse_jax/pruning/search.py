@@ -541,14 +541,12 @@ def _finish(problem, config) -> _Winner:
   trials = sorted(_finished(problem.study), key=lambda t: (t.value, t.number))
   candidates = []
   chosen = _worth_cutting(trials, config)
-  tolerance = 0.0 if target.accuracy_lost is None else _SEARCH_TOLERANCE
   with progress.progress_bar(len(chosen) + 1, 0, f"cutting {task.name}") as bar:
     for trial in chosen:
       cut = thresholding.keep_first(
         target,
         np.asarray(trial.user_attrs["order"], int),
         trial.user_attrs["num_nodes"],
-        tolerance,
       )
       cut = dataclasses.replace(cut, run=trial.number)
       candidates.append(thresholding.clean_up(target, cut, splits.train))

@@ -95,21 +95,27 @@ class Target:
     shares = _bounds(self.evaluator, losses_MxS) / self.loss
     lost_M = np.full(len(shares), np.nan)
     if self.accuracy_lost is not None:
-      few = self._attacked
-      attack = lambda mask: outside.attack(
-        few, mask, "uniform", self.steps, self.seed
-      )
-      diffs_MxS = np.stack(
+      lost_MxS = np.stack(
         [
-          attack({name: m[i] for name, m in masks.items()}).differences
+          self._lost({name: m[i] for name, m in masks.items()})
           for i in range(len(shares))
         ]
       )
-      full_S = few.logit_difference(few.constant(1))
-      lost_MxS = (full_S > 0).astype(int) - (diffs_MxS > 0)
       lost_M = np.mean(lost_MxS, 1)
-      shares = np.maximum(shares, _bounds(few, lost_MxS) / self.accuracy_lost)
+      bounds_M = _bounds(self._attacked, lost_MxS)
+      shares = np.maximum(shares, bounds_M / self.accuracy_lost)
     return Reached(scores, lost_M, shares)
+
+  def _lost(self, mask: Mapping[str, Any]) -> np.ndarray:
+    """Returns what the adversary costs on each prompt: 1, 0 or -1, `[S]`."""
+    args = self._attacked, mask, "uniform", self.steps, self.seed
+    return self._is_right - (outside.attack(*args).differences > 0)
+
+  @functools.cached_property
+  def _is_right(self) -> np.ndarray:
+    """Which of those prompts the whole model answers rightly, 0 or 1."""
+    full = self._attacked.constant(1)
+    return (self._attacked.logit_difference(full) > 0).astype(int)
 
   @functools.cached_property
   def _attacked(self) -> mask_evaluator.MaskEvaluator:

@@ -129,7 +129,8 @@ def keep_first(
     target: what they have to reach.
     order: flat node indices, most important first; others stay closed.
     hint: a likely number of nodes.
-    tolerance: share of the number by which it may be too large.
+    tolerance: share of the number by which it may be too large; where each
+      count costs an attack, no less than a twentieth.
   """
   evaluator = target.evaluator
   tried: dict[int, tuple[target_lib.Reached, int]] = {}
@@ -141,7 +142,9 @@ def keep_first(
     tried.update({int(n): (reached, i) for i, n in enumerate(counts)})
     return reached.shares
 
-  around = _AROUND if target.accuracy_lost is None else _AROUND_ROBUST
+  around = _AROUND
+  if target.accuracy_lost is not None:
+    around, tolerance = _AROUND_ROBUST, max(tolerance, _ROBUST_TOLERANCE)
   count = smallest_count(shares_of, len(order), hint, tolerance, around)
   return _candidate(target, order, count, *tried[count])
 
@@ -240,7 +243,7 @@ def clean_up(
     candidate = min(candidate, shorter, key=rank)
     steps.append(_described("without nodes on no path", candidate))
     if is_robust and candidate is shorter:
-      again = keep_first(target, kept, len(kept), _ROBUST_TOLERANCE)
+      again = keep_first(target, kept, len(kept))
       candidate = min(candidate, _behind(again, candidate), key=rank)
       steps.append(_described("cut again", candidate))
   if is_robust or candidate.num_nodes > _MAX_SINGLY:

@@ -12,7 +12,6 @@ from sparse_jax.tasks.spec import Spec, Variant, contrast, substitute
 
 _PROMPTS = templates.read("blocks")
 
-
 _BODIES = {
   split: _PROMPTS["functions"][split] + _PROMPTS["methods"][split]
   for split in _PROMPTS["functions"]
@@ -52,7 +51,6 @@ WHILE_RETURN_TRUE = Spec(
   find_points=natural_rules.truths,
 )
 
-
 ELSE_ELIF = Spec(
   name="else_elif",
   rule="`else` is followed by a colon, `elif` by a condition.",
@@ -84,7 +82,6 @@ WITH_AS = Spec(
   find_points=natural_rules.calls,
 )
 
-
 WITH_OPEN = Spec(
   name="with_open",
   rule="A function of a path opens it, a method enters a part of itself.",
@@ -109,7 +106,6 @@ FOR_WHILE = Spec(
   ),
   find_points=natural_rules.loops,
 )
-
 
 IF_TERNARY = Spec(
   name="if_ternary",
@@ -144,7 +140,6 @@ IF_EQUALS = Spec(
   ),
   find_points=natural_rules.comparisons,
 )
-
 
 INDENT_FOR = Spec(
   name="indent_for",

@@ -5,7 +5,6 @@ from sparse_jax.tasks.spec import Spec, substitute
 
 _PROMPTS = templates.read("brackets")
 
-
 BRACKET_COUNTING = Spec(
   name="bracket_counting",
   rule="A list closes with as many brackets as it opened.",

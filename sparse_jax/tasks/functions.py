@@ -38,7 +38,6 @@ LAMBDA_FUNC = Spec(
   find_points=natural_rules.parameters,
 )
 
-
 ENUMERATE_RANGE = Spec(
   name="enumerate_range",
   rule="A loop over two names enumerates, over one index it takes a range.",
@@ -59,7 +58,6 @@ ENUMERATE_RANGE = Spec(
   ),
   find_points=natural_rules.iterations,
 )
-
 
 FINAL_KWARG = Spec(
   name="final_kwarg",

@@ -5,7 +5,6 @@ from sparse_jax.tasks.spec import Spec, contrast, substitute
 
 _PROMPTS = templates.read("strings")
 
-
 SINGLE_DOUBLE_QUOTE = Spec(
   name="single_double_quote",
   rule="A string in a call closes with the quote that opened it.",
@@ -13,7 +12,6 @@ SINGLE_DOUBLE_QUOTE = Spec(
   distractors=_PROMPTS["quote_distractors"],
   find_points=natural_rules.quotes,
 )
-
 
 FSTRING_BRACE = Spec(
   name="fstring_brace",

@@ -36,7 +36,6 @@ SET_OR_STRING_FIXEDVARNAME = _set_or_string(
   " enough; see set_or_string",
 )
 
-
 VAR_SWAP = Spec(
   name="var_swap",
   rule="A swap ends with the variable it began with.",
@@ -47,7 +46,6 @@ VAR_SWAP = Spec(
   ),
   find_points=natural_rules.swaps,
 )
-
 
 VAR_IF = Spec(
   name="var_if",

@@ -8,7 +8,7 @@ import pathlib
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.struct
@@ -62,17 +62,15 @@ def train_step(
   optimizer: optax.GradientTransformation,
   state: TrainState,
   windows_BxW: jax.Array,
-  node_noise: float = 0.0,
+  noise: Callable[[jax.Array], transformer.Hook] | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One step of the recipe: pure, to be jitted by the caller.
 
   Windows are int `[B, L + 1]` tokens. Returns the new state, and scalars:
   `train_loss` before the update, in nats, and `grad_rms`, over all trained
-  parameters, before normalising. `node_noise` is as in `TrainConfig`.
+  parameters, before normalising. `noise` gives the step's hook, if any.
   """
-  hook = None
-  if node_noise:
-    hook = hooks.loosen(jax.random.key(state.step), node_noise)
+  hook = noise(state.step) if noise else None
   loss, grads = jax.value_and_grad(loss_lib.next_token_loss, argnums=1)(
     model, state.params, windows_BxW, hook=hook
   )
@@ -84,6 +82,14 @@ def train_step(
     state.step + 1, optax.apply_updates(state.params, updates), opt_state
   )
   return state, metrics
+
+
+def _noise(train: config_lib.TrainConfig):
+  if not train.node_noise:
+    return None
+  return lambda step: hooks.loosen(
+    jax.random.key(step), train.node_noise, train.noise_share
+  )
 
 
 def compute_dtype(name: str) -> jnp.dtype:
@@ -194,9 +200,7 @@ def _train(
   batch_sharding = sharding.batch_sharding(mesh)
   replicated = sharding.replicated(mesh)
   step_fn = jax.jit(
-    functools.partial(
-      train_step, model, optimizer, node_noise=config.train.node_noise
-    ),
+    functools.partial(train_step, model, optimizer, noise=_noise(train)),
     in_shardings=(shardings, batch_sharding),
     out_shardings=(shardings, replicated),
     donate_argnums=0,

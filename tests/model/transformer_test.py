@@ -141,6 +141,8 @@ class ModelTest(parameterized.TestCase):
     self.assertGreater(max(shares), 0.7)
     self.assertFalse(np.allclose(y, hook("mlp.post_act", 1, x)))
     np.testing.assert_array_equal(hook("resid_mid", 0, x), x)
+    few = hooks.loosen(jax.random.key(3), 1.0, 0.1)("mlp.post_act", 0, x)
+    self.assertLess(np.mean(np.any(np.abs(few - x) > 1e-5, (0, 1))), 0.25)
     never = hooks.loosen(jax.random.key(0), 0.0)
     np.testing.assert_allclose(never("attn.q", 0, x), x, atol=1e-6)
 

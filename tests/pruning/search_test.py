@@ -345,8 +345,10 @@ class FindCircuitsTest(absltest.TestCase):
       self.assertFalse(np.any(mask & ~robust.node_mask[name]))
     self.assertLen(self.study("robust").trials, 2)
     self.assertIsNone(core.metrics["validation_accuracy_lost"])
-    # The same prompts, and the worst that was tried on them.
-    self.assertIsNotNone(robust.metrics["validation_accuracy_lost"])
+    self.assertTrue(robust.metrics["meets_target"])
+    lost = robust.metrics["validation_accuracy_lost"]
+    # A mean lies below the upper end of its interval, which met the target.
+    self.assertLessEqual(lost, config.target_accuracy_lost)
     core.save(self.workdir / "c", robust=robust)
     again = circuit_lib.load_all(self.workdir / "c")
     self.assertEqual(again["robust"].nodes, robust.nodes)
