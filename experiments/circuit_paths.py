@@ -3,17 +3,20 @@
 import pathlib
 from collections.abc import Iterable
 
+from sparse_jax import reference
 from sparse_jax.utils import errors
 
 
 def find(paths: Iterable[str]) -> list[pathlib.Path]:
   """Returns the circuit directories that paths are or hold, each once.
 
+  "reference" is the shipped atlas.
+
   Raises:
     InputError: if a path is no circuit directory and holds none.
   """
   directories: dict[pathlib.Path, pathlib.Path] = {}
-  for path in map(pathlib.Path, paths):
+  for path in map(reference.circuits_directory, paths):
     inside = [path] if (path / "circuit.json").is_file() else []
     if not inside and path.is_dir():
       inside = sorted(p.parent for p in path.glob("*/circuit.json"))

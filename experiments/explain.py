@@ -1,10 +1,12 @@
 """Says which circuit decides a prompt's next token, and how.
 
+  python -m experiments.explain --prompt="print('hello"
   python -m experiments.explain --model=runs/quickstart/model \\
     --circuits=runs/quickstart/circuits --prompt="print('hello"
 
-`--circuits` is a circuit directory, or one that holds several. Of a prompt
-longer than the model's context only the last tokens are read.
+Without --model and --circuits, the shipped model and its circuits. `--circuits`
+is a circuit directory, or one that holds several. Of a prompt longer than the
+model's context only the last tokens are read.
 """
 
 import pathlib
@@ -14,13 +16,13 @@ import numpy as np
 from absl import flags
 
 from experiments import circuit_paths, cli
-from sparse_jax import checkpoint, explain, faithfulness
+from sparse_jax import checkpoint, explain, faithfulness, reference
 from sparse_jax import circuit as circuit_lib
 from sparse_jax.utils import errors, files, progress, tables
 
-_MODEL = flags.DEFINE_string("model", None, "Model directory.")
+_MODEL = flags.DEFINE_string("model", reference.NAME, "Model directory.")
 _CIRCUITS = flags.DEFINE_list(
-  "circuits", None, "Circuit directories, or directories of them."
+  "circuits", [reference.NAME], "Circuit directories, or directories of them."
 )
 _PROMPT = flags.DEFINE_string("prompt", None, "The text that is gone on with.")
 _PROMPT_FILE = flags.DEFINE_string(
@@ -30,8 +32,6 @@ _PROMPT_FILE = flags.DEFINE_string(
   " input.",
 )
 _OUT = flags.DEFINE_string("out", None, "JSON file to write the metrics to.")
-cli.require("model", "circuits")
-
 _NUM_NODES = 12
 _NUM_LOOKS = 3
 

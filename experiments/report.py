@@ -1,9 +1,11 @@
 """Draws saved circuits: all on one page, or the first core as a picture.
 
+  python -m experiments.report --out=report.html
   python -m experiments.report --circuits=runs/quickstart/circuits \
     --out=report.html --picture=circuit.png
 
-`--circuits` is a circuit directory, one that holds several, or a list of them.
+`--circuits` is a circuit directory, one that holds several, or a list of them;
+without it, the shipped model's circuits.
 """
 
 import pathlib
@@ -12,13 +14,13 @@ from absl import flags
 
 from experiments import circuit_paths, cli
 from sparse_jax import circuit as circuit_lib
-from sparse_jax import report
+from sparse_jax import reference, report
 from sparse_jax.report import picture
 from sparse_jax.training import metric_log
 from sparse_jax.utils import errors
 
 _CIRCUITS = flags.DEFINE_list(
-  "circuits", None, "Circuit directories, or directories of them."
+  "circuits", [reference.NAME], "Circuit directories, or directories of them."
 )
 _OUT = flags.DEFINE_string("out", None, "The HTML page to write.")
 _PICTURE = flags.DEFINE_string(
@@ -27,7 +29,6 @@ _PICTURE = flags.DEFINE_string(
 _METRICS = flags.DEFINE_string(
   "metrics", None, "metrics.jsonl of the training run, for its curve."
 )
-cli.require("circuits")
 
 
 def main(overrides: list[str]) -> None:

@@ -1,4 +1,8 @@
-"""Model directories: configuration, weights, tokenizer, mean activations."""
+"""Model directories: configuration, weights, tokenizer, mean activations.
+
+Weights are an Orbax checkpoint, or compact (`model/compact.py`). "reference" in
+place of a directory is the shipped model.
+"""
 
 import pathlib
 from collections.abc import Mapping
@@ -9,9 +13,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from sparse_jax import config as config_lib
-from sparse_jax import sites
+from sparse_jax import reference, sites
 from sparse_jax.data import tokenizer as tokenizer_lib
-from sparse_jax.model import transformer
+from sparse_jax.model import compact, transformer
 from sparse_jax.model.fingerprint import fingerprint
 from sparse_jax.released import models as released_models
 from sparse_jax.utils import errors, files, orbax_errors
@@ -27,18 +31,23 @@ def save_model(
   tokenizer: tokenizer_lib.Tokenizer,
   run: config_lib.Config | None = None,
   means: Mapping[str, np.ndarray] | None = None,
+  is_compact: bool = False,
 ) -> None:
   """Writes a model directory: config.json, tokenizer.json, checkpoint/.
 
   A complete new directory replaces an empty one or an earlier model's. `run`,
   the configuration that trained it, is kept for later commands, and `means`,
-  the nodes' pretraining means per site `[layers, width]`, for pruning.
+  the nodes' pretraining means per site `[layers, width]`, for pruning. A
+  compact one holds weights.npz in place of checkpoint/, and raises InputError
+  for parameters that `compact.rounded` would change.
   """
   with files.replace_directory(directory, "config.json") as new:
     # Orbax would expect every process to write its share of JAX arrays.
     arrays = jax.tree.map(np.asarray, params)
-    with orbax_errors.writing(str(directory)), _checkpointer() as checkpointer:
-      checkpointer.save(new.absolute() / "checkpoint", arrays)
+    if is_compact:
+      compact.save(new / compact.WEIGHTS, arrays)
+    else:
+      _save_checkpoint(str(directory), new.absolute() / "checkpoint", arrays)
     tokenizer.save(new / "tokenizer.json")
     if means is not None:
       np.savez(new / _MEANS, **means)
@@ -57,10 +66,12 @@ def load_model(
 ) -> tuple[transformer.Model, transformer.Params]:
   """Returns (model, params) of a model directory, ours or a released one.
 
+  "reference" is the shipped model.
+
   Raises InputError if it or its checkpoint is missing, truncated or of another
   model.
   """
-  directory = pathlib.Path(directory)
+  directory = reference.model_directory(directory)
   _check_is_model(directory)
   if released_models.is_released(directory):
     return released_models.load_model(directory)
@@ -71,7 +82,10 @@ def load_model(
     read(config_lib.SparsityConfig, described["sparsity"], "sparsity."),
   )
   shapes = jax.eval_shape(model.init, jax.random.key(0))
-  params = _restore(directory / "checkpoint", shapes)
+  if (directory / compact.WEIGHTS).is_file():
+    params = jax.device_put(compact.load(directory / compact.WEIGHTS, shapes))
+  else:
+    params = _restore(directory / "checkpoint", shapes)
   found, need = fingerprint(model, params), described["fingerprint"]
   if found != need:
     raise errors.InputError(
@@ -83,7 +97,7 @@ def load_model(
 
 def load_means(directory: files.PathLike) -> dict[str, np.ndarray]:
   """Returns the pretraining means of a model directory, by site."""
-  path = pathlib.Path(directory) / _MEANS
+  path = reference.model_directory(directory) / _MEANS
   try:
     with np.load(path, allow_pickle=False) as arrays:
       return {name: arrays[name] for name in arrays.files}
@@ -97,12 +111,13 @@ def load_means(directory: files.PathLike) -> dict[str, np.ndarray]:
 def has_tokenizer(directory: files.PathLike) -> bool:
   """Returns whether a model directory holds a tokenizer."""
   names = ("tokenizer.json", tokenizer_lib.RELEASED_FILES[0])
-  return any((pathlib.Path(directory) / name).is_file() for name in names)
+  root = reference.model_directory(directory)
+  return any((root / name).is_file() for name in names)
 
 
 def load_tokenizer(directory: files.PathLike) -> tokenizer_lib.Tokenizer:
   """Returns the tokenizer of a model directory, ours or a released one."""
-  directory = pathlib.Path(directory)
+  directory = reference.model_directory(directory)
   _check_is_model(directory)
   path = directory / "tokenizer.json"
   if released_models.is_released(directory) and not path.is_file():
@@ -112,9 +127,10 @@ def load_tokenizer(directory: files.PathLike) -> tokenizer_lib.Tokenizer:
 
 def load_run(directory: files.PathLike) -> config_lib.Config | None:
   """Returns the configuration that trained a model, if it is known."""
+  directory = reference.model_directory(directory)
   if released_models.is_released(directory):
     return None
-  run = _read_config(pathlib.Path(directory)).get("run")
+  run = _read_config(directory).get("run")
   return config_lib.from_config_dict(run) if run else None
 
 
@@ -144,6 +160,11 @@ def _check_is_model(directory: pathlib.Path) -> None:
     found = f"is no model directory; did you mean {inside}?"
   if found:
     raise errors.InputError(f"{directory} {found}")
+
+
+def _save_checkpoint(shown: str, path: pathlib.Path, arrays) -> None:
+  with orbax_errors.writing(shown), _checkpointer() as checkpointer:
+    checkpointer.save(path, arrays)
 
 
 def _checkpointer() -> ocp.StandardCheckpointer:

@@ -19,6 +19,7 @@ ORDER = (
   "explain",
   "checkpoint",
   "released",
+  "reference",
   "circuit",
   "tasks",
   "data",
@@ -107,8 +108,8 @@ def test_package_files_hold_public_names_alone(path):
 
 
 def test_every_package_is_in_the_order():
-  names = {p.name.removesuffix(".py") for p in PACKAGE.iterdir()}
-  names -= {"__init__", "__pycache__"}
+  modules = {p.stem for p in PACKAGE.glob("*.py")} - {"__init__"}
+  names = modules | {p.parent.name for p in PACKAGE.glob("*/*.py")}
   assert names == set(ORDER) - {"experiments"}
 
 

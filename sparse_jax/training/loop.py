@@ -155,8 +155,7 @@ def run(
     params = jax.device_put(params, jax.local_devices()[0])
     directory = workdir / "model"
     if jax.process_index() == 0:
-      batches = _eval_batches(config, data.train, config.prune.mean_batches)
-      means = means_lib.mean_activations(model, params, batches[:, :, :-1])
+      means = pretraining_means(config, model, params, data)
       checkpoint.save_model(
         directory, model, params, data.tokenizer, config, means
       )
@@ -305,6 +304,17 @@ def _train(
     if writer:
       writer.close()
   return state.params, eval_loss
+
+
+def pretraining_means(
+  config: config_lib.Config,
+  model: transformer.Model,
+  params: transformer.Params,
+  data: tokens_lib.TokenData,
+) -> dict[str, jax.Array]:
+  """Returns every node site's mean over training text, `[layers, width]`."""
+  batches = _eval_batches(config, data.train, config.prune.mean_batches)
+  return means_lib.mean_activations(model, params, batches[:, :, :-1])
 
 
 def _eval_batches(config, tokens, num_batches) -> np.ndarray:
