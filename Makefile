@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test bench lint browser
+.PHONY: quickstart test bench verify lint browser
 
 quickstart: $(STAMP)
 	$(BIN)/python -m experiments.quickstart $(ARGS)
@@ -13,6 +13,11 @@ test: $(STAMP) browser
 
 bench: $(STAMP)
 	$(BIN)/python -m experiments.benchmark $(ARGS)
+
+# What needs the pinned corpus is left out: real prompts, and controls.
+verify: $(STAMP)
+	$(BIN)/python -m experiments.verify --circuit=reference --nonatural \
+	  --nocontrols $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -7,7 +7,7 @@ from sparse_jax import reference
 from sparse_jax.utils import errors
 
 
-def find(paths: Iterable[str]) -> list[pathlib.Path]:
+def find(paths: Iterable[str], flag: str = "--circuits") -> list[pathlib.Path]:
   """Returns the circuit directories that paths are or hold, each once.
 
   "reference" is the shipped atlas.
@@ -22,7 +22,7 @@ def find(paths: Iterable[str]) -> list[pathlib.Path]:
       inside = sorted(p.parent for p in path.glob("*/circuit.json"))
     if not inside:
       raise errors.InputError(
-        f"--circuits={path}: no circuit.json there; need a circuit directory,"
+        f"{flag}={path}: no circuit.json there; need a circuit directory,"
         " or one that holds some"
       )
     for directory in inside:

@@ -1,6 +1,10 @@
 """Measures a saved circuit's faithfulness again: a regression test for a model.
 
   python -m experiments.verify --circuit=runs/quickstart/circuits/NAME
+  python -m experiments.verify --circuit=reference --nonatural --nocontrols
+
+Of a directory that holds several circuits each is measured, and "reference" is
+the shipped atlas. Held-out real prompts and controls need the model's corpus.
 
 Exit status 0 if all that is stored reproduces within its interval, 1 if not,
 2 if it cannot be measured. A circuit without stored measures gets them.
@@ -15,7 +19,7 @@ import pathlib
 
 from absl import flags
 
-from experiments import cli
+from experiments import circuit_paths, cli
 from sparse_jax import checkpoint, faithfulness, tasks
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
@@ -25,7 +29,9 @@ from sparse_jax.tasks import real_code
 from sparse_jax.tasks import sequences as sequences_lib
 from sparse_jax.utils import errors
 
-_CIRCUIT = flags.DEFINE_string("circuit", None, "A circuit directory.")
+_CIRCUIT = flags.DEFINE_string(
+  "circuit", None, "A circuit directory, or one that holds several."
+)
 _MODEL = flags.DEFINE_string(
   "model", None, "Model directory; model/ beside circuits/ by default."
 )
@@ -79,9 +85,14 @@ def as_stored(config: config_lib.Config, stored) -> config_lib.Config:
 
 
 def main(overrides: list[str]) -> int:
-  """Verifies as the flags say."""
+  """Verifies as the flags say; returns the worst of the exit statuses."""
   del overrides  # The command has no config.
-  directory = pathlib.Path(_CIRCUIT.value)
+  directories = circuit_paths.find([_CIRCUIT.value], "--circuit")
+  return max(verify(directory) for directory in directories)
+
+
+def verify(directory: pathlib.Path) -> int:
+  """Returns 0 if what is stored with a circuit holds, 1 if not."""
   circuits = circuit_lib.load_all(directory)
   core = circuits["core"]
   where = pathlib.Path(_MODEL.value or model_directory(directory))

@@ -48,22 +48,23 @@ class ReportTest(parameterized.TestCase):
 
   def test_draws_a_directory_on_a_page_and_the_first_as_a_picture(self):
     circuits, page = self.dir / "circuits", self.dir / "page.html"
-    png = self.dir / "first.png"
+    png, table = self.dir / "first.png", self.dir / "table.md"
     result = run(
       f"--circuits={circuits},{circuits / 'a'}",
       f"--out={page}",
       f"--picture={png}",
+      f"--table={table}",
     )
     self.assertEqual(result.returncode, 0, result.stderr)
     drawn = pages.Page(page.read_text())
     headings = [text for _, text in drawn.find("h2")]
     self.assertEqual(headings, ["a", "b"])
     self.assertIn("head 1", page.read_text())
+    self.assertLen(table.read_text().splitlines(), 4)
     self.assertStartsWith(png.read_bytes(), b"\x89PNG\r\n")
 
   @parameterized.parameters(
-    ((), "--circuits is missing"),
-    (("--circuits=x",), "--out is missing; .*--picture=FILE.png"),
+    ((), "--out is missing; .*--picture=FILE.png"),
     (("--circuits=/nowhere", "--out=x.html"), "/nowhere"),
   )
   def test_missing_flags_and_circuits_are_one_line(self, args, want):
