@@ -16,8 +16,8 @@ bench: $(STAMP)
 
 # What needs the pinned corpus is left out: real prompts, and controls.
 verify: $(STAMP)
-	$(BIN)/python -m experiments.verify --circuit=reference --nonatural \
-	  --nocontrols $(ARGS)
+	$(BIN)/python -m experiments.verify --circuit=reference --natural=false \
+	  --controls=false $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

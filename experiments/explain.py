@@ -18,6 +18,7 @@ from absl import flags
 from experiments import circuit_paths, cli
 from sparse_jax import checkpoint, explain, faithfulness, reference
 from sparse_jax import circuit as circuit_lib
+from sparse_jax.faithfulness import criteria
 from sparse_jax.utils import errors, files, progress, tables
 
 _MODEL = flags.DEFINE_string("model", reference.NAME, "Model directory.")
@@ -116,6 +117,22 @@ def choice_text(i: explain.Influence) -> str:
   )
 
 
+def evidence_text(directory: pathlib.Path) -> str:
+  """Returns how many claims of a task's circuits hold, and which fail."""
+  lines = []
+  for which, circuit in circuit_lib.load_all(directory).items():
+    size = f"{which}: {circuit.num_nodes} nodes, {circuit.num_edges} edges"
+    faithfulness = circuit.metrics.get("faithfulness")
+    if not faithfulness:
+      lines.append(f"{size}; no claim was measured")
+      continue
+    held, failed = criteria.held_and_failed(faithfulness)
+    of = f"{len(held)} of {len(held) + len(failed)} claims hold"
+    fails = f"; fails: {', '.join(failed)}" if failed else ""
+    lines.append(f"{size}; {of}{fails}")
+  return "\n".join(lines)
+
+
 def parts_text(parts: list[explain.Part], texts: list[str]) -> str:
   """Returns the nodes' table; `texts` are the prompt's tokens in quotes."""
   if not parts:
@@ -164,10 +181,12 @@ def main(overrides: list[str]) -> None:
       bar.update()
   influences = [e.influence for e in explanations]
   chosen = explain.deciding(influences) or explain.nearest(influences)
-  explanation = next(e for e in explanations if e.influence is chosen)
+  of_chosen = [e.influence is chosen for e in explanations].index(True)
+  explanation = explanations[of_chosen]
   parts = explain.parts(explanation, tokenizer)
   print("\n" + influences_text(influences))
   print("\n" + choice_text(chosen))
+  print(evidence_text(directories[of_chosen]))
   print("\n" + parts_text(parts, texts))
   if looks := explain.attention_of(explanation):
     print("\n" + looks_text(looks, texts))

@@ -1,7 +1,7 @@
 """Writes a model for others: in the released layout, or in few bytes.
 
   python -m experiments.export --model=runs/quickstart/model --out=exported
-  python -m experiments.export --compact --model=runs/reference/model --out=DIR
+  python -m experiments.export --compact=true --model=runs/model --out=small
 
 In the released layout the directory holds model.safetensors with the released
 parameter names, beeg_config.json and the tokenizer, for the authors' code. With

@@ -1,7 +1,8 @@
 """Measures a saved circuit's faithfulness again: a regression test for a model.
 
   python -m experiments.verify --circuit=runs/quickstart/circuits/NAME
-  python -m experiments.verify --circuit=reference --nonatural --nocontrols
+  python -m experiments.verify --circuit=reference --natural=false \\
+    --controls=false
 
 Of a directory that holds several circuits each is measured, and "reference" is
 the shipped atlas. Held-out real prompts and controls need the model's corpus.

@@ -272,6 +272,8 @@ class TrainConfig(_Checked):
       kernels for one GPU, in bfloat16, with a d_head that is a multiple of 8
       and at most 120; results are the same up to rounding
     checkpoint_every: steps between checkpoints
+    keep_every: multiples of so many steps whose checkpoints are kept for good;
+      0 keeps the newest two alone
     log_every: steps between logged metrics
     eval_every: steps between evaluations on held-out windows
     eval_batches: batches an evaluation
@@ -293,6 +295,7 @@ class TrainConfig(_Checked):
   compute_dtype: str = field("auto", one_of("auto", "float32", "bfloat16"))
   kernels: str = field("xla", one_of("xla", "fused"))
   checkpoint_every: int = field(500, AT_LEAST_1)
+  keep_every: int = field(0, NOT_NEGATIVE)
   log_every: int = field(10, AT_LEAST_1)
   eval_every: int = field(250, AT_LEAST_1)
   eval_batches: int = field(8, AT_LEAST_1)

@@ -230,8 +230,8 @@ class TrainingCheckpointsTest(absltest.TestCase):
     root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
     self.path = root / "checkpoints"
 
-  def open(self):
-    checkpoints = checkpoints_lib.TrainingCheckpoints(self.path)
+  def open(self, keep_every=0):
+    checkpoints = checkpoints_lib.TrainingCheckpoints(self.path, keep_every)
     self.addCleanup(checkpoints.close)
     return checkpoints
 
@@ -250,6 +250,15 @@ class TrainingCheckpointsTest(absltest.TestCase):
     again = self.open()
     self.assertEqual(again.latest_step(), 3)
     chex.assert_trees_all_equal(again.restore(self.state(0)), self.state(3))
+
+  def test_keeps_every_third_for_good(self):
+    checkpoints = self.open(keep_every=3)
+    for step in range(1, 9):
+      checkpoints.save(step, self.state(step))
+    self.assertEqual(list(checkpoints.steps()), [3, 6, 7, 8])
+    chex.assert_trees_all_equal(
+      checkpoints.restore(self.state(0), 3), self.state(3)
+    )
 
   def test_a_step_is_written_once(self):
     checkpoints = self.open()

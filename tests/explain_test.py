@@ -226,7 +226,8 @@ class ExplainTest(absltest.TestCase):
     self.assertRegex(
       done.stdout,
       r"no circuit here decides the model's next token\nthe nearest is quotes"
-      r".* its logit difference is -?\d+\.\d\d nats.*\n\nnode +importance",
+      r".* its logit difference is -?\d+\.\d\d nats.*\n"
+      r"core: \d+ nodes, \d+ edges; no claim was measured\n\nnode +importance",
     )
     self.assertRegex(done.stdout, r"\n\d\.[a-z._]+:\d+ +-?\d")
     written = json.loads((root / "out.json").read_text())

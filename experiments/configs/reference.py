@@ -31,6 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.train.learning_rate = 1.28e-2
   c.train.node_noise = 0.5
   c.train.checkpoint_every = 1000
+  c.train.keep_every = 1000
   c.train.eval_every = 1000
   c.prune.num_validation = 256
   return c

@@ -110,6 +110,15 @@ def check_criteria(faithfulness: Mapping[str, Any]) -> list[Criterion]:
   return checked
 
 
+def held_and_failed(
+  faithfulness: Mapping[str, Any],
+) -> tuple[list[str], list[str]]:
+  """Returns the names of the criteria that hold, and of those that fail."""
+  checked = check_criteria(faithfulness)
+  names = lambda holds: [c.name for c in checked if c.holds == holds]
+  return names(True), names(False)
+
+
 def _beats_control(controls, name) -> Criterion:
   """The control misses the target, or takes clearly more nodes for it."""
   control, same = controls[name], controls["same"]

@@ -54,10 +54,9 @@ def _score(loss: float, accuracy: float) -> str:
 def _claims(faithfulness) -> tuple:
   if not faithfulness:
     return None, None, None
-  checked = criteria.check_criteria(faithfulness)
-  failed = [criterion.name for criterion in checked if not criterion.holds]
+  held, failed = criteria.held_and_failed(faithfulness)
   scores = faithfulness["sufficiency_and_necessity"]
   attacked = faithfulness["partial_ablation"]["adversarial"]["accuracy"]
   lost = scores["full_model"]["accuracy"]["value"] - attacked["value"]
-  held = f"{len(checked) - len(failed)} of {len(checked)}"
-  return f"{lost:.2f}", held, "; ".join(failed) or "nothing"
+  count = f"{len(held)} of {len(held) + len(failed)}"
+  return f"{lost:.2f}", count, "; ".join(failed) or "nothing"

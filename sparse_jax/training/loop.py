@@ -141,7 +141,9 @@ def run(
     if jax.process_index() == 0:
       stack.enter_context(files.exclusive(workdir))
     _claim(config, workdir)
-    checkpoints = checkpoints_lib.TrainingCheckpoints(workdir / "checkpoints")
+    checkpoints = checkpoints_lib.TrainingCheckpoints(
+      workdir / "checkpoints", config.train.keep_every
+    )
     stack.callback(checkpoints.close)
     frozen = frozen_data or checkpoints.latest_step() is not None
     data = _prepare_data(config, workdir, frozen)
