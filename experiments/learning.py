@@ -62,8 +62,7 @@ def table(rows: list[dict]) -> str:
   for name in rows[-1]["tasks"]:
     of = [row["tasks"][name] for row in rows]
     shown = [
-      f"{s['test']['accuracy']['value']:.0%}{'*' if s['learned'] else ''}"
-      for s in of
+      f"{s['test']['accuracy']:.0%}{'*' if s['learned'] else ''}" for s in of
     ]
     lines.append((name, *shown))
   learned = [sum(s["learned"] for s in row["tasks"].values()) for row in rows]

@@ -13,6 +13,7 @@ import numpy as np
 from absl.testing import absltest
 
 import sparse_jax as sj
+from sparse_jax import checkpoint
 from sparse_jax.model import edges as edges_lib
 from sparse_jax.model import fingerprint as fingerprint_lib
 from sparse_jax.tasks import logit_difference as logit_difference_lib
@@ -152,6 +153,42 @@ class QuickstartTest(absltest.TestCase):
     result = run_module("report", f"--circuits={circuit}", f"--out={page}")
     self.assertEqual(result.returncode, 0, result.stderr)
     self.assertIn("single_double_quote", page.read_text())
+
+  def test_the_tasks_are_measured_at_every_checkpoint(self):
+    out = self.directory / "learning.json"
+    task = "single_double_quote"
+    result = run_module(
+      *("learning", f"--workdir={self.workdir}", f"--tasks={task}"),
+      *("--natural=0", "--pairs=12", f"--out={out}"),
+    )
+    self.assertEqual(result.returncode, 0, result.stderr)
+    rows = json.loads(out.read_text())
+    self.assertEqual([row["step"] for row in rows], [6, 12])
+    self.assertEqual([row["tokens"] for row in rows], [6 * 128, 12 * 128])
+    # The last checkpoint is the model that was saved.
+    circuit = sj.Circuit.load(self.workdir / "circuits" / task)
+    full = circuit.metrics["full_model_test_loss"]
+    loss = rows[-1]["tasks"][task]["test"]["loss"]
+    self.assertAlmostEqual(loss, full, places=4)
+
+  def test_a_compact_export_is_the_rounded_model_with_its_own_means(self):
+    out = self.directory / "compact"
+    flags = f"--model={self.workdir / 'model'}", f"--out={out}", "--compact"
+    result = run_module("export", *flags)
+    self.assertEqual(result.returncode, 0, result.stderr)
+    self.assertTrue((out / "weights.npz").exists())
+    _, params = sj.load_model(self.workdir / "model")
+    _, rounded = sj.load_model(out)
+    for a, b in zip(
+      jax.tree.leaves(params), jax.tree.leaves(rounded), strict=True
+    ):
+      np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-7)
+      np.testing.assert_array_equal(b, np.float32(np.float16(b)))
+    before = checkpoint.load_means(self.workdir / "model")
+    after = checkpoint.load_means(out)
+    self.assertEqual(before.keys(), after.keys())
+    for name, mean in before.items():
+      np.testing.assert_allclose(after[name], mean, rtol=0.05, atol=0.02)
 
   def test_a_missing_circuit_is_one_line(self):
     result = run_module("report", "--circuits=/nowhere", "--out=x.html")
