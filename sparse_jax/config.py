@@ -254,6 +254,8 @@ class TrainConfig(_Checked):
   Attributes:
     steps: optimizer steps
     batch_size: windows a step, over all processes
+    accumulate: parts of a batch that are computed one after another: memory
+      for activations falls with it, the update stays the same
     learning_rate: peak, before the density factor
     warmup_fraction: share of the steps over which the rate rises from 0
     scale_rate_by_density: multiply the rate by `sqrt(final / current density)`
@@ -282,6 +284,7 @@ class TrainConfig(_Checked):
 
   steps: int = field(1500, AT_LEAST_1)
   batch_size: int = field(32, AT_LEAST_1)
+  accumulate: int = field(1, AT_LEAST_1)
   learning_rate: float = field(1.28e-2, POSITIVE)
   warmup_fraction: float = field(0.01, FRACTION)
   scale_rate_by_density: bool = True

@@ -30,13 +30,14 @@ from sparse_jax.model import loss as loss_lib
 from sparse_jax.model import means as means_lib
 from sparse_jax.training import checkpoints as checkpoints_lib
 from sparse_jax.training import (
+  memory,
   metric_log,
   rules,
   schedules,
   sharding,
   transforms,
 )
-from sparse_jax.utils import errors, files, progress, tables
+from sparse_jax.utils import errors, files, host, progress, tables
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -63,16 +64,18 @@ def train_step(
   state: TrainState,
   windows_BxW: jax.Array,
   noise: Callable[[jax.Array], transformer.Hook] | None = None,
+  num_parts: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One step of the recipe: pure, to be jitted by the caller.
 
   Windows are int `[B, L + 1]` tokens. Returns the new state, and scalars:
   `train_loss` before the update, in nats, and `grad_rms`, over all trained
   parameters, before normalising. `noise` gives the step's hook, if any.
+  Gradients are those of `num_parts` parts of the batch, one after another.
   """
   hook = noise(state.step) if noise else None
-  loss, grads = jax.value_and_grad(loss_lib.next_token_loss, argnums=1)(
-    model, state.params, windows_BxW, hook=hook
+  loss, grads = loss_and_gradients(
+    model, state.params, windows_BxW, hook, num_parts
   )
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   rule_of = rules.rule_tree(model.config, model.sparsity, grads)
@@ -82,6 +85,35 @@ def train_step(
     state.step + 1, optax.apply_updates(state.params, updates), opt_state
   )
   return state, metrics
+
+
+def loss_and_gradients(
+  model: transformer.Model,
+  params: transformer.Params,
+  windows_BxW: jax.Array,
+  hook: transformer.Hook | None = None,
+  num_parts: int = 1,
+) -> tuple[jax.Array, transformer.Params]:
+  """Returns the loss and its gradients, as means over equal parts of a batch.
+
+  A part's activations are gone before the next one's are there.
+  """
+  both = jax.value_and_grad(
+    lambda p, rows: loss_lib.next_token_loss(model, p, rows, hook=hook)
+  )
+  if num_parts == 1:
+    return both(params, windows_BxW)
+
+  def add(total, rows_RxW):
+    return jax.tree.map(jnp.add, total, both(params, rows_RxW)), None
+
+  # Every device's own windows are dealt to all parts, so that none moves.
+  parts_PxRxW = jnp.swapaxes(
+    windows_BxW.reshape(-1, num_parts, windows_BxW.shape[-1]), 0, 1
+  )
+  zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
+  total, _ = jax.lax.scan(add, zeros, parts_PxRxW)
+  return jax.tree.map(lambda x: x / num_parts, total)
 
 
 def _noise(train: config_lib.TrainConfig):
@@ -175,10 +207,13 @@ def _train(
   train = config.train
   process, num_processes = jax.process_index(), jax.process_count()
 
-  # ------------------------------- Mesh and state ---------------------------
+  # ------------------------------- Mesh, step and state ---------------------
   mesh = sharding.make_mesh(train.model_parallel)
-  if train.batch_size % mesh.shape["data"]:
-    need = f"a multiple of the {mesh.shape['data']} devices that split it"
+  size, num_parts = mesh.shape["data"], train.accumulate
+  if train.batch_size % (size * num_parts):
+    need = f"a multiple of the {size} devices that split it"
+    if num_parts > 1:
+      need += f" times train.accumulate={num_parts}"
     raise errors.bad_value("train.batch_size", train.batch_size, need)
   rng = jax.random.key(config.seed)
   shapes = jax.eval_shape(model.init, rng)
@@ -186,26 +221,35 @@ def _train(
   init = functools.partial(init_state, model, optimizer)
   state_shapes = jax.eval_shape(init, rng)
   shardings = sharding.tree_shardings(mesh, state_shapes)
+  place = lambda shape, where: shape.update(sharding=where)
+  state_shapes = jax.tree.map(place, state_shapes, shardings)
+  batch_sharding = sharding.batch_sharding(mesh)
+  replicated = sharding.replicated(mesh)
+  step_fn = jax.jit(
+    functools.partial(
+      train_step, model, optimizer, noise=_noise(train), num_parts=num_parts
+    ),
+    in_shardings=(shardings, batch_sharding),
+    out_shardings=(shardings, replicated),
+    donate_argnums=0,
+  )
+  window = train.batch_size, config.data.context_length + 1
+  batch_shape = jax.ShapeDtypeStruct(window, jnp.int32, sharding=batch_sharding)
+  step_fn = step_fn.lower(state_shapes, batch_shape).compile()
+  of_step = state_shapes.params, state_shapes.opt_state
+  if needed := memory.estimate(step_fn, *of_step):
+    needed.check_fits(host.free_memory())
   start = checkpoints.latest_step() or 0
   if start:
-    place = lambda shape, where: shape.update(sharding=where)
-    state = checkpoints.restore(jax.tree.map(place, state_shapes, shardings))
+    state = checkpoints.restore(state_shapes)
     message = f"resuming {workdir} from step {start} of {train.steps}"
   else:
     state = jax.jit(init, out_shardings=shardings)(rng)
     message = density_table(config, shapes)
   if process == 0:
-    print(message, flush=True)
+    print(message, *([needed.text] if needed else []), sep="\n", flush=True)
 
-  # ------------------------------- Programs and batches ---------------------
-  batch_sharding = sharding.batch_sharding(mesh)
-  replicated = sharding.replicated(mesh)
-  step_fn = jax.jit(
-    functools.partial(train_step, model, optimizer, noise=_noise(train)),
-    in_shardings=(shardings, batch_sharding),
-    out_shardings=(shardings, replicated),
-    donate_argnums=0,
-  )
+  # ------------------------------- Loss and batches -------------------------
   loss_fn = jax.jit(
     functools.partial(loss_lib.next_token_loss, model),
     in_shardings=(shardings.params, batch_sharding),
