@@ -37,6 +37,9 @@ _UNLEARNED = flags.DEFINE_bool(
 _FAITHFULNESS = flags.DEFINE_bool(
   "faithfulness", True, "Whether to measure faithfulness: minutes a circuit."
 )
+_CONTROLS = flags.DEFINE_bool(
+  "controls", True, "Whether that includes the controls: four more prunings."
+)
 cli.require("model", "workdir")
 
 
@@ -53,6 +56,7 @@ def main(overrides: list[str]) -> int | None:
     means=checkpoint.load_means(_MODEL.value),
     config=config,
     faithfulness=_FAITHFULNESS.value,
+    controls=_CONTROLS.value,
     # Only where the files are known that the model was not trained on.
     natural=trained is not None,
   )

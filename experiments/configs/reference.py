@@ -3,6 +3,8 @@
   python -m experiments.corpus --out=corpus
   python -m experiments.train --config=experiments/configs/reference.py \\
     --workdir=runs/reference
+  python -m experiments.prune --config=experiments/configs/reference.py \\
+    --model=reference --tasks=all --workdir=runs/atlas
 
 docs/reference.md holds how the shape was chosen, what it cost and what it does.
 Light noise on nodes teaches it not to break where a few unrelated ones are
@@ -33,5 +35,11 @@ def get_config() -> ml_collections.ConfigDict:
   c.train.checkpoint_every = 1000
   c.train.keep_every = 1000
   c.train.eval_every = 1000
-  c.prune.num_validation = 256
+  c.prune.steps = 250
+  c.prune.batch_size = 16
+  c.prune.k_coefs = (1e-3, 2e-3, 4e-3, 8e-3)
+  c.prune.num_runs = 4
+  c.prune.num_seeds = 0
+  c.prune.robust_k_coefs = (1e-4, 3e-4, 1e-3)
+  c.prune.num_robust_runs = 3
   return c
