@@ -5,8 +5,13 @@
 
 The same command again resumes and repeats nothing. Writes a circuit directory
 per task, circuits.csv, circuits.json, curves.png and a page, report.html.
+
+A released or a Hugging Face model comes without the means that closed nodes
+take: they are measured on the text of config.data, this machine's Python files
+by default, and kept in means.npz.
 """
 
+import dataclasses
 import pathlib
 
 from absl import flags
@@ -53,7 +58,7 @@ def main(overrides: list[str]) -> int | None:
   pipe = pipeline.Pipeline(
     model=model,
     params=params,
-    means=checkpoint.load_means(_MODEL.value),
+    means={},  # Found once there is something to prune.
     config=config,
     faithfulness=_FAITHFULNESS.value,
     controls=_CONTROLS.value,
@@ -71,6 +76,9 @@ def main(overrides: list[str]) -> int | None:
     print("no task is left; --unlearned prunes what is not learned, marked")
     return 1
   with files.exclusive(workdir):
+    whose = _MODEL.value, model, params
+    means = checkpoint.find_means(*whose, workdir / "means.npz", config)
+    pipe = dataclasses.replace(pipe, means=means)
     storage = _STORAGE.value or workdir / "search.journal"
     found = pipe.run(learned, workdir, storage)
     rows = [table_lib.row(*circuits) for circuits in found.values()]

@@ -119,7 +119,8 @@ def verify(directory: pathlib.Path) -> int:
     code = real_code.collect([task], config)
   options = faithfulness.FaithfulnessOptions(
     config.prune,
-    checkpoint.load_means(where),
+    # What prune measured lies beside the circuit, if the model had none.
+    checkpoint.find_means(where, model, params, directory.parent / "means.npz"),
     config.seed,
     natural,
     code,

@@ -4,7 +4,10 @@ Weights are an Orbax checkpoint, or compact (`model/compact.py`). "reference" in
 place of a directory is the shipped model.
 """
 
+import io
+import json
 import pathlib
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,13 +18,24 @@ import orbax.checkpoint as ocp
 from sparse_jax import config as config_lib
 from sparse_jax import reference, sites
 from sparse_jax.data import tokenizer as tokenizer_lib
+from sparse_jax.huggingface import models as huggingface_models
 from sparse_jax.model import compact, transformer
 from sparse_jax.model.fingerprint import fingerprint
 from sparse_jax.released import models as released_models
+from sparse_jax.tasks import means as tasks_means
 from sparse_jax.utils import errors, files, orbax_errors
 
 _FORMAT = "sparse_jax model 1"
 _MEANS = "means.npz"
+_MADE_FROM = "made_from"  # Which model and text, in means that were measured.
+_UNREADABLE = (
+  OSError,
+  EOFError,
+  KeyError,
+  TypeError,
+  ValueError,
+  zipfile.BadZipFile,
+)
 
 
 def save_model(
@@ -64,9 +78,10 @@ def save_model(
 def load_model(
   directory: files.PathLike,
 ) -> tuple[transformer.Model, transformer.Params]:
-  """Returns (model, params) of a model directory, ours or a released one.
+  """Returns (model, params) of a model directory.
 
-  "reference" is the shipped model.
+  It is ours, a released one, or a Hugging Face one of a family that
+  `huggingface.models` knows. "reference" is the shipped model.
 
   Raises InputError if it or its checkpoint is missing, truncated or of another
   model.
@@ -75,6 +90,8 @@ def load_model(
   _check_is_model(directory)
   if released_models.is_released(directory):
     return released_models.load_model(directory)
+  if huggingface_models.is_huggingface(directory):
+    return huggingface_models.load_model(directory)
   described = _read_config(directory)
   read = config_lib.from_dict
   model = transformer.Model(
@@ -95,6 +112,18 @@ def load_model(
   return model, params
 
 
+def is_foreign(directory: files.PathLike) -> bool:
+  """Returns whether a model directory is of another project's format."""
+  directory = reference.model_directory(directory)
+  return any(
+    is_theirs(directory)
+    for is_theirs in (
+      released_models.is_released,
+      huggingface_models.is_huggingface,
+    )
+  )
+
+
 def load_means(directory: files.PathLike) -> dict[str, np.ndarray]:
   """Returns the pretraining means of a model directory, by site."""
   path = reference.model_directory(directory) / _MEANS
@@ -108,6 +137,53 @@ def load_means(directory: files.PathLike) -> dict[str, np.ndarray]:
     ) from e
 
 
+def find_means(
+  directory: files.PathLike,
+  model: transformer.Model,
+  params: transformer.Params,
+  kept: files.PathLike,
+  config: config_lib.Config | None = None,
+) -> Mapping[str, np.ndarray]:
+  """Returns a model directory's means, measured if a foreign one has none.
+
+  That takes minutes, on the text of `config.data`; a file `kept` has them for
+  the next time. Without a config those of any text are taken from there, and
+  what has to be measured is not kept. Raises InputError for a directory of ours
+  without means, since its training text is not to be guessed.
+  """
+  stored = reference.model_directory(directory) / _MEANS
+  if stored.exists() or not is_foreign(directory):
+    return load_means(directory)
+  made_from = {"model_fingerprint": fingerprint(model, params)}
+  if config is not None:
+    made_from["data"] = config_lib.to_dict(config.data)
+    made_from["windows"] = config.prune.mean_batches * config.train.batch_size
+  if (means := _kept_means(kept, made_from)) is not None:
+    return means
+  tokenizer = load_tokenizer(directory)
+  measured = tasks_means.measured_means(
+    model, params, tokenizer, config or config_lib.Config()
+  )
+  means = jax.device_get(measured)
+  if config is not None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **means, **{_MADE_FROM: json.dumps(made_from)})
+    files.write_bytes(kept, buffer.getvalue())
+  return means
+
+
+def _kept_means(path: files.PathLike, made_from: Mapping[str, Any]):
+  """Returns the means kept in a file if it says that they are these."""
+  try:
+    with np.load(path, allow_pickle=False) as arrays:
+      theirs = json.loads(str(arrays[_MADE_FROM]))
+      if any(theirs[name] != value for name, value in made_from.items()):
+        return None
+      return {n: arrays[n] for n in arrays.files if n != _MADE_FROM}
+  except _UNREADABLE:
+    return None
+
+
 def has_tokenizer(directory: files.PathLike) -> bool:
   """Returns whether a model directory holds a tokenizer."""
   names = ("tokenizer.json", tokenizer_lib.RELEASED_FILES[0])
@@ -116,19 +192,22 @@ def has_tokenizer(directory: files.PathLike) -> bool:
 
 
 def load_tokenizer(directory: files.PathLike) -> tokenizer_lib.Tokenizer:
-  """Returns the tokenizer of a model directory, ours or a released one."""
+  """Returns the tokenizer of a model directory of any kind."""
   directory = reference.model_directory(directory)
   _check_is_model(directory)
   path = directory / "tokenizer.json"
   if released_models.is_released(directory) and not path.is_file():
     return tokenizer_lib.Tokenizer.load_released(directory)
+  if huggingface_models.is_huggingface(directory):
+    _, config = huggingface_models.read_config(directory)
+    return tokenizer_lib.Tokenizer.load(path, config.vocab_size)
   return tokenizer_lib.Tokenizer.load(path)
 
 
 def load_run(directory: files.PathLike) -> config_lib.Config | None:
   """Returns the configuration that trained a model, if it is known."""
   directory = reference.model_directory(directory)
-  if released_models.is_released(directory):
+  if is_foreign(directory):
     return None
   run = _read_config(directory).get("run")
   return config_lib.from_config_dict(run) if run else None
@@ -139,7 +218,11 @@ def _read_config(directory: pathlib.Path) -> dict[str, Any]:
   described = files.read_json(path, "the config.json of a model directory")
   found = described.get("format") if isinstance(described, dict) else None
   if found != _FORMAT:
-    raise errors.InputError(f"{path}: format={found!r}; need {_FORMAT!r}")
+    families = ", ".join(huggingface_models.FAMILIES)
+    raise errors.InputError(
+      f"{path}: format={found!r}; need {_FORMAT!r}, or a Hugging Face config of"
+      f" model_type {families}"
+    )
   for name in ("model", "sparsity", "fingerprint"):
     if name not in described:
       raise errors.InputError(

@@ -28,6 +28,8 @@ class Accepted(NamedTuple):
   holds: Callable[[Any], bool]
 
 
+NO_WINDOW = 2**30  # More keys than any input has.
+
 AT_LEAST_1 = Accepted("at least 1", lambda x: x >= 1)
 NOT_NEGATIVE = Accepted("0 or more", lambda x: x >= 0)
 DERIVED = Accepted("0 (derived) or more", lambda x: x >= 0)
@@ -47,6 +49,10 @@ COSTS = Accepted(
 )
 ALL_POSITIVE = Accepted("positive numbers", lambda xs: all(x > 0 for x in xs))
 SOME_SITES = Accepted("one or more sites", lambda names: len(names) > 0)
+WINDOWS = Accepted(
+  "whole numbers from 0 (no limit) to 2^30",
+  lambda xs: all(0 <= x <= NO_WINDOW for x in xs),
+)
 BELOW_1 = Accepted("from 0 to below 1", lambda x: 0 <= x < 1)
 DENSITY = Accepted("a number above 0 and at most 1", lambda x: 0 < x <= 1)
 
@@ -59,6 +65,16 @@ def one_of(*choices: str) -> Accepted:
 def field(default: Any, accepted: Accepted) -> Any:
   """Declares a field of a config that its type alone does not check."""
   return dataclasses.field(default=default, metadata={"accepted": accepted})
+
+
+def option(default: Any, accepted: Accepted | None = None) -> Any:
+  """Declares a field that older files lack, where its default is meant.
+
+  A model's fingerprint leaves it out where it has its default, so that older
+  fingerprints stand.
+  """
+  metadata = {"accepted": accepted, "is_option": True}
+  return dataclasses.field(default=default, metadata=metadata)
 
 
 @typing.dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -133,12 +149,25 @@ class ModelConfig(_Checked):
       `data.context_length`
     positions: "learned", added to the token embedding; "concatenated", learned,
       `d_position` wide, joined to the input of c_attn and c_fc behind norms of
-      their own; "sinusoidal", the same with fixed sinusoids
+      their own; "sinusoidal", the same with fixed sinusoids; "rotary" turns
+      queries and keys by where they are
     d_position: width of concatenated positions
+    rotary_share: share of each head that rotary positions turn, its first
+      channels
+    rotary_base: the slowest pair of channels turns by about 1 / rotary_base
+      radians a position, the fastest by 1
     norm: RMSNorm or LayerNorm
     norm_bias: whether a LayerNorm has a bias
-    activation: of the MLP; gelu is the exact one
+    norm_eps: what a LayerNorm adds to the variance
+    activation: of the MLP; gelu is the exact one, gelu_tanh GPT-2's
     bias: whether the four block matrices have biases
+    attention_bias: which of attention's two matrices have them where bias is
+      set: "all", only the "output" one, or "none"
+    scale_scores: whether scores are divided by the root of d_head
+    windows: by layer, how many keys a query sees, its own the last; 0 is all;
+      empty is all everywhere
+    parallel: whether a layer's MLP reads what its attention reads, not what
+      that has written
     tied: whether embedding and unembedding share weights
     sink: whether each head's softmax has a learnable sink
     bigram: a row of logits for the current token
@@ -152,13 +181,20 @@ class ModelConfig(_Checked):
   vocab_size: int = field(0, DERIVED)
   context_length: int = field(0, DERIVED)
   positions: str = field(
-    "none", one_of("none", "learned", "concatenated", "sinusoidal")
+    "none", one_of("none", "learned", "concatenated", "sinusoidal", "rotary")
   )
   d_position: int = field(32, AT_LEAST_1)
+  rotary_share: float = option(1.0, DENSITY)
+  rotary_base: float = option(10000.0, POSITIVE)
   norm: str = field("rms", one_of("rms", "layer"))
   norm_bias: bool = True
-  activation: str = field("gelu", one_of("gelu", "relu"))
+  norm_eps: float = option(1e-5, POSITIVE)
+  activation: str = field("gelu", one_of("gelu", "gelu_tanh", "relu"))
   bias: bool = True
+  attention_bias: str = option("all", one_of("all", "output", "none"))
+  scale_scores: bool = option(True)
+  windows: tuple[int, ...] = option((), WINDOWS)
+  parallel: bool = option(False)
   tied: bool = False
   sink: bool = True
   bigram: str = field("learned", one_of("learned", "fixed", "none"))
@@ -169,10 +205,31 @@ class ModelConfig(_Checked):
     if self.d_model % self.d_head:
       need = f"a multiple of model.d_head={self.d_head}"
       raise errors.bad_value("model.d_model", self.d_model, need)
+    if self.positions == "rotary" and (
+      self.rotary_width < 2 or self.rotary_width % 2
+    ):
+      need = (
+        f"an even number of model.d_head={self.d_head} channels, at least 2"
+      )
+      raise errors.bad_value("model.rotary_share", self.rotary_share, need)
+    if len(self.windows) not in (0, self.n_layer):
+      need = f"none, or one for each of model.n_layer={self.n_layer} layers"
+      raise errors.bad_value("model.windows", self.windows, need)
 
   @property
   def n_head(self) -> int:
     return self.d_model // self.d_head
+
+  @property
+  def rotary_width(self) -> int:
+    """How many channels of a head rotary positions turn."""
+    return int(self.d_head * self.rotary_share)
+
+  @property
+  def set_options(self) -> dict[str, Any]:
+    """The options that are not at their default, by name."""
+    values = {name: getattr(self, name) for name in OPTIONS}
+    return {n: value for n, value in values.items() if value != OPTIONS[n]}
 
   @property
   def concatenates_positions(self) -> bool:
@@ -187,6 +244,14 @@ class ModelConfig(_Checked):
       "d_attn": self.d_model,
       "d_mlp": self.d_mlp or 4 * self.d_model,
     }[sites.SITES[site].width]
+
+
+# Every `option` of a model, and its default.
+OPTIONS: Mapping[str, Any] = {
+  f.name: f.default
+  for f in dataclasses.fields(ModelConfig)
+  if f.metadata.get("is_option")
+}
 
 
 @_group
@@ -583,9 +648,12 @@ def first_difference(
 ) -> tuple[str, Any, Any] | None:
   """Returns (field, their value, mine) of the first field that differs.
 
-  A field that theirs lacks counts as None; one that mine lacks is not compared.
+  A field that theirs lacks counts as None, an option as its default; one that
+  mine lacks is not compared.
   """
   theirs = dict(_flat(theirs)) if isinstance(theirs, Mapping) else {}
+  defaults = {f"model.{n}": value for n, value in OPTIONS.items()}
+  theirs = json.loads(json.dumps(defaults)) | theirs
   for name, value in _flat(mine):
     if theirs.get(name) != value:
       return name, theirs.get(name), value

@@ -91,6 +91,7 @@ C_ATTN = "layers/attn/c_attn/kernel"
 ATTN_C_PROJ = "layers/attn/c_proj/kernel"
 C_FC = "layers/mlp/c_fc/kernel"
 MLP_C_PROJ = "layers/mlp/c_proj/kernel"
+ATTN_NORM, MLP_NORM, LAST_NORM = "layers/ln_1", "layers/ln_2", "ln_f"
 SINK = "layers/attn/sink"
 LOGIT_BIAS = "logit_bias"
 

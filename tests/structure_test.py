@@ -18,6 +18,7 @@ ORDER = (
   "training",
   "explain",
   "checkpoint",
+  "huggingface",
   "released",
   "reference",
   "circuit",

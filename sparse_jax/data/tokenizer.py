@@ -110,17 +110,31 @@ class Tokenizer:
     return cls(inner)
 
   @classmethod
-  def load(cls, path: str | os.PathLike) -> "Tokenizer":
-    """Reads a `tokenizer.json`; raises InputError if there is none."""
+  def load(
+    cls, path: str | os.PathLike, num_ids: int | None = None
+  ) -> "Tokenizer":
+    """Reads a `tokenizer.json`; raises InputError if there is none.
+
+    `num_ids` is how many tokens its model has, which may be more: the others
+    stand for `<|unused ID|>` and never occur. Raises InputError if it is fewer.
+    """
     text = files.read_text(path, "a tokenizer.json")
     try:
-      return cls(tokenizers.Tokenizer.from_str(text))
+      found = cls(tokenizers.Tokenizer.from_str(text))
     # The library raises bare Exception for any fault of the file.
     except Exception as e:
       raise errors.InputError(
         f"{path} is not accepted ({e}); need a Hugging Face `tokenizers` file"
         f" with a token {END_OF_TEXT}"
       ) from e
+    size = found.vocab_size
+    if num_ids is not None and size > num_ids:
+      raise errors.InputError(
+        f"{path} has {size} tokens; need at most the model's {num_ids}"
+      )
+    unused = range(size, num_ids or size)
+    found._bytes += [f"<|unused {i}|>".encode() for i in unused]
+    return found
 
   @classmethod
   def load_released(cls, directory: str | os.PathLike) -> "Tokenizer":

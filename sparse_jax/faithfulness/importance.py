@@ -70,11 +70,10 @@ def _without_edges(context) -> np.ndarray:
   for start in range(0, len(edges), _EDGES_PER_CALL):
     part = edges[start : start + _EDGES_PER_CALL]
     edge_masks = {
-      path: np.ones((len(part), *shape), np.float32)
-      for path, shape in shapes.items()
+      path: np.ones((len(part), *shape), bool) for path, shape in shapes.items()
     }
     for i, edge in enumerate(part):
       path, *entry = edges_lib.entry(edge, evaluator.params)
-      edge_masks[path][(i, *entry)] = 0
+      edge_masks[path][(i, *entry)] = False
     diffs.append(evaluator.logit_differences(context.mask, edge_masks))
   return np.concatenate(diffs)

@@ -191,8 +191,8 @@ def frozen_norms(context: context_lib.Context) -> dict[str, Any] | None:
   Ablation changes norms, which then rescale what is left; a circuit that needs
   this works by another way. None for norms that are not RMS norms.
   """
-  config = context.evaluator.model.config
-  if config.norm != "rms" or config.concatenates_positions:
+  c = context.evaluator.model.config
+  if c.norm != "rms" or c.concatenates_positions or c.parallel:
     return None
   frozen = dataclasses.replace(context.evaluator, freeze_norms=True)
   diff_S = context.calibrated(frozen.logit_difference(context.mask))

@@ -22,12 +22,13 @@ _LEAST_QUERIES, _MOST_BLOCKS = 64, 4
 
 
 def attend(
-  q_BxLxHxK, k_BxMxHxK, v_BxMxHxK, sink_H=None, position_BxL=None
+  q_BxLxHxK, k_BxMxHxK, v_BxMxHxK, sink_H=None, position_BxL=None, window=None
 ) -> jax.Array:
   """Causal attention with an optional sink, float32 `[B, L, H, K]`.
 
-  A query sees the keys up to its own position: `position_BxL`, or its index.
-  The sink's logits are float32; None is no sink.
+  A query sees the keys up to its own position: `position_BxL`, or its index;
+  with a window, an int or an array of no axes, only so many. The sink's logits
+  are float32; None is no sink.
   """
   # Heads first: one batched product of contiguous matrices.
   q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BxLxHxK, k_BxMxHxK, v_BxMxHxK))
@@ -36,12 +37,18 @@ def attend(
     sink_H = jnp.full(H, -jnp.inf)
   sink_H = sink_H.astype(jnp.float32)
   if position_BxL is not None:
-    visible_Bx1xLxM = jnp.arange(M) <= position_BxL[:, None, :, None]
+    age_Bx1xLxM = position_BxL[:, None, :, None] - jnp.arange(M)
+    visible_Bx1xLxM = age_Bx1xLxM >= 0
+    if window is not None:
+      visible_Bx1xLxM &= age_Bx1xLxM < window
     y_BxHxLxK = _attend(q, k, v, sink_H, visible_Bx1xLxM)
   else:
     blocks = []
     for start, stop in _blocks(L):
       visible = jnp.tri(stop - start, stop, start, dtype=bool)[None, None]
+      if window is not None:
+        age_LxM = jnp.arange(start, stop)[:, None] - jnp.arange(stop)
+        visible &= age_LxM < window
       parts = q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop]
       blocks.append(_attend(*parts, sink_H, visible))
     y_BxHxLxK = jnp.concatenate(blocks, 2)
@@ -54,6 +61,7 @@ def fused_attend(
   v_BxLxHxK,
   sink_H=None,
   position_BxL=None,
+  window=None,
   *,
   implementation: str = "cudnn",
 ) -> jax.Array:
@@ -63,11 +71,11 @@ def fused_attend(
   the sink is a key of its own at position 0, where every query sees it: zero in
   all channels but two that no other key uses. Two, since a bfloat16 alone holds
   a logit to 1 part in 256: the second holds what the first leaves over. cuDNN
-  wants bfloat16 and K of `FUSED_WIDTHS`. Queries elsewhere than at the keys are
-  left to `attend`.
+  wants bfloat16 and K of `FUSED_WIDTHS`. Queries elsewhere than at the keys and
+  windows are left to `attend`.
   """
-  if position_BxL is not None:
-    return attend(q_BxLxHxK, k_BxLxHxK, v_BxLxHxK, sink_H, position_BxL)
+  if position_BxL is not None or window is not None:
+    return attend(q_BxLxHxK, k_BxLxHxK, v_BxLxHxK, sink_H, position_BxL, window)
   length, num_heads, width = q_BxLxHxK.shape[1:]
   if sink_H is None:
     sink_H = jnp.full(num_heads, _NO_SINK)

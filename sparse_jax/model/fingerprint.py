@@ -13,8 +13,10 @@ from sparse_jax.model import transformer
 
 def fingerprint(model: transformer.Model, params: transformer.Params) -> str:
   """Returns a hash of the shape, the activation sparsity and all weights."""
+  unset = config_lib.OPTIONS.keys() - model.config.set_options
+  fields = config_lib.to_dict(model.config)
   behaviour = {
-    "model": config_lib.to_dict(model.config),
+    "model": {k: v for k, v in fields.items() if k not in unset},
     "activation_fraction": model.sparsity.activation_fraction,
     "activation_sites": model.sparsity.activation_sites,
   }

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from sparse_jax import sites as site_lib
-from sparse_jax.model import attention, transformer
+from sparse_jax.model import attention, heads, transformer
+from sparse_jax.utils import errors
 
 SiteArrays = Mapping[str, jax.Array]  # Per site `[layers, width]`.
 
@@ -181,29 +182,29 @@ def attention_patterns(
   A row over the last axis sums to 1, less what the sink takes.
 
   Args:
-    model: gives the heads their width.
+    model: gives the heads their shape and their positions.
     params: for the sinks.
     acts: `record`ed `attn.q` and `attn.k` of every layer, all positions.
   """
   config = model.config
   sinks = params["layers"]["attn"].get("sink")
-  heads = lambda x: x.reshape(*x.shape[:-1], config.n_head, config.d_head)
+  windows = heads.windows(config)
   batch, length = acts[site_lib.site_id("attn.q", 0)].shape[:2]
   # Values that name their own position make attention return its pattern.
   own = jnp.broadcast_to(
     jnp.eye(length)[:, None], (batch, length, config.n_head, length)
   )
-  return jnp.stack(
-    [
-      attention.attend(
-        heads(acts[site_lib.site_id("attn.q", layer)]),
-        heads(acts[site_lib.site_id("attn.k", layer)]),
-        own,
-        None if sinks is None else sinks[layer],
-      )
-      for layer in range(config.n_layer)
-    ]
-  )
+
+  def pattern(layer):
+    q, k = (acts[site_lib.site_id(f"attn.{n}", layer)] for n in "qk")
+    return attention.attend(
+      *heads.queries_and_keys(config, q, k),
+      own,
+      None if sinks is None else sinks[layer],
+      window=None if windows is None else windows[layer],
+    )
+
+  return jnp.stack([pattern(layer) for layer in range(config.n_layer)])
 
 
 def attention_sites(n_layer: int) -> list[str]:
@@ -236,10 +237,16 @@ def circuit_hook(
     means: ablation values, per site `[layers, width]`.
     freeze_norms: whether norms keep the scales that they have in the whole
       model, which then runs first.
+
+  Raises:
+    InputError: if norms are frozen in a model with a parallel residual.
   """
   hook = gate(gates, means)
   if not freeze_norms:
     return hook
+  if model.config.parallel:
+    need = "false for models with a parallel residual"
+    raise errors.bad_value("prune.freeze_norms", True, need)
   full: dict[str, jax.Array] = {}
   model.residual(params, tokens, record(full), positions_B)
   return compose(freeze_norms_at(full), hook)

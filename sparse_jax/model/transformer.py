@@ -3,7 +3,8 @@
 Attention: norm, AbsTopK, c_attn, AbsTopK on q, k and v, attention with sink,
 c_proj, AbsTopK, add. MLP: norm, AbsTopK, c_fc, GELU, AbsTopK, c_proj, AbsTopK,
 add. At every site, after its AbsTopK, the forward pass calls
-`hook(site, layer, x)` and goes on with what comes back.
+`hook(site, layer, x)` and goes on with what comes back. Options of ModelConfig
+change single steps of this.
 
 Axes: B batch, L query position, M key position, D residual, H head, K head
 width, F hidden neuron, P position embedding, V vocabulary.
@@ -22,15 +23,14 @@ from flax import linen as nn
 
 from sparse_jax import config as config_lib
 from sparse_jax import sites
+from sparse_jax.model import heads, top_k
 from sparse_jax.model import kernels as kernels_lib
-from sparse_jax.model import top_k
 from sparse_jax.utils import errors
 
 Params = Any
 Hook = Callable[[str, int | None, jax.Array], jax.Array]
 
 RMS_EPS = float(np.finfo(np.float32).eps)  # PyTorch's default, as released.
-_LAYER_NORM_EPS = 1e-5
 _INIT_SCALE = 0.02
 
 
@@ -63,17 +63,17 @@ def _declare(c: config_lib.ModelConfig) -> dict[str, Any]:
       p["bias"] = init.zeros, shape
     return p
 
-  def linear(d_in, d_out, kernel_init=random):
+  def linear(d_in, d_out, kernel_init=random, bias=True):
     p = {"kernel": (kernel_init, (c.n_layer, d_in, d_out))}
-    if c.bias:
+    if c.bias and bias:
       p["bias"] = init.zeros, (c.n_layer, d_out)
     return p
 
   layers = {
     "ln_1": norm(c.n_layer, d),
     "attn": {
-      "c_attn": linear(d_in, 3 * d),
-      "c_proj": linear(d, d, to_residual),
+      "c_attn": linear(d_in, 3 * d, bias=c.attention_bias == "all"),
+      "c_proj": linear(d, d, to_residual, bias=c.attention_bias != "none"),
     },
     "ln_2": norm(c.n_layer, d),
     "mlp": {
@@ -183,16 +183,19 @@ class Model:
       position_LxP = params["wpe"]["embedding"][:length]
     layers = jax.tree.map(lambda x: x.astype(self.dtype), params["layers"])
     block = functools.partial(self._block, position_LxP=position_LxP)
+    windows = heads.windows(config)
     if hook is None and positions_B is None:
-      step = lambda x, p: (block(p, x, _no_hook, None), None)
+      step = lambda x, p: (block(p[0], x, _no_hook, None, window=p[1]), None)
       # Rolled, CPU is a third slower; unrolled, compile time grows with depth.
       unroll = config.n_layer if jax.default_backend() == "cpu" else 1
-      return jax.lax.scan(step, x_BxLxD, layers, unroll=unroll)[0]
+      return jax.lax.scan(step, x_BxLxD, (layers, windows), unroll=unroll)[0]
     hook = _checked(hook) if hook else _no_hook
     for layer in range(config.n_layer):
       p = jax.tree.map(lambda leaf, i=layer: leaf[i], layers)
       wanted_B = positions_B if layer == config.n_layer - 1 else None
-      x_BxLxD = block(p, x_BxLxD, hook, layer, wanted_B=wanted_B)
+      window = None if windows is None else windows[layer]
+      at = {"wanted_B": wanted_B, "window": window}
+      x_BxLxD = block(p, x_BxLxD, hook, layer, **at)
     return hook("final_resid", None, x_BxLxD)
 
   def unembed(
@@ -220,17 +223,22 @@ class Model:
       rows = lambda: bigram_VxV[tokens[..., None], candidates]
     return logits if bigram_VxV is None else logits + rows()
 
-  def _block(self, p, x_BxLxD, hook, layer, *, position_LxP, wanted_B=None):
+  def _block(
+    self, p, x_BxLxD, hook, layer, *, position_LxP, wanted_B=None, window=None
+  ):
     x_BxLxD = hook("resid_in", layer, x_BxLxD)
     h_BxLxI = self._sublayer_input(p, "1", x_BxLxD, position_LxP)
-    delta_BxLxD = self._attention(p["attn"], h_BxLxI, hook, layer, wanted_B)
+    at = wanted_B, window
+    delta_BxLxD = self._attention(p["attn"], h_BxLxI, hook, layer, *at)
     if wanted_B is not None:
       x_BxLxD = _only(x_BxLxD, wanted_B)
       if position_LxP is not None:
         position_LxP = position_LxP[wanted_B][:, None]
-    x_BxLxD += delta_BxLxD
+    before_BxLxD = x_BxLxD
+    x_BxLxD = before_BxLxD + delta_BxLxD
     x_BxLxD = hook("resid_mid", layer, self._leave("resid_mid", x_BxLxD))
-    h_BxLxI = self._sublayer_input(p, "2", x_BxLxD, position_LxP)
+    read_BxLxD = before_BxLxD if self.config.parallel else x_BxLxD
+    h_BxLxI = self._sublayer_input(p, "2", read_BxLxD, position_LxP)
     x_BxLxD += self._mlp(p["mlp"], h_BxLxI, hook, layer)
     return self._leave("resid_in", x_BxLxD)
 
@@ -243,7 +251,7 @@ class Model:
     shape = (*h_BxLxD.shape[:2], position_LxP.shape[-1])
     return jnp.concatenate([h_BxLxD, jnp.broadcast_to(position_LxP, shape)], -1)
 
-  def _attention(self, p, h_BxLxI, hook, layer, wanted_B=None):
+  def _attention(self, p, h_BxLxI, hook, layer, wanted_B, window):
     c = self.config
     h_BxLxI = self._site("attn.act_in", h_BxLxI, hook, layer)
     if wanted_B is None:
@@ -256,10 +264,13 @@ class Model:
       self._site(f"attn.{name}", x_BxLxD, hook, layer)
       for name, x_BxLxD in zip("qkv", qkv, strict=True)
     )
-    split = lambda x: x.reshape(*x.shape[:-1], c.n_head, c.d_head)
     query_at = None if wanted_B is None else wanted_B[:, None]
     y_BxLxHxK = self.kernels.attend(
-      split(q), split(k), split(v), p.get("sink"), query_at
+      *heads.queries_and_keys(c, q, k, query_at),
+      heads.split(c, v),
+      p.get("sink"),
+      query_at,
+      window,
     )
     y_BxLxD = y_BxLxHxK.reshape(q.shape).astype(self.dtype)
     y_BxLxD = self._site("attn.y", y_BxLxD, hook, layer)
@@ -272,7 +283,8 @@ class Model:
     if self.config.activation == "relu":
       h_BxLxF = jax.nn.relu(h_BxLxF)
     else:
-      h_BxLxF = jax.nn.gelu(h_BxLxF, approximate=False)
+      is_tanh = self.config.activation == "gelu_tanh"
+      h_BxLxF = jax.nn.gelu(h_BxLxF, approximate=is_tanh)
     h_BxLxF = self._site("mlp.post_act", h_BxLxF, hook, layer)
     out_BxLxD = _linear(p["c_proj"], h_BxLxF)
     return self._site("mlp.resid_delta", out_BxLxD, hook, layer)
@@ -291,7 +303,7 @@ class Model:
     else:
       x -= jnp.mean(x, -1, keepdims=True)
       variance = jnp.mean(jnp.square(x), -1, keepdims=True)
-      x *= jax.lax.rsqrt(variance + _LAYER_NORM_EPS)
+      x *= jax.lax.rsqrt(variance + self.config.norm_eps)
     x = x * p["scale"]
     return (x + p["bias"] if "bias" in p else x).astype(self.dtype)
 

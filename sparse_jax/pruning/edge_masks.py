@@ -119,19 +119,22 @@ def _train_step(
 def _threshold(target, candidate, kept, state):
   tau, opt_state = state
   moments = optax.tree.get(opt_state, "mu")
-  flat = lambda tree: np.concatenate([np.ravel(tree[p]) for p in kept])
-  is_edge = flat(kept)
-  order = np.lexsort((flat(moments), -flat(tau)))
-  order = order[is_edge[order]]
+  # Of the edges alone: a large model has a hundred weights to each.
+  of_edges = lambda tree: np.concatenate(
+    [np.asarray(tree[path])[keep] for path, keep in kept.items()]
+  )
+  order = np.lexsort((of_edges(moments), -of_edges(tau)))
   if not len(order):
     return kept
+  is_edge = np.concatenate([np.ravel(keep) for keep in kept.values()])
   shapes = {path: keep.shape for path, keep in kept.items()}
   tried: dict[int, float] = {}
 
   def keep_first(counts):
-    first = masks_lib.first_of_order(order, counts, len(is_edge))
     # Weights that are no edges stay: closed sources carry their means anyway.
-    return masks_lib.unflatten(shapes, first | ~is_edge)
+    masks = np.ones((len(counts), len(is_edge)), bool)
+    masks[:, is_edge] = masks_lib.first_of_order(order, counts, len(order))
+    return masks_lib.unflatten(shapes, masks)
 
   def shares_of(counts):
     reached = target.measure(candidate.node_mask, keep_first(counts))

@@ -267,6 +267,7 @@ def _on_a_path(evaluator, node_mask, order) -> np.ndarray:
     node_mask,
     evaluator.model.config.d_head,
     np.stack([sequences.correct, sequences.incorrect]),
+    evaluator.model.config.parallel,
   )
   return order[masks.flatten(connected)[order]]
 

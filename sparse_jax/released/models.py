@@ -7,7 +7,6 @@ parameter, PyTorch's `[out, in]` becomes `[in, out]`. Source of names, defaults
 and meanings: `inference/gpt.py` of openai/circuit_sparsity.
 """
 
-import math
 import pathlib
 import types
 from collections.abc import Callable, Mapping
@@ -25,7 +24,7 @@ from sparse_jax import sites
 from sparse_jax.data import tokenizer as tokenizer_lib
 from sparse_jax.model import transformer
 from sparse_jax.released import torch_file
-from sparse_jax.utils import errors, files
+from sparse_jax.utils import errors, files, host
 
 CONFIG = "beeg_config.json"
 PYTORCH_WEIGHTS = "final_model.pt"
@@ -89,6 +88,7 @@ _TYPE_NAMES = {
 }
 _LOCTYPES = [s.top_k for s in sites.SITES.values() if s.top_k]
 _DTYPES = ("float32", "float16", "bfloat16")
+_ACTIVATIONS = ("gelu", "relu")
 
 
 def is_released(directory: files.PathLike) -> bool:
@@ -149,7 +149,7 @@ def read_config(
     refuse("learnable_bigram_table", "false, or enable_bigram_table=true")
   if f.residual_activation_type not in ("identity", "relu"):
     refuse("residual_activation_type", "'identity' or 'relu'")
-  if f.activation_type not in ("gelu", "relu"):
+  if f.activation_type not in _ACTIVATIONS:
     refuse("activation_type", "'gelu' or 'relu'")
   if f.afrac is not None and not 0 < f.afrac <= 1:
     refuse("afrac", "null or a number above 0 and at most 1")
@@ -229,6 +229,21 @@ def config_fields(
   }
 
 
+def _check_format(config: config_lib.ModelConfig) -> None:
+  """Raises InputError for a model that the released code cannot compute."""
+  for name in config.set_options:
+    if name != "norm_eps" or config.norm == "layer":
+      found, need = getattr(config, name), config_lib.OPTIONS[name]
+      need = f"{need!r}: the released format has no such option"
+      raise errors.bad_value(f"model.{name}", found, need)
+  if config.positions == "rotary":
+    need = "no rotary positions: the released format has none"
+    raise errors.bad_value("model.positions", config.positions, need)
+  if config.activation not in _ACTIVATIONS:
+    need = f"{' or '.join(_ACTIVATIONS)}, which the released format has"
+    raise errors.bad_value("model.activation", config.activation, need)
+
+
 _WTE = "transformer.wte.weight"
 _WPE = "transformer.wpe.weight"
 _LM_HEAD = "lm_head.weight"
@@ -279,7 +294,7 @@ def load_model(
   model = transformer.Model(*read_config(directory))
   weights = _open_weights(directory)
   shapes = jax.eval_shape(model.init, jax.random.key(0))
-  params = jax.tree.map(lambda s: _aligned_empty(s.shape), shapes)
+  params = jax.tree.map(lambda s: host.aligned_empty(s.shape), shapes)
   views = _views(params)
   _check_names(weights, set(views), model.config)
   total = transformer.num_parameters(shapes)
@@ -365,15 +380,6 @@ def _check_names(
     )
 
 
-def _aligned_empty(shape: tuple[int, ...]) -> np.ndarray:
-  """Returns a float32 array that `jax.device_put` takes over without a copy."""
-  alignment = 64  # Bytes; what XLA's CPU backend asks of a borrowed buffer.
-  size = 4 * math.prod(shape)
-  raw = np.empty(size + alignment, np.uint8)
-  start = -raw.ctypes.data % alignment
-  return raw[start : start + size].view(np.float32).reshape(shape)
-
-
 def state_dict(
   model: transformer.Model, params: transformer.Params
 ) -> dict[str, np.ndarray]:
@@ -404,8 +410,10 @@ def save_model(
   The authors' class and other readers of their format load the result;
   `load_model` gives the same logits. The directory is new, empty or an earlier
   export, which is replaced when the new one is whole. A tokenizer is written as
-  `tokenizer.json`; `kept` is as in `config_fields`.
+  `tokenizer.json`; `kept` is as in `config_fields`. Raises InputError for a
+  model with options that the format does not have.
   """
+  _check_format(model.config)
   with files.replace_directory(directory, SAFETENSORS_WEIGHTS) as new:
     path = new / SAFETENSORS_WEIGHTS
     tensors = state_dict(model, params)

@@ -22,6 +22,8 @@ from sparse_jax.tasks.sequences import Sequences
 
 # One program serves any number of masks, so many a call.
 MASKS_PER_CALL = 8
+# Entries of a call's edge masks; a large model's go one mask a call.
+_MOST_EDGE_ENTRIES = 1 << 27
 
 
 @functools.partial(
@@ -92,10 +94,13 @@ class MaskEvaluator:
       for name, gate in masks.items()
     }
     parts = [np.zeros((0, len(self.sequences.positions)), np.float32)]
-    for start in range(0, total, MASKS_PER_CALL):
+    entries = sum(int(np.prod(np.shape(m)[1:])) for m in edge_masks.values())
+    fit = _MOST_EDGE_ENTRIES // max(1, entries)
+    per_call = min(MASKS_PER_CALL, max(1, fit))
+    for start in range(0, total, per_call):
       # A short call repeats its rows.
-      rows = np.arange(start, min(total, start + MASKS_PER_CALL))
-      rows = np.resize(rows, MASKS_PER_CALL)
+      rows = np.arange(start, min(total, start + per_call))
+      rows = np.resize(rows, per_call)
       pick = lambda x: np.asarray(x)[rows]
       picked = jax.tree.map(pick, (masks, dict(edge_masks)))
       parts.append(self._run(*picked))

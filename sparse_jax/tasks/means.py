@@ -1,4 +1,4 @@
-"""Ablation values: what closed nodes take."""
+"""Ablation values: what closed nodes take, and means where none are stored."""
 
 import functools
 
@@ -6,11 +6,51 @@ import jax
 import jax.numpy as jnp
 
 from sparse_jax import config as config_lib
+from sparse_jax.data import sample
+from sparse_jax.data import tokenizer as tokenizer_lib
 from sparse_jax.model import hooks, means, transformer
 from sparse_jax.tasks.sequences import Sequences
+from sparse_jax.utils import progress as progress_lib
 
 # Every activation of so many prompts is held at once.
 _SEQUENCES_AT_ONCE = 32
+_WINDOWS_AT_ONCE = 8
+
+
+def measured_means(
+  model: transformer.Model,
+  params: transformer.Params,
+  tokenizer: tokenizer_lib.Tokenizer,
+  config: config_lib.Config,
+  progress: bool = True,
+) -> dict[str, jax.Array]:
+  """Returns every node site's mean over text of `config.data.source`.
+
+  For models that come without pretraining means. As many windows as training
+  takes for them, `[layers, width]` a site; none is longer than the model reads.
+  """
+  length = config.data.context_length
+  if model.config.positions != "none":
+    length = min(length, model.config.context_length)
+  num_batches = -(
+    -config.prune.mean_batches * config.train.batch_size // _WINDOWS_AT_ONCE
+  )
+  windows = sample.first_windows(
+    config.data,
+    tokenizer,
+    context_length=length,
+    count=num_batches * _WINDOWS_AT_ONCE,
+    progress=progress,
+  )
+
+  def batches():
+    with progress_lib.progress_bar(num_batches, 0, "means of the nodes") as bar:
+      bar.disable = not progress
+      for batch in windows.reshape(num_batches, _WINDOWS_AT_ONCE, length):
+        yield batch
+        bar.update()
+
+  return means.mean_activations(model, params, batches())
 
 
 @functools.partial(jax.jit, static_argnames="model")

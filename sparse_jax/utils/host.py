@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import importlib.metadata
+import math
 import os
 import pathlib
 import platform
@@ -12,6 +13,7 @@ import sys
 from typing import Any
 
 import jax
+import numpy as np
 
 # Options of glibc's mallopt (malloc.h) and their values.
 _MALLOPT = (
@@ -35,6 +37,15 @@ def keep_freed_memory() -> bool:
   except (OSError, AttributeError):
     return False
   return all(mallopt(option, value) == 1 for option, value in _MALLOPT)
+
+
+def aligned_empty(shape: tuple[int, ...]) -> np.ndarray:
+  """Returns a float32 array that `jax.device_put` takes over without a copy."""
+  alignment = 64  # Bytes; what XLA's CPU backend asks of a borrowed buffer.
+  size = 4 * math.prod(shape)
+  raw = np.empty(size + alignment, np.uint8)
+  start = -raw.ctypes.data % alignment
+  return raw[start : start + size].view(np.float32).reshape(shape)
 
 
 def cache_compilations() -> None:

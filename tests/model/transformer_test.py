@@ -26,6 +26,10 @@ VARIANTS = (
   ("concatenated", {"positions": "concatenated", "d_position": 6}),
   ("sinusoidal", {"positions": "sinusoidal", "d_position": 6}),
   ("relu_residual", {"residual_activation": "relu"}),
+  ("rotary", {"positions": "rotary", "rotary_share": 0.5}),
+  ("parallel", {"parallel": True, "norm": "layer", "norm_eps": 1e-3}),
+  ("windows", {"windows": (0, 3), "scale_scores": False}),
+  ("output_bias", {"attention_bias": "output", "activation": "gelu_tanh"}),
 )
 
 

@@ -22,8 +22,8 @@ def empty():
   return params, masks
 
 
-def found(params, masks, answers=(1, 2)):
-  on = connectivity.on_a_path(params, masks, 4, np.array(answers))
+def found(params, masks, answers=(1, 2), parallel=False):
+  on = connectivity.on_a_path(params, masks, 4, np.array(answers), parallel)
   return {
     (name, int(row), int(index))
     for name, mask in on.items()
@@ -80,6 +80,28 @@ class PathsTest(absltest.TestCase):
     self.assertLen(found(params, masks), 6)
     fc[:], proj[:] = fc[::-1].copy(), proj[::-1].copy()
     self.assertEqual(found(params, masks), set())
+
+  def test_a_parallel_mlp_does_not_read_the_attention_beside_it(self):
+    params, masks = empty()
+    params["wte"]["embedding"][7, 0] = 1.0
+    attn, mlp = params["layers"]["attn"], params["layers"]["mlp"]
+    attn["c_attn"]["kernel"][0, 0, 32 + 2] = 1.0
+    attn["c_proj"]["kernel"][0, 2, 4] = 1.0
+    mlp["c_fc"]["kernel"][:, 4, 5] = 1.0
+    mlp["c_proj"]["kernel"][:, 5, 9] = 1.0
+    params["lm_head"]["embedding"][1, 9] = 1.0
+    serial = found(params, masks)
+    parallel = found(params, masks, parallel=True)
+    of_mlp = {"mlp.act_in", "mlp.post_act", "mlp.resid_delta"}
+    self.assertEqual(
+      serial - parallel,
+      {node for node in serial if node[:2] in {(name, 0) for name in of_mlp}},
+    )
+    # The next layer's MLP reads it.
+    self.assertIn(("mlp.act_in", 1, 4), parallel)
+    mlp["c_fc"]["kernel"][1] = 0
+    self.assertEqual(found(params, masks, parallel=True), set())
+    self.assertNotEmpty(found(params, masks))
 
   @hypothesis.given(st.integers(0, 10_000), st.floats(0.05, 1))
   @hypothesis.settings(max_examples=25, deadline=None)

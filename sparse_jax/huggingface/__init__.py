@@ -1,0 +1,1 @@
+"""Hugging Face directories of dense models, read without their libraries."""
