@@ -6,7 +6,6 @@ of the token embedding and unembedding are counted apart.
 """
 
 import dataclasses
-import html
 import pathlib
 import sys
 from collections.abc import Mapping
@@ -19,7 +18,11 @@ from sparse_jax import config as config_lib
 from sparse_jax import sites
 from sparse_jax.model import edges as edges_lib
 from sparse_jax.model import fingerprint, hooks, transformer
-from sparse_jax.utils import errors, files
+from sparse_jax.tasks import logit_difference as logit_difference_lib
+from sparse_jax.tasks import mask_evaluator
+from sparse_jax.tasks import pairs as pairs_lib
+from sparse_jax.tasks import sequences as sequences_lib
+from sparse_jax.utils import errors, files, tables
 
 _FORMAT = "sparse_jax circuit 2"
 _EARLIER_FORMATS = ("sparse_jax circuit 1",)
@@ -113,18 +116,102 @@ class Circuit:
       self.freeze_norms,
     )
 
-  def apply(self, params: transformer.Params, tokens: jax.Array) -> jax.Array:
+  def apply(
+    self,
+    params: transformer.Params,
+    tokens: jax.Array,
+    hook: transformer.Hook = hooks.identity,
+  ) -> jax.Array:
     """Returns the circuit's logits: the model with everything else ablated.
 
     Args:
       params: parameters of the model it was cut from.
       tokens: int `[B, L]`.
+      hook: called at every site, after what is outside has been ablated.
 
     Returns:
       float32 `[B, L, V]`, times the fitted `logit_scale`.
     """
-    logits = self.model.apply(params, tokens, self.hook(params, tokens))
+    ablated = self.hook(params, tokens)
+    logits = self.model.apply(params, tokens, hooks.compose(ablated, hook))
     return self.logit_scale * logits
+
+  def without(self, *nodes: str) -> "Circuit":
+    """Returns the circuit with these nodes ablated, too.
+
+    Their edges go with them, and the metrics, which were measured with them.
+
+    Args:
+      nodes: such as "0.attn.q:3", each one of its nodes.
+
+    Raises:
+      InputError: if it has no such node.
+    """
+    node_mask = {name: mask.copy() for name, mask in self.node_mask.items()}
+    known = {f"{node['site']}:{node['index']}": node for node in self.nodes}
+    for text in nodes:
+      if text not in known:
+        raise errors.unknown_name("node", text, known)
+      node = known[text]
+      name, layer = sites.parse_site_id(node["site"], self.model_config.n_layer)
+      node_mask[name][layer or 0, node["index"]] = False
+    closed = [known[text] for text in nodes]
+    edges = [
+      edge
+      for edge in self.edges
+      if edge["from"] not in closed and edge["to"] not in closed
+    ]
+    num_nodes = sum(int(np.sum(mask)) for mask in node_mask.values())
+    sizes = {"num_nodes": num_nodes, "num_edges": len(edges)}
+    return dataclasses.replace(
+      self, node_mask=node_mask, edges=edges, metrics=sizes
+    )
+
+  def evaluator(
+    self, params: transformer.Params, sequences: sequences_lib.Sequences
+  ) -> mask_evaluator.MaskEvaluator:
+    """Returns what runs any mask of the circuit's sites on these prompts."""
+    return mask_evaluator.MaskEvaluator(
+      self.model, params, self.means, sequences, self.freeze_norms
+    )
+
+  def logit_differences(
+    self,
+    params: transformer.Params,
+    prompts: pairs_lib.Pairs | pairs_lib.Prompts | sequences_lib.Sequences,
+  ) -> dict[str, np.ndarray]:
+    """Returns how far the correct answer leads, of three models by name.
+
+    Args:
+      params: parameters of the model it was cut from.
+      prompts: such as `task.pairs("test", 64)`.
+
+    Returns:
+      "full model", "circuit" and "without it", each the correct answer's logit
+      minus the incorrect one's, `[S]`, in nats; S is 2N for N pairs, in the
+      order of `Pairs.sequences`. The circuit's are calibrated as it was fitted.
+    """
+    if not isinstance(prompts, sequences_lib.Sequences):
+      prompts = sequences_lib.task_sequences(prompts)
+    evaluator, kept = self.evaluator(params, prompts), self.node_mask
+    full_S, alone_S, without_S = evaluator.logit_differences(
+      {
+        name: np.stack([np.ones_like(mask), mask, ~mask])
+        for name, mask in kept.items()
+      }
+    )
+    sign_S = logit_difference_lib.answer_sign(
+      prompts.correct, prompts.incorrect
+    )
+    calibration = logit_difference_lib.Calibration(
+      self.logit_scale, self.details.get("answer_shift", 0.0)
+    )
+    calibrated_S = logit_difference_lib.calibrate(alone_S, sign_S, calibration)
+    return {
+      "full model": full_S,
+      "circuit": np.asarray(calibrated_S),
+      "without it": without_S,
+    }
 
   def save(
     self, directory: files.PathLike, robust: "Circuit | None" = None
@@ -269,11 +356,8 @@ class Circuit:
     return f"Circuit({', '.join(parts)})"
 
   def _repr_html_(self) -> str:
-    rows = "".join(
-      f"<tr><th>{html.escape(k)}</th><td>{html.escape(_shown(v))}</td></tr>"
-      for k, v in self._summary().items()
-    )
-    return f"<table>{rows}</table>"
+    rows = [(k, _shown(v)) for k, v in self._summary().items()]
+    return tables.html((), rows)
 
 
 def _check_contains(robust: Circuit, core: Circuit) -> None:

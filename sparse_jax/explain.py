@@ -7,6 +7,7 @@ without it.
 """
 
 import dataclasses
+import html
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,12 +18,13 @@ import numpy as np
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import sites
 from sparse_jax.model import hooks, transformer
-from sparse_jax.tasks import logit_difference as logit_difference_lib
 from sparse_jax.tasks import mask_evaluator
 from sparse_jax.tasks import sequences as sequences_lib
-from sparse_jax.utils import errors
+from sparse_jax.utils import errors, tables
 
 _NUM_TOP = 5
+# What a notebook shows of an explanation.
+_NUM_SHOWN, _NUM_LOOKS = 12, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +79,76 @@ class Explanation:
   evaluator: mask_evaluator.MaskEvaluator
 
 
+@dataclasses.dataclass(frozen=True, repr=False)
+class PromptExplanation:
+  """What goes on behind one prompt's next token.
+
+  It shows as a line of text, and as small tables in a notebook.
+  """
+
+  prompt: str
+  tokens: tuple[str, ...]  # The prompt's, in quotes.
+  # The model's likeliest next tokens in quotes, with their probabilities.
+  next_tokens: tuple[tuple[str, float], ...]
+  influences: tuple[Influence, ...]  # Of every circuit, as they were given.
+  chosen: Influence  # Of the circuit that decides, or comes nearest.
+  parts: tuple[Part, ...]  # Of that circuit, the most important first.
+  # Where its heads look from the last token, `[L]` by "layer.head".
+  attention: dict[str, np.ndarray]
+
+  def __repr__(self) -> str:
+    token, probability = self.next_tokens[0]
+    verb = "decides" if self.chosen.decides else "comes nearest to deciding"
+    return (
+      f"{self.prompt!r} goes on with {token} ({probability:.0%});"
+      f" {self.chosen.task} {verb}, for {self.chosen.answers[0]!r} over"
+      f" {self.chosen.answers[1]!r}"
+    )
+
+  def _repr_html_(self) -> str:
+    parts = [f"<p>{html.escape(repr(self))}</p>", self._influences_table()]
+    if self.parts:
+      parts.append(self._parts_table())
+    if self.attention:
+      parts.append(self._attention_table())
+    return "".join(parts)
+
+  def _influences_table(self) -> str:
+    of = lambda i: (i.full_difference, i.circuit_difference, i.effect)
+    return tables.html(
+      ("circuit", "model", "circuit alone", "what goes with it"),
+      [(i.task, *(f"{d:.2f}" for d in of(i))) for i in self.influences],
+      "Logit difference between a circuit's two answers, in nats",
+    )
+
+  def _parts_table(self) -> str:
+    rows = [
+      (
+        p.node,
+        f"{p.importance:.2f}",
+        f"{p.value:.3f}",
+        f"{p.ablated:.3f}",
+        f"{p.position} {self.tokens[p.position]}",
+      )
+      for p in self.parts[:_NUM_SHOWN]
+    ]
+    return tables.html(
+      ("node", "importance (nats)", "value", "ablated", "at"),
+      rows,
+      f"{self.chosen.task}: the first {len(rows)} of {len(self.parts)} nodes",
+    )
+
+  def _attention_table(self) -> str:
+    rows = []
+    for head, pattern in self.attention.items():
+      top = np.argsort(-pattern, kind="stable")[:_NUM_LOOKS]
+      looks = (f"{i} {self.tokens[i]} ({pattern[i]:.0%})" for i in top)
+      rows.append((head, ", ".join(looks)))
+    return tables.html(
+      ("head", "looks at"), rows, "Where its heads look from the last token"
+    )
+
+
 def answer_pairs(circuit: circuit_lib.Circuit) -> list[tuple[str, str]]:
   """Returns the answers of a circuit's examples, each pair once.
 
@@ -128,8 +200,10 @@ def explain(
 
   `probabilities` are of the next token, `[V]`, as `top_tokens` returns. Of
   several pairs of answers the one that the model finds likeliest counts. Raises
-  InputError if the circuit's answers are unknown or are no single tokens.
+  InputError if the circuit's answers are unknown or are no single tokens, or it
+  is no circuit of a model of this shape.
   """
+  circuit_lib.check_model(circuit, f"circuit of {circuit.task}", model, None)
   pairs = []
   for texts in answer_pairs(circuit):
     ids = [tokenizer.single_token(text) for text in texts]
@@ -148,31 +222,54 @@ def explain(
     incorrect=jnp.array([incorrect]),
     groups=jnp.zeros(1, jnp.int32),
   )
-  evaluator = mask_evaluator.MaskEvaluator(
-    model, params, circuit.means, sequence, circuit.freeze_norms
-  )
-  kept = circuit.node_mask
-  full, alone, without = (
-    evaluator.logit_difference(mask)[0]
-    for mask in (evaluator.constant(1), kept, {n: ~m for n, m in kept.items()})
-  )
-  sign_S = logit_difference_lib.answer_sign(
-    sequence.correct, sequence.incorrect
-  )
-  shift = circuit.details.get("answer_shift", 0.0)
-  calibration = logit_difference_lib.Calibration(circuit.logit_scale, shift)
+  difference = circuit.logit_differences(params, sequence)
   influence = Influence(
     task=circuit.task,
     answers=(tokenizer.token_text(correct), tokenizer.token_text(incorrect)),
     mass=float(probabilities[[correct, incorrect]].sum()),
-    full_difference=float(full),
-    circuit_difference=float(
-      logit_difference_lib.calibrate(alone, sign_S[0], calibration)
-    ),
-    without_difference=float(without),
+    full_difference=float(difference["full model"][0]),
+    circuit_difference=float(difference["circuit"][0]),
+    without_difference=float(difference["without it"][0]),
     has_top=int(np.argmax(probabilities)) in (correct, incorrect),
   )
+  evaluator = circuit.evaluator(params, sequence)
   return Explanation(influence, circuit, evaluator)
+
+
+def explain_prompt(
+  model: transformer.Model,
+  params: transformer.Params,
+  circuits: Sequence[circuit_lib.Circuit],
+  tokenizer,
+  prompt: str,
+) -> PromptExplanation:
+  """Returns which of at least one circuits decides a prompt's next token.
+
+  Raises InputError if the prompt is empty, or longer than a model with
+  positions takes, or a circuit cannot be explained (`explain`).
+  """
+  tokens = tokenizer.encode(prompt)
+  if not tokens:
+    raise errors.bad_value("prompt", prompt, "at least one token")
+  top, probabilities = top_tokens(model, params, tokens)
+  explanations = [
+    explain(model, params, circuit, tokenizer, tokens, probabilities)
+    for circuit in circuits
+  ]
+  influences = tuple(e.influence for e in explanations)
+  chosen = deciding(influences) or nearest(influences)
+  explanation = next(e for e in explanations if e.influence is chosen)
+  return PromptExplanation(
+    prompt=prompt,
+    tokens=tuple(shown(tokenizer, t) for t in tokens),
+    next_tokens=tuple(
+      (shown(tokenizer, t), float(probabilities[t])) for t in top.tolist()
+    ),
+    influences=influences,
+    chosen=chosen,
+    parts=tuple(parts(explanation, tokenizer)),
+    attention=attention_of(explanation),
+  )
 
 
 def deciding(influences: Sequence[Influence]) -> Influence | None:

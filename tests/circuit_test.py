@@ -275,6 +275,54 @@ class CircuitTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.InputError, "shape is not"):
       load(model=wider)
 
+  def test_without_a_node_it_takes_its_mean_and_its_edges_are_gone(self):
+    made, _, params, tokens = make_circuit()
+    end = made.edges[0]["to"]
+    name = f"{end['site']}:{end['index']}"
+    smaller = made.without(name)
+    self.assertEqual(smaller.num_nodes, made.num_nodes - 1)
+    self.assertNotIn(end, smaller.nodes)
+    touching = [e for e in made.edges if end in (e["from"], e["to"])]
+    self.assertEqual(smaller.num_edges, made.num_edges - len(touching))
+    circuit.check_consistent(smaller, "smaller")
+    site, layer = sites.parse_site_id(end["site"], 2)
+    mean = made.means[site][layer, end["index"]]
+
+    def at_mean(name, at, x):
+      is_site = (name, at) == (site, layer)
+      return x.at[..., end["index"]].set(mean) if is_site else x
+
+    np.testing.assert_allclose(
+      smaller.apply(params, tokens),
+      made.apply(params, tokens, at_mean),
+      atol=1e-5,
+    )
+    with self.assertRaisesRegex(errors.InputError, "unknown node '9.attn.q:0'"):
+      made.without("9.attn.q:0")
+
+  def test_logit_differences_are_those_of_whole_forward_passes(self):
+    made, model, params, _ = make_circuit()
+    made = dataclasses.replace(made, details={"answer_shift": 0.25})
+    prompts = helpers.random_sequences()
+    rows = np.arange(len(prompts.positions))
+    rest = dataclasses.replace(
+      made,
+      node_mask={name: ~mask for name, mask in made.node_mask.items()},
+      logit_scale=1.0,
+    )
+    sign = np.where(prompts.correct < prompts.incorrect, 1, -1)
+    found = made.logit_differences(params, prompts)
+    for name, apply, shift in (
+      ("full model", model.apply, 0.0),
+      ("circuit", made.apply, 0.25),
+      ("without it", rest.apply, 0.0),
+    ):
+      last = np.asarray(apply(params, prompts.tokens))[rows, prompts.positions]
+      want = last[rows, prompts.correct] - last[rows, prompts.incorrect]
+      np.testing.assert_allclose(
+        found[name], want + shift * sign, atol=1e-4, err_msg=name
+      )
+
   def test_it_is_shown_in_a_line_and_in_a_small_table(self):
     made, *_ = make_circuit()
     made = dataclasses.replace(made, task="<b>'quotes'")

@@ -115,6 +115,32 @@ class ExplainTest(absltest.TestCase):
       probabilities,
     )
 
+  def test_a_prompt_is_explained_from_its_text(self):
+    found = explain.explain_prompt(
+      self.model, self.params, [self.circuit], self.tokenizer, "x = ['alpha"
+    )
+    self.assertEqual(found.influences, (self.explanation.influence,))
+    self.assertEqual(found.chosen, self.explanation.influence)
+    want = explain.parts(self.explanation, self.tokenizer)
+    self.assertSequenceEqual(found.parts, want)
+    self.assertLen(found.tokens, len(self.tokens))
+    probabilities = [p for _, p in found.next_tokens]
+    self.assertEqual(probabilities, sorted(probabilities, reverse=True))
+    self.assertIn(self.circuit.task, repr(found))
+    table = found._repr_html_()
+    self.assertIn(f"<th>{want[0].node}</th>", table)
+    self.assertIn("&#x27;alpha", table)
+    with self.assertRaisesRegex(errors.InputError, "prompt=''"):
+      explain.explain_prompt(
+        self.model, self.params, [self.circuit], self.tokenizer, ""
+      )
+
+  def test_another_models_circuit_is_refused(self):
+    wider = dataclasses.replace(self.model.config, d_mlp=99)
+    other = dataclasses.replace(self.circuit, model_config=wider)
+    with self.assertRaisesRegex(errors.InputError, "shape is not"):
+      self.explain(other)
+
   def test_diffs_are_those_of_whole_forward_passes(self):
     found = self.explanation.influence
     sequence = self.explanation.evaluator.sequences

@@ -3,7 +3,9 @@
 from sparse_jax.faithfulness.criteria import (
   THRESHOLDS,
   Criterion,
+  Evidence,
   check_criteria,
+  evidence,
   summary,
   verdict,
 )
@@ -22,9 +24,11 @@ from sparse_jax.faithfulness.reproduce import (
 __all__ = [
   "THRESHOLDS",
   "Criterion",
+  "Evidence",
   "FaithfulnessOptions",
   "check_circuit",
   "check_criteria",
+  "evidence",
   "left_out",
   "measure_all",
   "measure_faithfulness",

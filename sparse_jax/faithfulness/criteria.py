@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from sparse_jax import circuit as circuit_lib
+from sparse_jax.utils import errors, tables
+
 # Losses in nats; intervals are 90% bootstrap intervals over templates or files.
 THRESHOLDS: Mapping[str, float] = {
   # Its test loss is at most so many times the target it was cut to.
@@ -39,6 +42,51 @@ class Criterion:
   holds: bool
   measured: str
   need: str
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Evidence:
+  """The criteria of one circuit; a table in a notebook, lines as text."""
+
+  task: str
+  criteria: tuple[Criterion, ...]
+
+  @property
+  def holds(self) -> bool:
+    """Whether every criterion holds."""
+    return all(c.holds for c in self.criteria)
+
+  @property
+  def _caption(self) -> str:
+    held = sum(c.holds for c in self.criteria)
+    return f"{self.task}: {held} of {len(self.criteria)} criteria hold"
+
+  def __repr__(self) -> str:
+    lines = [f"  {_mark(c):<6} {c.name}: {c.measured}" for c in self.criteria]
+    return "\n".join([self._caption, *lines])
+
+  def _repr_html_(self) -> str:
+    rows = [(c.name, _mark(c), c.measured, c.need) for c in self.criteria]
+    header = "it is", "", "measured, with its 90% interval", "need"
+    return tables.html(header, rows, self._caption)
+
+
+def _mark(criterion: Criterion) -> str:
+  return "holds" if criterion.holds else "FAILS"
+
+
+def evidence(circuit: circuit_lib.Circuit) -> Evidence:
+  """Returns a circuit's evidence, criterion by criterion.
+
+  Raises InputError if none was measured.
+  """
+  measured = circuit.metrics.get("faithfulness")
+  if not measured:
+    raise errors.InputError(
+      f"circuit of {circuit.task}: it has no evidence; need what"
+      " experiments.verify measures"
+    )
+  return Evidence(circuit.task, tuple(check_criteria(measured)))
 
 
 def check_criteria(faithfulness: Mapping[str, Any]) -> list[Criterion]:
@@ -155,8 +203,7 @@ def verdict(faithfulness: Mapping[str, Any]) -> str:
 def summary(faithfulness: Mapping[str, Any]) -> str:
   """Returns the criteria with what was measured, and the verdict, as text."""
   lines = [
-    f"  {'holds' if c.holds else 'FAILS':<6} {c.name}: {c.measured};"
-    f" need {c.need}"
+    f"  {_mark(c):<6} {c.name}: {c.measured}; need {c.need}"
     for c in check_criteria(faithfulness)
   ]
   controls = faithfulness.get("controls")

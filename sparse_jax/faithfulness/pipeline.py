@@ -7,7 +7,9 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
+from sparse_jax import checkpoint
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
 from sparse_jax import faithfulness as faithfulness_lib
@@ -16,7 +18,62 @@ from sparse_jax.model import hooks, transformer
 from sparse_jax.pruning import search
 from sparse_jax.tasks import evaluation, real_code
 from sparse_jax.tasks import sequences as sequences_lib
-from sparse_jax.utils import errors
+from sparse_jax.utils import errors, files
+
+
+def prune(
+  model_directory: files.PathLike,
+  task: str,
+  workdir: files.PathLike,
+  *,
+  unlearned: bool = False,
+  evidence: bool = True,
+  **settings: Any,
+) -> search.Found:
+  """Returns a task's core and the robust circuit around it, as searched.
+
+  The same call again loads what it has found. Neither real code nor controls
+  are looked at; `experiments.prune` and `experiments.verify` do.
+
+  Args:
+    model_directory: of the model, or "reference".
+    task: one of `tasks.TASK_NAMES`, or the path of a file of the user's own.
+    workdir: where the circuits are saved, in a directory of the task's name.
+    unlearned: whether to prune a task that the model has not learned.
+    evidence: whether to measure whether they are what the model computes, for
+      `evidence` to show: minutes.
+    **settings: fields of `PruneConfig`, such as `steps=100`; the others are
+      those of the model's own run.
+
+  Raises:
+    InputError: if the model has not learned the task, or an argument is bad.
+  """
+  trained = checkpoint.load_run(model_directory) or config_lib.Config()
+  known = [field.name for field in dataclasses.fields(config_lib.PruneConfig)]
+  for name in settings:
+    if name not in known:
+      raise errors.unknown_name("setting", name, known)
+  config = dataclasses.replace(
+    trained, prune=dataclasses.replace(trained.prune, **settings)
+  )
+  model, params = checkpoint.load_model(model_directory)
+  tokenizer = checkpoint.load_tokenizer(model_directory)
+  made = tasks_lib.make_task(task, tokenizer)
+  pipe = Pipeline(
+    model=model,
+    params=params,
+    means=checkpoint.load_means(model_directory),
+    config=config,
+    faithfulness=evidence,
+    controls=False,
+    natural=False,
+  )
+  learned, reasons = pipe.choose([made], [made.name] if unlearned else ())
+  for name, reason in reasons.items():
+    raise errors.InputError(f"{name}: not pruned, {reason}")
+  workdir = pathlib.Path(workdir)
+  with files.exclusive(workdir):
+    return pipe.run(learned, workdir)[made.name]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)

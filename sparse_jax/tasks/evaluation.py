@@ -108,6 +108,15 @@ def score(
   return score_differences(diff_S, prompts.groups, len(prompts), seed)
 
 
+def score_model(
+  model: transformer.Model,
+  params: transformer.Params,
+  prompts: tasks_lib.Pairs | tasks_lib.Prompts,
+) -> Score:
+  """Returns the whole model's metrics on at least one pair, or prompt."""
+  return score(make_difference_function(model, params), prompts)
+
+
 def score_differences(
   diff_S: np.ndarray, groups: Sequence[Hashable], count: int, seed: int
 ) -> Score:

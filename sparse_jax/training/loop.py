@@ -155,12 +155,14 @@ def run(
   config: config_lib.Config,
   workdir: files.PathLike,
   frozen_data: bool = False,
+  on_log: Callable[[Mapping[str, Any]], None] = lambda row: None,
 ) -> Trained:
   """Trains to the end, from the newest checkpoint in `workdir` if there is one.
 
   A run that is killed at any moment and called again ends with the same
   parameters, bit for bit on CPU. `frozen_data` takes the tokens in
-  `data.directory` even if their source has changed since.
+  `data.directory` even if their source has changed since. `on_log` is called
+  with every row of metrics.jsonl as it is written.
 
   Raises InputError if the work directory belongs to another configuration or to
   a running process, or the data is too small; DivergedError if a loss is not
@@ -181,7 +183,9 @@ def run(
     data = _prepare_data(config, workdir, frozen)
     config = config_lib.resolve(config, data.tokenizer.vocab_size)
     model = transformer.Model(config.model, config.sparsity, dtype, kernels)
-    params, eval_loss = _train(config, model, workdir, data, checkpoints)
+    params, eval_loss = _train(
+      config, model, workdir, data, checkpoints, on_log
+    )
 
     model = transformer.Model(config.model, config.sparsity)
     if jax.process_count() > 1:
@@ -202,6 +206,7 @@ def _train(
   workdir: pathlib.Path,
   data: tokens_lib.TokenData,
   checkpoints: checkpoints_lib.TrainingCheckpoints,
+  on_log: Callable[[Mapping[str, Any]], None],
 ) -> tuple[transformer.Params, float]:
   """Returns the final parameters and their loss on held-out windows."""
   train = config.train
@@ -332,6 +337,7 @@ def _train(
           if writer:
             shares = densities(state.params) if evaluates else None
             writer.write(step, row, shares)
+            on_log({"step": step, **row})
           bar.set_postfix_str(
             f"loss={row['train_loss']:.3f}, eval={eval_loss:.3f},"
             f" density={row['density']:.3f}"

@@ -1,5 +1,6 @@
-"""Tables of text: Markdown, and aligned columns for a terminal."""
+"""Tables: Markdown, aligned columns for a terminal, and HTML."""
 
+import html as html_lib
 from collections.abc import Collection, Iterable, Sequence
 
 MISSING = "–"
@@ -30,6 +31,28 @@ def text(
     ).rstrip()
     for line in lines
   )
+
+
+def html(
+  header: Sequence[str],
+  rows: Iterable[Sequence[object]],
+  caption: str = "",
+) -> str:
+  """Returns an HTML table; None is shown as a dash, all text is escaped.
+
+  A row's first cell names it. An empty header or caption is left out.
+  """
+  parts = [f"<caption>{html_lib.escape(caption)}</caption>"] if caption else []
+  if header:
+    parts += [_html_row("th", "th", header)]
+  parts += [_html_row("th", "td", row) for row in rows]
+  return f"<table>{''.join(parts)}</table>"
+
+
+def _html_row(first: str, other: str, row: Sequence[object]) -> str:
+  tags = [first] + [other] * (len(row) - 1)
+  cells = zip(tags, map(html_lib.escape, _cells(row)), strict=True)
+  return f"<tr>{''.join(f'<{tag}>{cell}</{tag}>' for tag, cell in cells)}</tr>"
 
 
 def _cells(row: Sequence[object]) -> list[str]:

@@ -9,13 +9,14 @@ import helpers
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from sparse_jax import checkpoint, faithfulness, tasks
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
-from sparse_jax import faithfulness, tasks
 from sparse_jax.data import tokenizer as tokenizer_lib
 from sparse_jax.faithfulness import pipeline
 from sparse_jax.model import fingerprint as fingerprint_lib
 from sparse_jax.pruning import search
+from sparse_jax.utils import errors
 
 _CONFIG = config_lib.Config(
   prune=config_lib.PruneConfig(
@@ -143,6 +144,26 @@ class PipelineTest(parameterized.TestCase):
       for text in ("{}", "[]", "nothing"):
         path.write_text(text)
         self.assertEqual(self.run_once()[1], 1)
+
+  def test_prune_takes_a_model_directory_and_settings(self):
+    tokenizer = tokenizer_lib.Tokenizer.train([], 257)
+    directory = self.root / "model"
+    checkpoint.save_model(
+      directory, self.model, self.params, tokenizer, means=self.means
+    )
+    task = directory, self.task.name, self.root / "found"
+    few = {f"num_{split}": 8 for split in ("train", "validation", "test")}
+    with self.assertRaisesRegex(errors.InputError, "not pruned, not learned"):
+      pipeline.prune(*task, **few)
+    found = pipeline.prune(*task, unlearned=True, evidence=False, **few)
+    self.assertEqual(self.searched.call_args.args[3].num_validation, 8)
+    self.assertFalse(found.core.metrics["learned"])
+    self.assertNotIn("faithfulness", found.robust.metrics)
+    again = pipeline.prune(*task, unlearned=True, **few)
+    self.assertEqual(self.searched.call_count, 1)
+    self.assertEqual(again.core.metrics["faithfulness"], _FAITHFULNESS)
+    with self.assertRaisesRegex(errors.InputError, "unknown setting 'step'"):
+      pipeline.prune(*task, step=3)
 
   def test_a_task_without_enough_pairs_is_skipped_alone(self):
     few = dataclasses.replace(

@@ -283,10 +283,15 @@ class DivergenceTest(absltest.TestCase):
         "checkpoint_every": 1,
       },
     )
+    told = []
     with self.assertRaisesRegex(
       errors.InputError, r"stopped at step \d+: \w+=(nan|inf)"
     ) as e:
-      loop.run(config, root / "run")
+      loop.run(config, root / "run", on_log=told.append)
+    # Whoever listens has heard every row that was written until then.
+    rows = metric_log.read_jsonl(root / "run" / "metrics.jsonl")
+    self.assertNotEmpty(told)
+    self.assertEqual(told, rows)
     message = str(e.exception)
     self.assertIn("train.learning_rate than 1e+38", message)
     folder = root / "run" / "checkpoints"

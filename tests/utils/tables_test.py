@@ -27,6 +27,20 @@ def test_text_left_columns_have_no_trailing_space():
   assert tables.text(("task", "edges"), _ROWS, left=(0, 1)) == want
 
 
+def test_html_by_hand():
+  want = (
+    "<table><caption>x &lt; y</caption><tr><th>task</th><th>edges</th></tr>"
+    "<tr><th>a</th><td>1</td></tr><tr><th>long name</th><td>–</td></tr></table>"
+  )
+  assert tables.html(("task", "edges"), _ROWS, "x < y") == want
+
+
+def test_html_escapes_every_cell():
+  assert tables.html((), [("<b>", "'\"")]) == (
+    "<table><tr><th>&lt;b&gt;</th><td>&#x27;&quot;</td></tr></table>"
+  )
+
+
 def test_a_row_of_another_length_is_an_error():
   with pytest.raises(ValueError, match="shorter"):
     tables.text(("a", "b"), [("c",)])
