@@ -32,7 +32,7 @@ def rounded(params: Any) -> Any:
         f"parameter {sites.path_name(path)} goes up to {np.abs(x).max():g};"
         " need values that a float16 holds, at most 65,504"
       )
-    return near.astype(np.float32)
+    return near.astype(np.float32) + 0  # No zero keeps a sign.
 
   return jax.tree_util.tree_map_with_path(leaf, params)
 
@@ -46,9 +46,10 @@ def save(path: files.PathLike, params: Any) -> None:
   for leaf_path, leaf in jax.tree_util.tree_leaves_with_path(params):
     name, leaf = sites.path_name(leaf_path), np.asarray(leaf)
     values = leaf.astype(np.float16)
-    if not np.array_equal(values.astype(leaf.dtype), leaf):
+    has_sign = np.any(np.signbit(leaf) & (leaf == 0))
+    if has_sign or not np.array_equal(values.astype(leaf.dtype), leaf):
       raise errors.InputError(
-        f"parameter {name} has values between those of a float16; need what"
+        f"parameter {name} has values that a float16 does not keep; need what"
         " compact.rounded returns"
       )
     is_kept = values != 0

@@ -42,7 +42,8 @@ class CompactTest(parameterized.TestCase):
     compact.save(self.path, params)
     again = compact.load(self.path, shapes_of(params))
     chex.assert_trees_all_equal(again, params)
-    self.assertEqual(again["a"]["kernel"].dtype, np.float32)
+    bits = lambda tree: tree["a"]["kernel"].view(np.uint32).tolist()
+    self.assertEqual(bits(again), bits(params))  # Signs of zeros included.
 
   def test_a_sparse_matrix_takes_two_bytes_a_weight_and_a_bit_an_entry(self):
     x = np.zeros((256, 256), np.float32)
@@ -58,6 +59,8 @@ class CompactTest(parameterized.TestCase):
       compact.rounded({"kernel": np.float32([1e5])})
     with self.assertRaisesRegex(errors.InputError, "compact.rounded"):
       compact.save(self.path, {"kernel": np.float32([0.1])})
+    with self.assertRaisesRegex(errors.InputError, "compact.rounded"):
+      compact.save(self.path, {"kernel": np.float32([-0.0])})
     self.assertFalse(self.path.exists())
 
   @parameterized.named_parameters(
