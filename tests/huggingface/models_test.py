@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 
+import helpers
 import jax
 import ml_dtypes
 import numpy as np
@@ -20,7 +21,7 @@ import sparse_jax as sj
 from sparse_jax import checkpoint, sites
 from sparse_jax.data import tokenizer as tokenizer_lib
 from sparse_jax.huggingface import models as hf_models
-from sparse_jax.model import hooks
+from sparse_jax.model import edges, hooks
 from sparse_jax.released import models as released_models
 from sparse_jax.utils import errors
 
@@ -67,12 +68,28 @@ class GoldenTest(parameterized.TestCase):
     close(normed, expected[f"hidden_{model.config.n_layer}"])
 
   @parameterized.parameters(*NAMES)
-  def test_any_order_of_what_is_in_a_config_is_dense(self, name):
+  def test_every_pair_of_nodes_that_a_matrix_joins_is_an_edge(self, name):
     model, params, _ = golden(name)
-    self.assertEqual(model.sparsity.density, 1)
-    for path in (sites.C_ATTN, sites.C_FC):
-      leaf = functools.reduce(lambda t, k: t[k], path.split("/"), params)
-      self.assertEqual(leaf.dtype, np.float32)
+    mask = helpers.random_masks(model, 0.3)
+    # Serial or parallel, biases or none: no weight of a dense model is zero.
+    joined = (
+      ("attn.act_in", "attn.q"),
+      ("attn.act_in", "attn.k"),
+      ("attn.act_in", "attn.v"),
+      ("attn.v", "attn.resid_delta"),
+      ("mlp.act_in", "mlp.post_act"),
+      ("mlp.post_act", "mlp.resid_delta"),
+    )
+    want = sum(int(mask[a].sum(1) @ mask[b].sum(1)) for a, b in joined)
+    self.assertEqual(edges.count_edges(params, mask), want)
+
+  @parameterized.parameters(*NAMES)
+  def test_a_foreign_model_is_dense_and_of_no_known_run(self, name):
+    model, params, _ = golden(name)
+    self.assertEqual(model.sparsity, hf_models.DENSE)
+    self.assertEqual(
+      {str(x.dtype) for x in jax.tree.leaves(params)}, {"float32"}
+    )
     self.assertTrue(checkpoint.is_foreign(GOLDEN / name))
     self.assertIsNone(checkpoint.load_run(GOLDEN / name))
 
