@@ -34,6 +34,9 @@ _FILES = {"core": "circuit.json", "robust": "robust.json"}
 class Circuit:
   """The part of a model that does one task.
 
+  `show`, its page in a notebook, comes from `report/notebook.py`, which lies
+  above.
+
   Attributes:
     task: the task's name.
     model_fingerprint: of the model it was cut from (`fingerprint`).

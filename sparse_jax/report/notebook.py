@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from sparse_jax import circuit as circuit_lib
+from sparse_jax import sites
 from sparse_jax.model import transformer
 from sparse_jax.report import page, picture
 from sparse_jax.utils import errors, tables
@@ -115,13 +117,14 @@ def model_table(model: transformer.Model) -> str:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class _Parameters:
-  """Parameters as treescope draws them, one square an entry."""
+  """Parameters as treescope draws them, one square an entry; else as lines."""
 
   params: transformer.Params
 
   def __repr__(self) -> str:
     lines = [
-      f"{jax.tree_util.keystr(path, simple=True, separator='/')}: {leaf.shape}"
+      f"{sites.path_name(path)}: {leaf.shape},"
+      f" {np.count_nonzero(leaf) / leaf.size:.1%} not zero"
       for path, leaf in jax.tree_util.tree_leaves_with_path(self.params)
     ]
     return "\n".join(lines)
@@ -133,7 +136,7 @@ class _Parameters:
 
 
 def show_params(params: transformer.Params) -> _Parameters:
-  """Returns a tree of arrays as a notebook shows it, zeros in white.
+  """Returns a tree of arrays to unfold in a notebook: zeros have no colour.
 
   Raises InputError if treescope is not installed.
   """
