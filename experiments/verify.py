@@ -15,7 +15,7 @@ import pathlib
 
 from absl import flags
 
-from experiments import cli
+from experiments import circuit_paths, cli
 from sparse_jax import checkpoint, faithfulness, tasks
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
@@ -39,22 +39,6 @@ _NATURAL = flags.DEFINE_bool(
   "natural", True, "Whether to look for prompts in held-out real files."
 )
 cli.require("circuit")
-
-
-def model_directory(circuit: pathlib.Path) -> pathlib.Path:
-  """Returns the model that a circuit directory most likely belongs to.
-
-  Raises:
-    InputError: if there is none nearby.
-  """
-  circuit = circuit.absolute()
-  for parent in (circuit.parent, circuit.parent.parent):
-    if (parent / "model" / "config.json").is_file():
-      return parent / "model"
-  raise errors.InputError(
-    f"--model is missing, and there is no model/ beside {circuit.parent}; need"
-    " the directory of the model that the circuit was cut from"
-  )
 
 
 def as_stored(config: config_lib.Config, stored) -> config_lib.Config:
@@ -84,7 +68,7 @@ def main(overrides: list[str]) -> int:
   directory = pathlib.Path(_CIRCUIT.value)
   circuits = circuit_lib.load_all(directory)
   core = circuits["core"]
-  where = pathlib.Path(_MODEL.value or model_directory(directory))
+  where = pathlib.Path(_MODEL.value or circuit_paths.model_directory(directory))
   model, params = checkpoint.load_model(where)
   own = fingerprint.fingerprint(model, params)
   is_same = own == core.model_fingerprint

@@ -25,7 +25,8 @@ from sparse_jax.utils import errors
 _WIDTH = 80
 # One call, a dict or a tuple: it may be broken at any space.
 _ENCLOSED = re.compile(r"[\w.]*[({].*[)}]")
-_MOST_TOKENS = 4  # Shown of a channel.
+_GLUE = "\N{NO-BREAK SPACE}"  # A space at which no line is broken.
+_MOST_TOKENS = 2  # Shown of a channel.
 _Packed = dict[str, np.ndarray]
 
 
@@ -119,9 +120,27 @@ class _Writer:
     self._run(steps)
     helpers = importlib.resources.files("sparse_jax.programs")
     helpers = (helpers / "templates" / "helpers.txt").read_text("utf-8")
-    used = self._only_used(helpers.split("\n\n\n"))
+    used = self._only_used(self._with_options(helpers).split("\n\n\n"))
     parts = [self._head(), *used, *self.blocks, self._tail()]
-    return "\n\n\n".join(part.strip("\n") for part in parts) + "\n"
+    # One empty line between functions: they are many, and short.
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+  def _with_options(self, helpers: str) -> str:
+    """Returns the helpers without lines of options that the model lacks.
+
+    Such a line ends with `#: ` and the option.
+    """
+    c = self.program.config
+    has = {
+      "layer": c.norm == "layer",
+      "relu": c.residual_activation == "relu",
+      "position": c.concatenates_positions,
+      "leave_k": any(name.endswith(".leave_k") for name in self.packed),
+    }
+    lines = (line.split("  #: ") for line in helpers.splitlines())
+    return "\n".join(
+      text for text, *option in lines if all(has[o] for o in option)
+    )
 
   def _only_used(self, helpers: list[str]) -> list[str]:
     """Returns the helpers that the file calls, or that those call."""
@@ -147,12 +166,12 @@ class _Writer:
       f" the whole model {number('full_model_test_loss')} and"
       f" {number('full_model_test_accuracy')}.",
       f"Model: {circuit.model_fingerprint}",
-      *(f"Claim: {claim}" for claim in self.claims),
+      *self.claims,
       "",
-      "A name such as head0_3_to_mlp1_r90 is residual channel 90, which head 3"
-      " of layer 0 writes and the MLP of layer 1 reads. Numbers are the model's"
-      " weights, and biases with what closed nodes add at their means. DATA, at"
-      " the end, has what is too large to read or is no node.",
+      "head0_3_to_mlp1_r90 is residual channel 90, which head 3 of layer 0"
+      " writes and the MLP of layer 1 reads. Numbers are weights, and biases"
+      " with closed nodes at their means; DATA has what is too large or no"
+      " node.",
     ]
     wrap = lambda line: textwrap.wrap(
       line.replace("\\", "\\\\").replace('"""', "'''"),
@@ -166,22 +185,14 @@ class _Writer:
       *lines,
       '"""',
       "",
-      "import base64",
-      "import io",
-      "import math",
-      "import sys",
-      "import types",
-      "",
+      "import base64, io, math, sys, types",
       "import numpy as np",
       "import tokenizers",
       "",
       *_wrapped(f"ANSWERS = {self.answers.texts!r}"),
       *_wrapped(f"PAIRS = {self.answers.pairs!r}  # Which of them compete."),
       f"D_HEAD, EPS = {c.d_head}, {program_lib.norm_eps(c)!r}",
-      f"LAYER_NORM, RESIDUAL_RELU = {c.norm == 'layer'},"
-      f" {c.residual_activation == 'relu'}",
       f"LOGIT_SCALE = {circuit.logit_scale!r}",
-      "DATA = {}",
       "",
       *self._channel_notes(),
     ]
@@ -189,25 +200,22 @@ class _Writer:
 
   def _channel_notes(self) -> list[str]:
     """Returns, of channels that are read, the tokens that weigh most there."""
-    lines = ["# Tokens that weigh most in what nodes read:"]
-    for channel in sorted(self.names.readers):
-      if channel >= self.program.config.d_model:
-        continue
+    notes = []
+    for channel in self.names.read:
       column_V = self.program.embed_VxR[:, channel]
       top = np.argsort(-np.abs(column_V), kind="stable")[:_MOST_TOKENS]
-      shown = ", ".join(
-        f"{self.tokenizer.token_text(int(t))!r} {column_V[t]:.2f}"
-        for t in top
-        if column_V[t]
-      )
-      if self.names.readers[channel] != ["answer"]:
-        lines.append(f"#   r{channel}: {shown or 'none'}"[:_WIDTH])
-    return lines if len(lines) > 1 else []
+      text = lambda t: f"{_shown(self.tokenizer, t)} {column_V[t]:.2f}"
+      shown = [text(t).replace(" ", _GLUE) for t in top.tolist() if column_V[t]]
+      notes.append(f"r{channel}:{_GLUE}{', '.join(shown) or 'none'}")
+    if not notes:
+      return []
+    text = f"# Tokens that weigh most in what is read: {'; '.join(notes)}."
+    return _wrapped(text, "# ")
 
-  def _input(self, site: str, source: program_lib.Input) -> list[str]:
+  def _input(self, i: int, site: str, source: program_lib.Input) -> list[str]:
     """Returns the line that reads a sublayer's channels."""
     opened = source.site.opened.tolist()
-    channels = "".join(f", {self.names[i]}={i}" for i in opened)
+    channels = "".join(f", {self.names.at(c, i)}={c}" for c in opened)
     self._pack_norm(site, source.norm)
     if source.position_LxP is not None:
       self.packed[f"{site}.position"] = source.position_LxP
@@ -221,8 +229,8 @@ class _Writer:
     if norm.bias_R is not None and norm.bias_R.any():
       self.packed[f"{site}.bias"] = norm.bias_R
 
-  def _reads(self, source: program_lib.Input) -> list[str]:
-    return [f"h.{self.names[i]}" for i in source.site.opened.tolist()]
+  def _reads(self, i: int, source: program_lib.Input) -> list[str]:
+    return [f"h.{self.names.at(c, i)}" for c in source.site.opened.tolist()]
 
   def _pack_rivals(self, site: str, m: program_lib.Map) -> None:
     self.packed[f"{site}.channels"] = m.site.channels
@@ -248,17 +256,14 @@ class _Writer:
       return lines
     self._pack_rivals(site, m)
     targets = ", ".join(f"{letter}{i}" for i in terms)
-    targets += "," if len(terms) == 1 else ""
-    own = ", ".join(f"{i}: {expression}" for i, expression in terms.items())
-    return _wrapped(
-      f'  {targets} = compete("{site}", {sources}, {{{own}}}{activation})'
-    )
+    own = ", ".join(f"{i}:{_GLUE}{value}" for i, value in terms.items())
+    call = f'compete("{site}", {sources}, {{{own}}}{activation})'
+    return _wrapped(f"  [{targets}]{_GLUE}={_GLUE}{call}")
 
   def _attention(self, layer, site, body: program_lib.Attention) -> None:
-    reads, lines, sources = self._reads(body.input), [], []
-    doc = f'  """Layer {layer}\'s heads."""'
-    lines += [f"def attn{layer}(stream):", doc]
-    lines += self._input(site, body.input)
+    reads, lines, sources = self._reads(2 * layer, body.input), [], []
+    lines.append(f"def attn{layer}(stream):")
+    lines += self._input(2 * layer, site, body.input)
     for head in body.heads:
       name = f"head{layer}_{head.index}"
       values = [f"v{i}" for i in body.value.site.opened[head.v_at]]
@@ -271,7 +276,7 @@ class _Writer:
     if body.uniform:
       log_odds = np.array([head.log_odds for head in body.uniform])
       self.packed[f"{site}.odds"] = np.exp(np.minimum(log_odds, 80))
-      lines.append(f'  rest = closed("{site}", len(stream))')
+      lines.append(f'  rest = closed("{site}", h.n)')
       uniform = ", *rest.T"
     opened = body.write.site.opened.tolist()
     terms = {}
@@ -281,19 +286,21 @@ class _Writer:
       if np.any(body.write.weight_SxT[len(sources) :, at]):
         rows = body.write.weight_SxT[len(sources) :, at]
         self.packed[f"{site}.rest.{i}"] = rows
-        terms[i] += f' + rest @ DATA["{site}.rest.{i}"]'
-    arguments = ", ".join(["len(stream)", *sources]) + uniform
+        of_rest = f'rest{_GLUE}@{_GLUE}DATA["{site}.rest.{i}"]'
+        none = terms[i] == _number(0)
+        terms[i] = of_rest if none else f"{terms[i]} +{_GLUE}{of_rest}"
+    arguments = ", ".join(["h.n", *sources]) + uniform
     lines += self._write(site, body.write, terms, f"columns({arguments})")
     self.blocks.append("\n".join(lines))
 
   def _write(self, site, m, terms, columns) -> list[str]:
     """Returns the lines that end a sublayer's function."""
-    lines = []
-    if m.site.k is not None:
-      lines += _wrapped(f"  sources = {columns}")
-    lines += self._compete(f"{site}.resid_delta", "r", m, terms, "sources")
-    writes = ", ".join(f"{i}: r{i}" for i in terms)
-    return lines + _wrapped(f"  return {{{writes}}}")
+    own = ", ".join(f"{i}:{_GLUE}{value}" for i, value in terms.items())
+    if m.site.k is None:
+      return _wrapped(f"  return {{{own}}}")
+    site = f"{site}.resid_delta"
+    self._pack_rivals(site, m)
+    return _wrapped(f'  return writes("{site}", {columns}, {{{own}}})')
 
   def _head_function(self, site, name, head, body, reads) -> None:
     value = body.value.site.opened[head.v_at].tolist()
@@ -302,10 +309,8 @@ class _Writer:
       body.write.weight_SxT[places][:, body.write.site.is_open] != 0, 0
     )
     written = [f"r{i}" for i in body.write.site.opened[writes]]
-    lines = [
-      f"def {name}(h):",
-      *_wrapped(f'  """Writes {", ".join(written) or "its share"}."""'),
-    ]
+    what = ", ".join(written) or "its share"
+    lines = [f"def {name}(h):  # Writes {what}."[:_WIDTH]]
     lines += self._qkv(site, "q", body.query, head, reads)
     lines += self._qkv(site, "k", body.key, head, reads)
     lines += self._qkv(site, "v", body.value, head, reads)
@@ -320,7 +325,7 @@ class _Writer:
     sink = "-np.inf" if head.sink is None else _number(np.float32(head.sink))
     constant = _number(np.float32(head.constant))
     arguments = f"[{', '.join(pairs)}], {constant}, {sink}"
-    lines += _wrapped(f"  look = attend(len(h.all), {arguments})")
+    lines += _wrapped(f"  look = attend(h.n, {arguments})")
     returned = [f"look @ v{i}" for i in value]
     if body.value.site.k is None:
       full = "np.broadcast_to(v{}, len(look))"
@@ -335,23 +340,26 @@ class _Writer:
 
   def _mlp(self, layer, site, body: program_lib.Mlp) -> None:
     activation = self.program.config.activation
-    reads = self._reads(body.input)
+    reads = self._reads(2 * layer + 1, body.input)
     neurons = body.up.site.opened.tolist()
     calls = {}
     for i in neurons:
-      name = f"neuron{layer}_{i}"
-      at = neurons.index(i)
+      name, at = f"neuron{layer}_{i}", neurons.index(i)
+      value = f"{activation}({_terms(body.up, i, reads)})"
+      if not body.up.weight_SxT[:, body.up.site.is_open][:, at].any():
+        calls[i] = value  # It reads nothing: no function of its own.
+        continue
       weight_N = body.down.weight_SxT[at, body.down.site.is_open]
       written = [f"r{r}" for r in body.down.site.opened[weight_N != 0]]
+      what = ", ".join(written) or "nothing"
       lines = [
-        f"def {name}(h):",
-        *_wrapped(f'  """Writes {", ".join(written) or "nothing"}."""'),
-        *_wrapped(f"  return {activation}({_terms(body.up, i, reads)})"),
+        f"def {name}(h):  # Writes {what}."[:_WIDTH],
+        *_wrapped(f"  return {value}"),
       ]
       self.blocks.append("\n".join(lines))
       calls[i] = f"{name}(h)"
-    lines = [f"def mlp{layer}(stream):", f'  """Layer {layer}\'s MLP."""']
-    lines += self._input(site, body.input)
+    lines = [f"def mlp{layer}(stream):"]
+    lines += self._input(2 * layer + 1, site, body.input)
     if calls:
       lines += self._compete(
         f"{site}.post_act", "n", body.up, calls, "h.all", f", {activation}"
@@ -359,7 +367,7 @@ class _Writer:
     sources = [f"n{i}" for i in neurons]
     opened = body.down.site.opened.tolist()
     terms = {i: _terms(body.down, i, sources) for i in opened}
-    columns = f"columns({', '.join(['len(stream)', *sources])})"
+    columns = f"columns({', '.join(['h.n', *sources])})"
     lines += self._write(site, body.down, terms, columns)
     self.blocks.append("\n".join(lines))
 
@@ -370,14 +378,13 @@ class _Writer:
     # The unembedding's weights hold the norm's scale; its bias is in theirs.
     self.packed.pop("output.scale", None)
     self.packed.pop("output.bias", None)
-    written = [i for i in sorted(self.names.writers) if out.weight_RxC[i].any()]
+    written = [i for i in self.names.written if out.weight_RxC[i].any()]
     rest_RxC = out.weight_RxC.copy()
     rest_RxC[written] = 0
     self.packed["output.rest"] = rest_RxC
     self.packed["output.logit_bias"] = out.bias_C
     lines = [
-      "def logits(tokens):",
-      '  """Returns the logits of the answers behind the tokens."""',
+      "def logits(tokens):  # Of the answers, behind the tokens.",
     ]
     if p.position_LxR is not None or p.config.concatenates_positions:
       self.packed["positions"] = np.array(p.config.context_length)
@@ -386,10 +393,11 @@ class _Writer:
         '    raise ValueError(f"{len(tokens)} tokens; need at most'
         " {DATA['positions']}\")",
       ]
-    lines.append('  stream = DATA["embed"][tokens].astype(float)')
+    embed = '  stream = DATA["embed"][tokens].astype(float)'
     if p.position_LxR is not None:
       self.packed["position"] = p.position_LxR
-      lines.append('  stream = stream + DATA["position"][: len(tokens)]')
+      embed += ' + DATA["position"][: len(tokens)]'
+    lines.append(embed)
     lines += steps
     if not out.is_open.all():
       self.packed["output.is_open"] = out.is_open
@@ -403,14 +411,16 @@ class _Writer:
       '  result = x @ DATA["output.rest"] + DATA["output.logit_bias"]',
     ]
     for i in written:
-      weights = ", ".join(map(_number, out.weight_RxC[i]))
-      name = self.names[i]
-      lines += _wrapped(
-        f"  {name} = x[{i}]\n  result = result + {name} * np.array([{weights}])"
-      )
+      weights = f",{_GLUE}".join(map(_number, out.weight_RxC[i]))
+      line = f"  result += x[{i}]{_GLUE}*{_GLUE}np.array([{weights}])"
+      note = f"  # {self.names.at(i, None)}"
+      if len(line + note) <= _WIDTH:
+        lines.append((line + note).replace(_GLUE, " "))
+      else:
+        lines += [note, *_wrapped(line)]
     if out.bigram_VxC is not None:
       self.packed["bigram"] = out.bigram_VxC
-      lines.append('  result = result + DATA["bigram"][tokens[-1]]')
+      lines.append('  result += DATA["bigram"][tokens[-1]]')
     lines.append("  return LOGIT_SCALE * result")
     self.blocks.append("\n".join(lines))
     self.blocks.append(_DECIDE)
@@ -421,34 +431,24 @@ class _Writer:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **self.packed)
     packed = base64.b85encode(buffer.getvalue()).decode()
-    return _TAIL.replace("PACKED", packed)
+    return _TAIL.replace("%s", packed)
 
 
-_DECIDE = '''
-def encode(prompt):
-  """Returns a prompt's tokens."""
+_DECIDE = """
+def encode(prompt):  # Its tokens.
   tokenizer = tokenizers.Tokenizer.from_str(bytes(DATA["tokenizer"]).decode())
   tokenizer.encode_special_tokens = True
   return tokenizer.encode(prompt, add_special_tokens=False).ids
 
-
-def decide(prompt):
-  """Returns (the likelier answer, the other, the logit difference)."""
+def decide(prompt):  # The likelier answer, the other, the logit difference.
   score = logits(encode(prompt))
   pair = max(PAIRS, key=lambda pair: np.logaddexp(*score[list(pair)]))
   first, second = sorted(pair, key=lambda i: -score[i])
   return ANSWERS[first], ANSWERS[second], score[first] - score[second]
-'''
+"""
 _TAIL = """
-DATA.update(
-  np.load(
-    io.BytesIO(
-      base64.b85decode(
-        "PACKED"
-      )
-    )
-  )
-)
+PACKED = "%s"
+DATA = dict(np.load(io.BytesIO(base64.b85decode(PACKED))))
 
 if __name__ == "__main__":
   if len(sys.argv) != 2 or not sys.argv[1]:
@@ -458,36 +458,43 @@ if __name__ == "__main__":
 """
 
 
+def _shown(tokenizer, token: int) -> str:
+  """Returns one token in quotes, on one line."""
+  raw = tokenizer.token_bytes(token)
+  try:
+    return repr(raw.decode())
+  except UnicodeDecodeError:
+    return repr(raw)
+
+
 def _number(x) -> str:
-  """Returns the shortest literal of a float32."""
-  return str(np.float32(x))
+  """Returns a literal of six digits; a float32 has seven."""
+  return f"{float(x) + 0.0:.6g}"  # No -0.
 
 
 def _terms(m: program_lib.Map, channel: int, sources: Sequence[str]) -> str:
   """Returns the sum that makes a channel of a map, as an expression."""
   at = int(np.searchsorted(m.site.channels, channel))
   weight_S = m.weight_SxT[: len(sources), at]
-  parts = [
-    f"{_number(abs(w))} * {source}"
-    if i == 0 and w > 0
-    else f"{'-' if w < 0 else '+'} {_number(abs(w))} * {source}"
-    for i, (w, source) in enumerate(
-      (w, s) for w, s in zip(weight_S, sources, strict=True) if w
-    )
+  products = [
+    (w, f"{_number(abs(w))}{_GLUE}*{_GLUE}{source}")
+    for w, source in zip(weight_S, sources, strict=True)
+    if w
   ]
   bias = m.bias_T[at]
-  if not parts:
-    return _number(bias)
-  if bias:
-    parts.append(f"{'-' if bias < 0 else '+'} {_number(abs(bias))}")
+  if bias or not products:
+    products.append((bias, _number(abs(bias))))
+  (first, text), *others = products
+  parts = [f"-{text}" if first < 0 else text]
+  parts += [f"{'-' if w < 0 else '+'}{_GLUE}{text}" for w, text in others]
   return " ".join(parts)
 
 
-def _wrapped(text: str) -> list[str]:
+def _wrapped(text: str, indent: str = "    ") -> list[str]:
   """Returns a statement in lines that fit; continued ones in parentheses."""
   lines = []
   for line in text.split("\n"):
-    if len(line) > _WIDTH:
+    if len(line) > _WIDTH and not line.startswith("#"):
       start, mark, value = line.partition(" = ")
       if line.startswith("  return "):
         start, mark, value = "  return", " ", line.removeprefix("  return ")
@@ -496,18 +503,19 @@ def _wrapped(text: str) -> list[str]:
     lines += textwrap.wrap(
       line,
       _WIDTH,
-      subsequent_indent="    ",
-      drop_whitespace=True,
+      subsequent_indent=indent,
       replace_whitespace=False,
       break_long_words=False,
       break_on_hyphens=False,
     )
-  return lines
+  return [line.replace(_GLUE, " ") for line in lines]
 
 
 def describe_claims(criteria: Iterable) -> list[str]:
-  """Returns a line for each criterion of a circuit's faithfulness."""
-  return [
-    f"{c.name}: {'holds' if c.holds else 'FAILS'}; {c.measured}"
-    for c in criteria
-  ]
+  """Returns which criteria of a circuit's faithfulness hold and which fail."""
+  lines = []
+  for text, holds in (("Holds", True), ("Fails", False)):
+    found = [f"{c.name} ({c.measured})" for c in criteria if c.holds == holds]
+    if found:
+      lines.append(f"{text}: {'; '.join(found)}.")
+  return lines
