@@ -395,7 +395,10 @@ def _attention(config, a: Attention, state, after, wanted, ops):
   for head in a.uniform:
     odds = xp.float32(np.exp(np.minimum(head.log_odds, 80)))
     shares.append(number_BxLx1 / (number_BxLx1 + odds))
-  return _map(a.write, xp.concatenate([*values, *shares], -1), ops)
+  # A layer without heads or sinks writes constants.
+  none_BxLx0 = xp.zeros((*after.at_BxL.shape, 0), v_BxMxN.dtype)
+  sources_BxLxS = xp.concatenate([*values, *shares, none_BxLx0], -1)
+  return _map(a.write, sources_BxLxS, ops)
 
 
 def _pattern(config, head: Head, q_BxLxN, k_BxMxN, at_BxL, ops):

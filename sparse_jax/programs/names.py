@@ -51,10 +51,14 @@ class Names:
       _note(self._writers, channel, i, name)
 
   @property
-  def read(self) -> list[int]:
-    """The residual channels that a node reads, ascending."""
-    d_model = self._program.config.d_model
-    return sorted(channel for channel in self._readers if channel < d_model)
+  def read_of_token(self) -> list[int]:
+    """The channels that are read where the token alone has written."""
+    return [
+      channel
+      for channel, found in sorted(self._readers.items())
+      if channel < self._program.config.d_model
+      and any("token_to" in self.at(channel, i) for i, _ in found)
+    ]
 
   @property
   def written(self) -> list[int]:

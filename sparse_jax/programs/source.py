@@ -24,8 +24,9 @@ from sparse_jax.utils import errors
 
 _WIDTH = 80
 # One call, a dict or a tuple: it may be broken at any space.
-_ENCLOSED = re.compile(r"[\w.]*[({].*[)}]")
+_ENCLOSED = re.compile(r"(columns\(.*\), )?[\w.]*[({].*[)}]")
 _GLUE = "\N{NO-BREAK SPACE}"  # A space at which no line is broken.
+_FINGERPRINT = len("sha256:") + 12  # Enough to tell a model by.
 _MOST_TOKENS = 2  # Shown of a channel.
 _Packed = dict[str, np.ndarray]
 
@@ -112,8 +113,8 @@ class _Writer:
       make = self._attention if kind == "attn" else self._mlp
       if sublayer.body is not None:
         make(i // 2, site, sublayer.body)
-      writes = "{}" if sublayer.body is None else f"{function}(stream)"
-      steps.append(f'  stream = leave("{site}", stream, {writes})')
+      call = "" if sublayer.body is None else f", *{function}(stream)"
+      steps.append(f'  stream = leave("{site}", stream{call})')
       self.packed[f"{site}.constant"] = sublayer.constant_R
       if sublayer.k is not None:
         self.packed[f"{site}.leave_k"] = np.array(sublayer.k)
@@ -155,19 +156,24 @@ class _Writer:
   def _head(self) -> str:
     c, circuit = self.program.config, self.circuit
     m = circuit.metrics
-    number = lambda name: f"{m[name]:.3g}" if name in m else "not measured"
+    measured = [
+      f"{label} {m[name]:.3g}"
+      for label, name in (
+        ("test loss in nats", "test_loss"),
+        ("the whole model's", "full_model_test_loss"),
+        ("accuracy", "test_accuracy"),
+        ("the whole model's", "full_model_test_accuracy"),
+      )
+      if m.get(name) is not None
+    ]
     texts = ", ".join(map(repr, self.answers.texts))
     doc = [
       f"{circuit.task}: which of {texts} comes next.",
       "",
-      f"{circuit.num_nodes} nodes and {circuit.num_edges} edges; all else of"
-      f" the model is held at its mean ({circuit.ablation}). Test loss"
-      f" {number('test_loss')} nats and accuracy {number('test_accuracy')}, of"
-      f" the whole model {number('full_model_test_loss')} and"
-      f" {number('full_model_test_accuracy')}.",
-      f"Model: {circuit.model_fingerprint}",
+      f"{circuit.num_nodes} nodes and {circuit.num_edges} edges of the model"
+      f" {circuit.model_fingerprint[:_FINGERPRINT]}; all else is held at its mean"
+      f" ({circuit.ablation}). Measured: {', '.join(measured) or 'nothing'}.",
       *self.claims,
-      "",
       "head0_3_to_mlp1_r90 is residual channel 90, which head 3 of layer 0"
       " writes and the MLP of layer 1 reads. Numbers are weights, and biases"
       " with closed nodes at their means; DATA has what is too large or no"
@@ -189,10 +195,11 @@ class _Writer:
       "import numpy as np",
       "import tokenizers",
       "",
-      *_wrapped(f"ANSWERS = {self.answers.texts!r}"),
-      *_wrapped(f"PAIRS = {self.answers.pairs!r}  # Which of them compete."),
-      f"D_HEAD, EPS = {c.d_head}, {program_lib.norm_eps(c)!r}",
-      f"LOGIT_SCALE = {circuit.logit_scale!r}",
+      *_wrapped(
+        f"ANSWERS, PAIRS = {self.answers.texts!r}, {self.answers.pairs!r}"
+      ),
+      f"D_HEAD, EPS, LOGIT_SCALE = {c.d_head}, {program_lib.norm_eps(c)!r},"
+      f" {circuit.logit_scale!r}",
       "",
       *self._channel_notes(),
     ]
@@ -201,7 +208,7 @@ class _Writer:
   def _channel_notes(self) -> list[str]:
     """Returns, of channels that are read, the tokens that weigh most there."""
     notes = []
-    for channel in self.names.read:
+    for channel in self.names.read_of_token:
       column_V = self.program.embed_VxR[:, channel]
       top = np.argsort(-np.abs(column_V), kind="stable")[:_MOST_TOKENS]
       text = lambda t: f"{_shown(self.tokenizer, t)} {column_V[t]:.2f}"
@@ -209,7 +216,7 @@ class _Writer:
       notes.append(f"r{channel}:{_GLUE}{', '.join(shown) or 'none'}")
     if not notes:
       return []
-    text = f"# Tokens that weigh most in what is read: {'; '.join(notes)}."
+    text = f"# Tokens that weigh most: {'; '.join(notes)}."
     return _wrapped(text, "# ")
 
   def _input(self, i: int, site: str, source: program_lib.Input) -> list[str]:
@@ -271,36 +278,34 @@ class _Writer:
       self._head_function(site, name, head, body, reads)
       lines.append(f"  {', '.join([*values, *share])} = {name}(h)")
       sources += values
-    sources += [f"share{h.index}" for h in body.heads if h.has_share]
-    uniform = ""
+    shares = [f"share{h.index}" for h in body.heads if h.has_share]
     if body.uniform:
       log_odds = np.array([head.log_odds for head in body.uniform])
       self.packed[f"{site}.odds"] = np.exp(np.minimum(log_odds, 80))
-      lines.append(f'  rest = closed("{site}", h.n)')
-      uniform = ", *rest.T"
-    opened = body.write.site.opened.tolist()
+      shares.append(f'*closed("{site}", h.n)')
+    if shares:
+      lines += _wrapped(f"  shares = columns(h.n, {', '.join(shares)})")
     terms = {}
-    for i in opened:
-      terms[i] = _terms(body.write, i, sources)
+    for i in body.write.site.opened.tolist():
       at = int(np.searchsorted(body.write.site.channels, i))
-      if np.any(body.write.weight_SxT[len(sources) :, at]):
-        rows = body.write.weight_SxT[len(sources) :, at]
-        self.packed[f"{site}.rest.{i}"] = rows
-        of_rest = f'rest{_GLUE}@{_GLUE}DATA["{site}.rest.{i}"]'
-        none = terms[i] == _number(0)
-        terms[i] = of_rest if none else f"{terms[i]} +{_GLUE}{of_rest}"
-    arguments = ", ".join(["h.n", *sources]) + uniform
-    lines += self._write(site, body.write, terms, f"columns({arguments})")
+      terms[i] = _terms(body.write, i, sources)
+      rows = body.write.weight_SxT[len(sources) :, at]
+      if rows.any():
+        self.packed[f"{site}.shares.{i}"] = rows
+        of_shares = f'shares{_GLUE}@{_GLUE}DATA["{site}.shares.{i}"]'
+        is_zero = terms[i] == _number(0)
+        terms[i] = of_shares if is_zero else f"{terms[i]} +{_GLUE}{of_shares}"
+    arguments = ["h.n", *sources, *(["*shares.T"] if shares else [])]
+    lines += self._write(site, body.write, terms, arguments)
     self.blocks.append("\n".join(lines))
 
-  def _write(self, site, m, terms, columns) -> list[str]:
+  def _write(self, site, m, terms, arguments) -> list[str]:
     """Returns the lines that end a sublayer's function."""
     own = ", ".join(f"{i}:{_GLUE}{value}" for i, value in terms.items())
-    if m.site.k is None:
-      return _wrapped(f"  return {{{own}}}")
-    site = f"{site}.resid_delta"
-    self._pack_rivals(site, m)
-    return _wrapped(f'  return writes("{site}", {columns}, {{{own}}})')
+    if m.site.k is not None:
+      self._pack_rivals(f"{site}.resid_delta", m)
+    columns = f"columns({', '.join(arguments)})"
+    return _wrapped(f"  return {columns},{_GLUE}{{{own}}}")
 
   def _head_function(self, site, name, head, body, reads) -> None:
     value = body.value.site.opened[head.v_at].tolist()
@@ -342,7 +347,7 @@ class _Writer:
     activation = self.program.config.activation
     reads = self._reads(2 * layer + 1, body.input)
     neurons = body.up.site.opened.tolist()
-    calls = {}
+    calls, functions = {}, []
     for i in neurons:
       name, at = f"neuron{layer}_{i}", neurons.index(i)
       value = f"{activation}({_terms(body.up, i, reads)})"
@@ -356,8 +361,10 @@ class _Writer:
         f"def {name}(h):  # Writes {what}."[:_WIDTH],
         *_wrapped(f"  return {value}"),
       ]
-      self.blocks.append("\n".join(lines))
+      functions += lines
       calls[i] = f"{name}(h)"
+    if functions:
+      self.blocks.append("\n".join(functions))
     lines = [f"def mlp{layer}(stream):"]
     lines += self._input(2 * layer + 1, site, body.input)
     if calls:
@@ -367,8 +374,7 @@ class _Writer:
     sources = [f"n{i}" for i in neurons]
     opened = body.down.site.opened.tolist()
     terms = {i: _terms(body.down, i, sources) for i in opened}
-    columns = f"columns({', '.join(['h.n', *sources])})"
-    lines += self._write(site, body.down, terms, columns)
+    lines += self._write(site, body.down, terms, ["h.n", *sources])
     self.blocks.append("\n".join(lines))
 
   def _run(self, steps: list[str]) -> None:
@@ -449,12 +455,11 @@ def decide(prompt):  # The likelier answer, the other, the logit difference.
 _TAIL = """
 PACKED = "%s"
 DATA = dict(np.load(io.BytesIO(base64.b85decode(PACKED))))
-
 if __name__ == "__main__":
   if len(sys.argv) != 2 or not sys.argv[1]:
     sys.exit(f"usage: python {sys.argv[0]} PROMPT")
-  answer, other, difference = decide(sys.argv[1])
-  print(f"{answer!r} over {other!r}: logit difference {difference:.4f} nats")
+  text = "{!r} over {!r}: logit difference {:.4f} nats"
+  print(text.format(*decide(sys.argv[1])))
 """
 
 
@@ -515,7 +520,11 @@ def describe_claims(criteria: Iterable) -> list[str]:
   """Returns which criteria of a circuit's faithfulness hold and which fail."""
   lines = []
   for text, holds in (("Holds", True), ("Fails", False)):
-    found = [f"{c.name} ({c.measured})" for c in criteria if c.holds == holds]
+    found = [
+      c.name if holds else f"{c.name} ({c.measured})"
+      for c in criteria
+      if c.holds == holds
+    ]
     if found:
       lines.append(f"{text}: {'; '.join(found)}.")
   return lines

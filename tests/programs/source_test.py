@@ -214,7 +214,7 @@ class SourceTest(parameterized.TestCase):
     names = re.findall(r"(\w+)_to_(\w+)_r(\d+)=(\d+)", text)
     writers, readers, numbers, values = zip(*names, strict=True)
     self.assertEqual(numbers, values)
-    self.assertContainsSubset(("token", "mlp0"), writers)
+    self.assertContainsSubset(("token", "heads0", "many"), writers)
     self.assertContainsSubset(("heads0", "mlp0", "mlp1"), readers)
     first = text[text.index("def attn0") : text.index("def mlp0")]
     self.assertNotRegex(first, r"(head|mlp)\w*_to_\w+=")
