@@ -171,8 +171,9 @@ class _Writer:
       f"{circuit.task}: which of {texts} comes next.",
       "",
       f"{circuit.num_nodes} nodes and {circuit.num_edges} edges of the model"
-      f" {circuit.model_fingerprint[:_FINGERPRINT]}; all else is held at its mean"
-      f" ({circuit.ablation}). Measured: {', '.join(measured) or 'nothing'}.",
+      f" {circuit.model_fingerprint[:_FINGERPRINT]}; all else is held at its"
+      f" mean ({circuit.ablation}). Measured:"
+      f" {', '.join(measured) or 'nothing'}.",
       *self.claims,
       "head0_3_to_mlp1_r90 is residual channel 90, which head 3 of layer 0"
       " writes and the MLP of layer 1 reads. Numbers are weights, and biases"

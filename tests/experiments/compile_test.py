@@ -1,6 +1,5 @@
 """The compile command: a file that runs, and one line for what it refuses."""
 
-import importlib.util
 import json
 import pathlib
 import shutil
@@ -8,16 +7,12 @@ import subprocess
 import sys
 import tempfile
 
+import small_circuits
 from absl.testing import absltest
 
 from sparse_jax import checkpoint
 
 _ROOT = pathlib.Path(__file__).parents[2]
-_spec = importlib.util.spec_from_file_location(
-  "source_test", _ROOT / "tests" / "programs" / "source_test.py"
-)
-source_test = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(source_test)
 
 
 def run_compile(*flags):
@@ -33,8 +28,8 @@ def run_compile(*flags):
 class CompileTest(absltest.TestCase):
   def test_it_writes_a_program_of_a_saved_circuit(self):
     root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
-    circuit, params = source_test.make()
-    model, tokenizer = circuit.model, source_test._TOKENIZER
+    circuit, params = small_circuits.make()
+    model, tokenizer = circuit.model, small_circuits.TOKENIZER
     checkpoint.save_model(root / "model", model, params, tokenizer)
     directory, out = root / "circuits" / circuit.task, root / "quote.py"
     circuit.save(directory)
@@ -58,9 +53,7 @@ class CompileTest(absltest.TestCase):
     (bare / "circuit.json").write_text(json.dumps(raw))
     refused = run_compile(f"--circuit={bare}", f"--out={out}")
     self.assertEqual(refused.returncode, 2)
-    self.assertRegex(
-      refused.stderr, "^error: .*has no examples; need [^\n]*\n$"
-    )
+    self.assertRegex(refused.stderr, "^error: .*has no examples; need .*\n$")
     self.assertEqual(out.read_text(), text)
 
 

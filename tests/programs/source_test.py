@@ -9,29 +9,16 @@ import subprocess
 import sys
 import tempfile
 
-import helpers
 import hypothesis
 import jax
 import numpy as np
+import small_circuits
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
-from sparse_jax import circuit as circuit_lib
-from sparse_jax import config as config_lib
 from sparse_jax import programs, tasks
-from sparse_jax.data import tokenizer as tokenizer_lib
-from sparse_jax.model import edges as edges_lib
-from sparse_jax.model import fingerprint, transformer
 from sparse_jax.utils import errors
 
-_TASK = "single_double_quote"
-_TEXT = "\n".join(
-  f"x = ['{w}', \"{w}\", ({w}, 1)]\ndef {w}():\n  return {w}"
-  for w in ("alpha", "beta", "gamma", "delta")
-)
-_TOKENIZER = tokenizer_lib.Tokenizer.train([_TEXT] * 4, 300)
-_QUOTES = ("'", '"')
-_ANSWERS = programs.find_answers([_QUOTES, _QUOTES[::-1]], _TOKENIZER)
 # Reads token rows from standard input; imports neither JAX nor this package.
 _RUN = """
 import json, runpy, sys
@@ -42,60 +29,11 @@ print(json.dumps([logits(row).tolist() for row in json.load(sys.stdin)]))
 """
 
 
-def make(share=0.15, density=0.5, fraction=0.25, gate_last=False, **fields):
-  """Returns (circuit, params) of a small random model."""
-  config = config_lib.ModelConfig(
-    **{
-      **{"n_layer": 2, "d_model": 16, "d_head": 4, "d_mlp": 32},
-      **{"vocab_size": _TOKENIZER.vocab_size, "context_length": 64},
-      **fields,
-    }
-  )
-  sparsity = config_lib.SparsityConfig(activation_fraction=fraction)
-  model = transformer.Model(config, sparsity)
-  rng = np.random.default_rng(1)
-  shapes = jax.eval_shape(model.init, jax.random.key(0))
-  weight = lambda s: rng.normal(size=s.shape) * (rng.random(s.shape) < density)
-  params = jax.tree.map(lambda s: (0.4 * weight(s)).astype(np.float32), shapes)
-  for name, p in (*params["layers"].items(), ("ln_f", params["ln_f"])):
-    if "scale" in p:
-      p["scale"] += 1
-    del name
-  mask, means = helpers.random_masks(model, share), helpers.random_means(model)
-  if gate_last:
-    shape = helpers.mask_shape(model, "final_resid")
-    mask["final_resid"] = rng.random(shape) < 0.5
-    means["final_resid"] = rng.normal(size=shape).astype(np.float32)
-  return with_mask(model, params, mask, means), params
-
-
-def with_mask(model, params, mask, means):
-  edges = edges_lib.find_edges(params, mask)
-  return circuit_lib.Circuit(
-    task=_TASK,
-    model_fingerprint=fingerprint.fingerprint(model, params),
-    model_config=model.config,
-    sparsity=model.sparsity,
-    ablation="mean_pretrain",
-    target_loss=0.15,
-    logit_scale=1.5,
-    node_mask=mask,
-    means=means,
-    edges=edges,
-    metrics={
-      "num_nodes": sum(int(m.sum()) for m in mask.values()),
-      "num_edges": len(edges),
-      "test_loss": 0.1234,
-    },
-    details={
-      "examples": [{"answer": _QUOTES[0], "counter_answer": _QUOTES[1]}]
-    },
-  )
-
-
 def write(test, circuit, params, claims=()):
   """Returns (path, text) of a circuit's file."""
-  text = programs.write_source(circuit, params, _TOKENIZER, _ANSWERS, claims)
+  text = programs.write_source(
+    circuit, params, small_circuits.TOKENIZER, small_circuits.ANSWERS, claims
+  )
   root = pathlib.Path(test.enterContext(tempfile.TemporaryDirectory()))
   (root / "quote.py").write_text(text)
   return root / "quote.py", text
@@ -103,8 +41,10 @@ def write(test, circuit, params, claims=()):
 
 class SourceTest(parameterized.TestCase):
   def test_without_jax_it_gives_the_circuits_difference_on_256_prompts(self):
-    circuit, params = make(positions="learned")
-    pairs = tasks.make_task(_TASK, _TOKENIZER).pairs("test", count=128)
+    circuit, params = small_circuits.make(positions="learned")
+    pairs = tasks.make_task(
+      small_circuits.TASK, small_circuits.TOKENIZER
+    ).pairs("test", count=128)
     tokens, positions, correct, incorrect = pairs.sequences()
     self.assertLen(tokens, 256)
     logits = np.asarray(jax.jit(circuit.apply)(params, tokens))
@@ -123,7 +63,7 @@ class SourceTest(parameterized.TestCase):
       check=True,
     )
     got = np.array(json.loads(done.stdout))
-    at = {token: i for i, token in enumerate(_ANSWERS.tokens)}
+    at = {token: i for i, token in enumerate(small_circuits.ANSWERS.tokens)}
     side = lambda ids: got[rows, [at[int(t)] for t in ids]]
     diff = side(correct) - side(incorrect)
     np.testing.assert_allclose(diff, want, rtol=0, atol=1e-4)
@@ -153,9 +93,11 @@ class SourceTest(parameterized.TestCase):
   )
   @hypothesis.settings(max_examples=25)
   def test_it_is_the_compact_circuit_for_any_config(self, case, tokens):
-    circuit, params = make(**case)
-    tokens = [t % _TOKENIZER.vocab_size for t in tokens]
-    want = circuit.compact(params, _ANSWERS.tokens).numpy([tokens])[0, -1]
+    circuit, params = small_circuits.make(**case)
+    tokens = [t % small_circuits.TOKENIZER.vocab_size for t in tokens]
+    want = circuit.compact(params, small_circuits.ANSWERS.tokens).numpy(
+      [tokens]
+    )[0, -1]
     path, text = write(self, circuit, params)
     logits = runpy.run_path(str(path))["logits"]
     np.testing.assert_allclose(logits(tokens), want, rtol=1e-5, atol=1e-4)
@@ -163,7 +105,7 @@ class SourceTest(parameterized.TestCase):
     self.assertLen(long, 1)  # What is packed.
 
   def test_a_core_of_40_nodes_is_under_200_lines(self):
-    circuit, params = make(
+    circuit, params = small_circuits.make(
       share=1.1, positions="learned", **{"d_model": 32, "d_head": 8}
     )
     counts = {"attn.act_in": 5, "attn.resid_delta": 3, "mlp.act_in": 3}
@@ -177,20 +119,29 @@ class SourceTest(parameterized.TestCase):
         # Queries, keys and values of two heads.
         width = 16 if name in ("attn.q", "attn.k", "attn.v") else len(row)
         row[rng.choice(width, count, replace=False)] = True
-    circuit = with_mask(circuit.model, params, mask, circuit.means)
+    circuit = small_circuits.with_mask(
+      circuit.model, params, mask, circuit.means
+    )
     self.assertEqual(circuit.num_nodes, 42)
     self.assertGreater(circuit.num_edges, 40)
     _, text = write(self, circuit, params)
     self.assertLess(text.count("\n"), 200)
 
   def test_it_says_what_it_is_and_answers_a_prompt(self):
-    circuit, params = make()
+    circuit, params = small_circuits.make()
     claims = ["sufficient: holds; loss 0.12", 'quotes """ and \\']
     path, text = write(self, circuit, params, claims)
     names = runpy.run_path(str(path))
-    for part in (_TASK, "0.123", f"{circuit.num_nodes} nodes", *claims[:1]):
+    for part in (
+      small_circuits.TASK,
+      "0.123",
+      f"{circuit.num_nodes} nodes",
+      *claims[:1],
+    ):
       self.assertIn(part, names["__doc__"])
-    self.assertEqual(names["encode"]("x = 'a"), _TOKENIZER.encode("x = 'a"))
+    self.assertEqual(
+      names["encode"]("x = 'a"), small_circuits.TOKENIZER.encode("x = 'a")
+    )
     run = lambda *arguments: subprocess.run(
       [sys.executable, str(path), *arguments],
       capture_output=True,
@@ -209,7 +160,7 @@ class SourceTest(parameterized.TestCase):
       self.assertIn(f"{abs(edge['weight']):.6g}", text)
 
   def test_channels_are_named_by_what_writes_and_reads_them(self):
-    circuit, params = make(share=0.3)
+    circuit, params = small_circuits.make(share=0.3)
     _, text = write(self, circuit, params)
     names = re.findall(r"(\w+)_to_(\w+)_r(\d+)=(\d+)", text)
     writers, readers, numbers, values = zip(*names, strict=True)
@@ -221,12 +172,12 @@ class SourceTest(parameterized.TestCase):
 
   def test_what_it_refuses(self):
     with self.assertRaisesRegex(errors.InputError, "'alpha beta' is no single"):
-      programs.find_answers([("'", "alpha beta")], _TOKENIZER)
-    circuit, params = make()
+      programs.find_answers([("'", "alpha beta")], small_circuits.TOKENIZER)
+    circuit, params = small_circuits.make()
     frozen = dataclasses.replace(circuit, freeze_norms=True)
     with self.assertRaisesRegex(errors.InputError, "freeze_norms=True"):
       write(self, frozen, params)
-    path, _ = write(self, *make(positions="learned"))
+    path, _ = write(self, *small_circuits.make(positions="learned"))
     with self.assertRaisesRegex(ValueError, "65 tokens; need at most 64"):
       runpy.run_path(str(path))["logits"]([1] * 65)
 
