@@ -41,7 +41,9 @@ def write(test, circuit, params, claims=()):
 
 class SourceTest(parameterized.TestCase):
   def test_without_jax_it_gives_the_circuits_difference_on_256_prompts(self):
-    circuit, params = small_circuits.make(positions="learned")
+    circuit, params = small_circuits.make(
+      positions="learned", context_length=128
+    )
     pairs = tasks.make_task(
       small_circuits.TASK, small_circuits.TOKENIZER
     ).pairs("test", count=128)
