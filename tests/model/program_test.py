@@ -108,7 +108,7 @@ class ProgramTest(parameterized.TestCase):
     ),
     answers=st.none() | st.lists(st.integers(0, 39), min_size=1, max_size=3),
   )
-  @hypothesis.settings(max_examples=12)
+  @hypothesis.settings(max_examples=8)
   def test_it_is_so_for_any_config(self, case, answers):
     model, params, tokens, masks, means = make(**case)
     made = shrink.shrink(model, params, masks, means, 1.5, answers)
