@@ -28,3 +28,19 @@ def find(paths: Iterable[str], flag: str = "--circuits") -> list[pathlib.Path]:
     for directory in inside:
       directories.setdefault(directory.resolve(), directory)
   return list(directories.values())
+
+
+def model_directory(circuit: pathlib.Path) -> pathlib.Path:
+  """Returns the model that a circuit directory most likely belongs to.
+
+  Raises:
+    InputError: if there is none nearby.
+  """
+  circuit = circuit.absolute()
+  for parent in (circuit.parent, circuit.parent.parent):
+    if (parent / "model" / "config.json").is_file():
+      return parent / "model"
+  raise errors.InputError(
+    f"--model is missing, and there is no model/ beside {circuit.parent}; need"
+    " the directory of the model that the circuit was cut from"
+  )

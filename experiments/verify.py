@@ -48,22 +48,6 @@ _NATURAL = flags.DEFINE_bool(
 cli.require("circuit")
 
 
-def model_directory(circuit: pathlib.Path) -> pathlib.Path:
-  """Returns the model that a circuit directory most likely belongs to.
-
-  Raises:
-    InputError: if there is none nearby.
-  """
-  circuit = circuit.absolute()
-  for parent in (circuit.parent, circuit.parent.parent):
-    if (parent / "model" / "config.json").is_file():
-      return parent / "model"
-  raise errors.InputError(
-    f"--model is missing, and there is no model/ beside {circuit.parent}; need"
-    " the directory of the model that the circuit was cut from"
-  )
-
-
 def as_stored(config: config_lib.Config, stored) -> config_lib.Config:
   """Returns the config with the settings that faithfulness was measured with.
 
@@ -96,7 +80,7 @@ def verify(directory: pathlib.Path) -> int:
   """Returns 0 if what is stored with a circuit holds, 1 if not."""
   circuits = circuit_lib.load_all(directory)
   core = circuits["core"]
-  where = pathlib.Path(_MODEL.value or model_directory(directory))
+  where = pathlib.Path(_MODEL.value or circuit_paths.model_directory(directory))
   model, params = checkpoint.load_model(where)
   own = fingerprint.fingerprint(model, params)
   is_same = own == core.model_fingerprint

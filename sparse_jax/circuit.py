@@ -8,7 +8,7 @@ of the token embedding and unembedding are counted apart.
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ import numpy as np
 from sparse_jax import config as config_lib
 from sparse_jax import sites
 from sparse_jax.model import edges as edges_lib
-from sparse_jax.model import fingerprint, hooks, transformer
+from sparse_jax.model import fingerprint, hooks, program, shrink, transformer
 from sparse_jax.tasks import logit_difference as logit_difference_lib
 from sparse_jax.tasks import mask_evaluator
 from sparse_jax.tasks import pairs as pairs_lib
@@ -215,6 +215,34 @@ class Circuit:
       "circuit": np.asarray(calibrated_S),
       "without it": without_S,
     }
+
+  def compact(
+    self, params: transformer.Params, answers: Sequence[int] | None = None
+  ) -> program.Program:
+    """Returns the circuit as small arrays and a pure function of tokens.
+
+    `program(tokens)` gives the logits that `apply` gives, up to rounding, by
+    JAX; `program.numpy(tokens)` does so by NumPy. Means are folded into biases.
+    What lies outside the circuit stays where a value inside depends on it:
+    channels that compete in AbsTopK, the residual stream for its norms, and
+    the share that sinks leave of closed heads (`model/shrink.py`).
+
+    Args:
+      params: parameters of the model it was cut from.
+      answers: tokens whose logits are wanted; None is all.
+
+    Raises:
+      InputError: if an answer is not a token, or `freeze_norms`: its norms are
+        the whole model's, which therefore has to run.
+    """
+    if self.freeze_norms:
+      raise errors.InputError(
+        f"circuit of {self.task}: freeze_norms=True is not accepted; need"
+        " False: frozen norms are those of the whole model"
+      )
+    return shrink.shrink(
+      self.model, params, self.node_mask, self.means, self.logit_scale, answers
+    )
 
   def save(
     self, directory: files.PathLike, robust: "Circuit | None" = None

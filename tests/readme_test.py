@@ -85,6 +85,15 @@ def test_an_own_task_runs(quickstart, monkeypatch, capsys):
   assert "A list closes with a bracket" in capsys.readouterr().out
 
 
+def test_a_circuits_program_runs(quickstart, monkeypatch, capsys):
+  monkeypatch.chdir(quickstart)
+  (block,) = blocks(ROOT / "docs" / "programs.md", "python")
+  names = {}
+  exec(block, names)
+  assert names["logits"].shape[-1] == names["model"].config.vocab_size
+  assert str(names["quotes"].num_values) in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("document", ["README.md", "docs/own_task.md"])
 def test_the_pair_of_a_jsonl_task_is_one(document, quickstart):
   (text,) = blocks(ROOT / document, "json")

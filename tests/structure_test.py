@@ -16,6 +16,7 @@ ORDER = (
   "faithfulness",
   "pruning",
   "training",
+  "programs",
   "explain",
   "checkpoint",
   "huggingface",

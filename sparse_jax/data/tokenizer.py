@@ -168,9 +168,13 @@ class Tokenizer:
     inner.add_special_tokens([END_OF_TEXT])
     return cls(inner)
 
+  def to_json(self) -> str:
+    """Returns what a `tokenizer.json` holds."""
+    return self._inner.to_str(pretty=True)
+
   def save(self, path: str | os.PathLike) -> None:
     """Writes a `tokenizer.json` in one step."""
-    files.write_bytes(path, self._inner.to_str(pretty=True).encode())
+    files.write_bytes(path, self.to_json().encode())
 
   def __repr__(self) -> str:
     short = self.fingerprint[:12]
@@ -184,7 +188,7 @@ class Tokenizer:
   @property
   def fingerprint(self) -> str:
     """SHA-256 of the JSON that `save` writes, hexadecimal."""
-    return hashlib.sha256(self._inner.to_str(pretty=True).encode()).hexdigest()
+    return hashlib.sha256(self.to_json().encode()).hexdigest()
 
   def encode(self, text: str) -> list[int]:
     """Returns the tokens of a text; no end of text is added."""

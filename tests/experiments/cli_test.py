@@ -220,6 +220,7 @@ class CommandTest(TemporaryTest):
 
   def test_a_missing_flag_says_what_is_needed(self):
     needs = {
+      "compile": "circuit",
       "corpus": "out",
       "export": "model",
       "frontier": "workdir",

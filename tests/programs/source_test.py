@@ -1,0 +1,188 @@
+"""Compiled files: the circuit's logits, by NumPy, and short enough to read."""
+
+import dataclasses
+import json
+import pathlib
+import re
+import runpy
+import subprocess
+import sys
+import tempfile
+
+import hypothesis
+import jax
+import numpy as np
+import small_circuits
+from absl.testing import absltest, parameterized
+from hypothesis import strategies as st
+
+from sparse_jax import programs, tasks
+from sparse_jax.utils import errors
+
+# Reads token rows from standard input; imports neither JAX nor this package.
+_RUN = """
+import json, runpy, sys
+for name in ("jax", "flax", "sparse_jax"):
+  sys.modules[name] = None
+logits = runpy.run_path(sys.argv[1])["logits"]
+print(json.dumps([logits(row).tolist() for row in json.load(sys.stdin)]))
+"""
+
+
+def write(test, circuit, params, claims=()):
+  """Returns (path, text) of a circuit's file."""
+  text = programs.write_source(
+    circuit, params, small_circuits.TOKENIZER, small_circuits.ANSWERS, claims
+  )
+  root = pathlib.Path(test.enterContext(tempfile.TemporaryDirectory()))
+  (root / "quote.py").write_text(text)
+  return root / "quote.py", text
+
+
+class SourceTest(parameterized.TestCase):
+  def test_without_jax_it_gives_the_circuits_difference_on_256_prompts(self):
+    circuit, params = small_circuits.make(
+      positions="learned", context_length=128
+    )
+    pairs = tasks.make_task(
+      small_circuits.TASK, small_circuits.TOKENIZER
+    ).pairs("test", count=128)
+    tokens, positions, correct, incorrect = pairs.sequences()
+    self.assertLen(tokens, 256)
+    logits = np.asarray(jax.jit(circuit.apply)(params, tokens))
+    rows = np.arange(len(tokens))
+    last = logits[rows, positions]
+    want = last[rows, correct] - last[rows, incorrect]
+    path, _ = write(self, circuit, params)
+    prompts = [
+      row[: n + 1].tolist() for row, n in zip(tokens, positions, strict=True)
+    ]
+    done = subprocess.run(
+      [sys.executable, "-c", _RUN, str(path)],
+      input=json.dumps(prompts),
+      capture_output=True,
+      text=True,
+      check=True,
+    )
+    got = np.array(json.loads(done.stdout))
+    at = {token: i for i, token in enumerate(small_circuits.ANSWERS.tokens)}
+    side = lambda ids: got[rows, [at[int(t)] for t in ids]]
+    diff = side(correct) - side(incorrect)
+    np.testing.assert_allclose(diff, want, rtol=0, atol=1e-4)
+    self.assertGreater(np.std(want), 0.01)
+
+  @hypothesis.given(
+    case=st.fixed_dictionaries(
+      {
+        "positions": st.sampled_from(
+          ["none", "learned", "concatenated", "sinusoidal"]
+        ),
+        "d_position": st.integers(1, 9),
+        "norm": st.sampled_from(["rms", "layer"]),
+        "norm_bias": st.booleans(),
+        "activation": st.sampled_from(["gelu", "relu"]),
+        "bias": st.booleans(),
+        "tied": st.booleans(),
+        "sink": st.booleans(),
+        "bigram": st.sampled_from(["learned", "fixed", "none"]),
+        "residual_activation": st.sampled_from(["identity", "relu"]),
+        "fraction": st.sampled_from([0.15, 0.3, 1.0]),
+        "share": st.sampled_from([0.0, 0.05, 0.2, 1.1]),
+        "gate_last": st.booleans(),
+      }
+    ),
+    tokens=st.lists(st.integers(0, 299), min_size=1, max_size=9),
+  )
+  @hypothesis.settings(max_examples=25)
+  def test_it_is_the_compact_circuit_for_any_config(self, case, tokens):
+    circuit, params = small_circuits.make(**case)
+    tokens = [t % small_circuits.TOKENIZER.vocab_size for t in tokens]
+    want = circuit.compact(params, small_circuits.ANSWERS.tokens).numpy(
+      [tokens]
+    )[0, -1]
+    path, text = write(self, circuit, params)
+    logits = runpy.run_path(str(path))["logits"]
+    np.testing.assert_allclose(logits(tokens), want, rtol=1e-5, atol=1e-4)
+    long = [line for line in text.splitlines() if len(line) > 80]
+    self.assertLen(long, 1)  # What is packed.
+
+  def test_a_core_of_40_nodes_is_under_200_lines(self):
+    circuit, params = small_circuits.make(
+      share=1.1, positions="learned", **{"d_model": 32, "d_head": 8}
+    )
+    counts = {"attn.act_in": 5, "attn.resid_delta": 3, "mlp.act_in": 3}
+    counts |= {"attn.q": 2, "attn.k": 2, "attn.v": 2}
+    counts |= {"mlp.post_act": 2, "mlp.resid_delta": 2}
+    mask = {name: np.array(m) for name, m in circuit.node_mask.items()}
+    rng = np.random.default_rng(2)
+    for name, count in counts.items():
+      mask[name][:] = False
+      for row in mask[name]:
+        # Queries, keys and values of two heads.
+        width = 16 if name in ("attn.q", "attn.k", "attn.v") else len(row)
+        row[rng.choice(width, count, replace=False)] = True
+    circuit = small_circuits.with_mask(
+      circuit.model, params, mask, circuit.means
+    )
+    self.assertEqual(circuit.num_nodes, 42)
+    self.assertGreater(circuit.num_edges, 40)
+    _, text = write(self, circuit, params)
+    self.assertLess(text.count("\n"), 200)
+
+  def test_it_says_what_it_is_and_answers_a_prompt(self):
+    circuit, params = small_circuits.make()
+    claims = ["sufficient: holds; loss 0.12", 'quotes """ and \\']
+    path, text = write(self, circuit, params, claims)
+    names = runpy.run_path(str(path))
+    for part in (
+      small_circuits.TASK,
+      "0.123",
+      f"{circuit.num_nodes} nodes",
+      *claims[:1],
+    ):
+      self.assertIn(part, names["__doc__"])
+    self.assertEqual(
+      names["encode"]("x = 'a"), small_circuits.TOKENIZER.encode("x = 'a")
+    )
+    run = lambda *arguments: subprocess.run(
+      [sys.executable, str(path), *arguments],
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    answered = run("x = 'alpha").stdout
+    self.assertRegex(
+      answered, r"^['\"]{3} over ['\"]{3}: logit difference \d+\.\d{4} nats\n$"
+    )
+    for arguments in ((), ("a", "b"), ("",)):
+      done = run(*arguments)
+      self.assertEqual(done.returncode, 1)
+      self.assertIn("usage: python", done.stderr)
+    for edge in circuit.edges:
+      self.assertIn(f"{abs(edge['weight']):.6g}", text)
+
+  def test_channels_are_named_by_what_writes_and_reads_them(self):
+    circuit, params = small_circuits.make(share=0.3)
+    _, text = write(self, circuit, params)
+    names = re.findall(r"(\w+)_to_(\w+)_r(\d+)=(\d+)", text)
+    writers, readers, numbers, values = zip(*names, strict=True)
+    self.assertEqual(numbers, values)
+    self.assertContainsSubset(("token", "heads0", "many"), writers)
+    self.assertContainsSubset(("heads0", "mlp0", "mlp1"), readers)
+    first = text[text.index("def attn0") : text.index("def mlp0")]
+    self.assertNotRegex(first, r"(head|mlp)\w*_to_\w+=")
+
+  def test_what_it_refuses(self):
+    with self.assertRaisesRegex(errors.InputError, "'alpha beta' is no single"):
+      programs.find_answers([("'", "alpha beta")], small_circuits.TOKENIZER)
+    circuit, params = small_circuits.make()
+    frozen = dataclasses.replace(circuit, freeze_norms=True)
+    with self.assertRaisesRegex(errors.InputError, "freeze_norms=True"):
+      write(self, frozen, params)
+    path, _ = write(self, *small_circuits.make(positions="learned"))
+    with self.assertRaisesRegex(ValueError, "65 tokens; need at most 64"):
+      runpy.run_path(str(path))["logits"]([1] * 65)
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,0 +1,71 @@
+"""A small random model's circuit, and a tokenizer, for tests of programs."""
+
+import helpers
+import jax
+import numpy as np
+
+from sparse_jax import circuit as circuit_lib
+from sparse_jax import config as config_lib
+from sparse_jax import programs
+from sparse_jax.data import tokenizer as tokenizer_lib
+from sparse_jax.model import edges as edges_lib
+from sparse_jax.model import fingerprint, transformer
+
+TASK = "single_double_quote"
+_TEXT = "\n".join(
+  f"x = ['{w}', \"{w}\", ({w}, 1)]\ndef {w}():\n  return {w}"
+  for w in ("alpha", "beta", "gamma", "delta")
+)
+TOKENIZER = tokenizer_lib.Tokenizer.train([_TEXT] * 4, 300)
+QUOTES = ("'", '"')
+ANSWERS = programs.find_answers([QUOTES, QUOTES[::-1]], TOKENIZER)
+
+
+def make(share=0.15, density=0.5, fraction=0.25, gate_last=False, **fields):
+  """Returns (circuit, params) of a small random model."""
+  config = config_lib.ModelConfig(
+    **{
+      **{"n_layer": 2, "d_model": 16, "d_head": 4, "d_mlp": 32},
+      **{"vocab_size": TOKENIZER.vocab_size, "context_length": 64},
+      **fields,
+    }
+  )
+  sparsity = config_lib.SparsityConfig(activation_fraction=fraction)
+  model = transformer.Model(config, sparsity)
+  rng = np.random.default_rng(1)
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  weight = lambda s: rng.normal(size=s.shape) * (rng.random(s.shape) < density)
+  params = jax.tree.map(lambda s: (0.4 * weight(s)).astype(np.float32), shapes)
+  for name, p in (*params["layers"].items(), ("ln_f", params["ln_f"])):
+    if "scale" in p:
+      p["scale"] += 1
+    del name
+  mask, means = helpers.random_masks(model, share), helpers.random_means(model)
+  if gate_last:
+    shape = helpers.mask_shape(model, "final_resid")
+    mask["final_resid"] = rng.random(shape) < 0.5
+    means["final_resid"] = rng.normal(size=shape).astype(np.float32)
+  return with_mask(model, params, mask, means), params
+
+
+def with_mask(model, params, mask, means):
+  """Returns the circuit of a mask; scale 1.5, a loss of 0.1234."""
+  edges = edges_lib.find_edges(params, mask)
+  return circuit_lib.Circuit(
+    task=TASK,
+    model_fingerprint=fingerprint.fingerprint(model, params),
+    model_config=model.config,
+    sparsity=model.sparsity,
+    ablation="mean_pretrain",
+    target_loss=0.15,
+    logit_scale=1.5,
+    node_mask=mask,
+    means=means,
+    edges=edges,
+    metrics={
+      "num_nodes": sum(int(m.sum()) for m in mask.values()),
+      "num_edges": len(edges),
+      "test_loss": 0.1234,
+    },
+    details={"examples": [{"answer": QUOTES[0], "counter_answer": QUOTES[1]}]},
+  )
