@@ -14,6 +14,7 @@ from absl.testing import absltest, parameterized
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import report
 from sparse_jax.report import draw, section
+from sparse_jax.report import text as text_lib
 from sparse_jax.utils import errors
 
 
@@ -112,9 +113,9 @@ class ContentTest(parameterized.TestCase):
     self.assertIn("Not established: robust to what is outside it.", text)
     self.assertIn("accuracy without it 0.500 [0.400, 0.600]", text)
     lines = [a for a, _ in page.find("path", "line")]
-    # Two of sizes, two each of the adversary and of chance, one each of larger
-    # circuits and of shares.
-    self.assertLen([a for a in lines if "d" in a and "M1 7" not in a["d"]], 8)
+    # Two of sizes, two each of the adversary and of chance, two of larger
+    # circuits, one of shares.
+    self.assertLen([a for a in lines if "d" in a and "M1 7" not in a["d"]], 9)
     self.assertIn("nonsense labels: 30 more.", text)
     self.assertIn("0.attn.v:3 → 0.attn.resid_delta:1", text)
     # The worst comes first, whatever the file's order.
@@ -306,6 +307,7 @@ class NestedTest(parameterized.TestCase):
     titles = {
       "Loss against the adversary's steps": ("core", "robust", "random"),
       "Loss against the share ablated at random": ("core", "robust", "random"),
+      "Loss against size": ("core", "robust"),
       "Accuracy lost against size": ("core", "robust"),
       "Faithfulness curve": ("core", "robust"),
     }
@@ -387,13 +389,18 @@ class EscapingTest(parameterized.TestCase):
       structure(benign),
     )
     page(text).encode("utf-8")
+    ((_, data), _) = got.find("script")
+    self.assertNotIn("<", data)
+    token = json.loads(data)["tokens"][0]
+    self.assertEqual(token, [list(p) for p in text_lib.pieces(text)])
 
   def test_nothing_loads_and_only_one_script_runs(self):
     text = report.render(
       [pages.alone(examples=[pages.example(h) for h in pages.HOSTILE])]
     )
     page = pages.Page(text)
-    self.assertLen(page.find("script"), 1)
+    types = [attributes.get("type") for attributes, _ in page.find("script")]
+    self.assertEqual(types, ["application/json", None])
     self.assertLen(page.find("style"), 1)
     for tag, attributes, _ in page.elements:
       self.assertNotIn("src", attributes)
