@@ -24,7 +24,14 @@ function circuitView(circuit) {
   };
 }
 
+// By the circuit's id; made when it is first shown.
+const circuits = new Map();
 const views = new Map();
+
+function viewOf(id) {
+  if (!views.has(id)) views.set(id, circuitView(circuits.get(id)));
+  return views.get(id);
+}
 
 function go(id, key) {
   const address = key ? `#${id}/${key}` : `#${id}`;
@@ -44,13 +51,18 @@ function read() {
 function follow() {
   const [id, key] = read();
   const list = document.querySelector("nav.circuits");
-  const current = views.has(id) || id === "overview" ? id :
-    [...views.keys()][0] ?? "overview";
-  for (const [other, view] of views) view.show(other === current ? key : null);
-  if (!list) return;
+  const current = circuits.has(id) || (list && id === "overview") ? id :
+    [...circuits.keys()][0];
+  for (const [other, view] of views) if (other !== current) view.show(null);
+  // Shown before it is filled: a drawing has to know its room.
+  if (!list) {
+    viewOf(current).show(key);
+    return;
+  }
   for (const section of document.querySelectorAll("[data-view]")) {
     section.hidden = section.dataset.view !== current;
   }
+  if (circuits.has(current)) viewOf(current).show(key);
   for (const link of list.querySelectorAll("a")) {
     const isCurrent = link.getAttribute("href") === `#${current}`;
     if (isCurrent) link.setAttribute("aria-current", "true");
@@ -58,11 +70,9 @@ function follow() {
   }
 }
 
-for (const circuit of DATA?.circuits ?? []) {
-  views.set(circuit.id, circuitView(circuit));
-}
+for (const circuit of DATA?.circuits ?? []) circuits.set(circuit.id, circuit);
 document.querySelectorAll("table.sortable").forEach(sortable);
-if (views.size) {
+if (circuits.size) {
   window.addEventListener("popstate", follow);
   window.addEventListener("hashchange", () => {
     follow();
@@ -72,8 +82,8 @@ if (views.size) {
   follow();
   // A node's address leads to its drawing.
   const [id, key] = read();
-  if (key && views.has(id)) {
+  if (key && circuits.has(id)) {
     document.querySelector(`#${id} figure`)?.scrollIntoView();
-    requestAnimationFrame(() => views.get(id).reveal?.());
+    requestAnimationFrame(() => viewOf(id).reveal?.());
   }
 }
