@@ -22,7 +22,9 @@ from sparse_jax.tasks import logit_difference as logit_difference_lib
 from sparse_jax.utils import errors
 
 MAX_TOKENS = 128
-_NUM_PAIRS, _NUM_SHOWN = 64, 32
+_NUM_PAIRS = 64
+# Test pairs that can be looked at: of one circuit, of all, and at least.
+_MOST_SHOWN, _ALL_SHOWN, _LEAST_SHOWN = 32, 128, 8
 _NUM_WINDOWS, _WINDOW = 384, 64
 _WINDOWS_A_DOCUMENT = 3
 _NUM_SNIPPETS = 6
@@ -139,6 +141,8 @@ def collect(
       _Run(model, params, tokenizer, each, windows, pick),
       own,
       _select(code, union, pick),
+      # A page of many circuits stays small enough to be mailed.
+      min(_MOST_SHOWN, max(_LEAST_SHOWN, _ALL_SHOWN // len(circuits))),
     )
     for each, pick in zip(circuits, picks, strict=True)
   ]
@@ -286,7 +290,7 @@ def _on_windows(model, params, windows, union) -> dict[str, np.ndarray]:
   if not (windows and union):
     return {}
   record = lambda t: _record(model, params, t, _as_arrays(union))
-  return _on_rows([tokens for _, tokens in windows], record)
+  return _on_rows(model, [tokens for _, tokens in windows], record)
 
 
 def _as_arrays(picks) -> dict[str, jax.Array]:
@@ -330,9 +334,9 @@ def _differences(
   return logits[..., 0] - logits[..., 1]
 
 
-def _activations(run: _Run, own, code) -> Activations:
+def _activations(run: _Run, own, code, num_shown: int) -> Activations:
   pairs = test_pairs(run.core, run.tokenizer)
-  prompts = [Prompt(sides) for sides in pairs[:_NUM_SHOWN]]
+  prompts = [Prompt(sides) for sides in pairs[:num_shown]]
   prompts += [Prompt(_with_answers(run, pairs, r), is_own=True) for r in own]
   shown = [side for prompt in prompts for side in prompt.sides]
   rows = [side.tokens for side in shown]
@@ -341,10 +345,10 @@ def _activations(run: _Run, own, code) -> Activations:
     for prompt in prompts
     for i in range(len(prompt.sides))
   ]
-  for sides in pairs[_NUM_SHOWN:]:
+  for sides in pairs[num_shown:]:
     rows += [side.tokens for side in sides]
     is_second += [False, True][: len(sides)]
-  values = _on_rows(rows, run.record) if rows else {}
+  values = _on_rows(run.model, rows, run.record) if rows else {}
   nodes = {}
   if rows or code:
     nodes = _node_values(run, rows, values, len(shown), is_second, code)
@@ -430,13 +434,15 @@ def _answer_ids(run: _Run) -> tuple[int, int]:
   )
 
 
-def _on_rows(rows, function, *others: np.ndarray) -> Any:
+def _on_rows(model, rows, function, *others: np.ndarray) -> Any:
   """Returns a function of padded rows, `[B, L]`, and of others' rows.
 
   Results are trees of arrays `[B, L, …]`, joined over all rows.
   """
   longest = max(map(len, rows), default=1)
   width = -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
+  if model.config.positions != "none":  # There are no further positions.
+    width = max(longest, min(width, model.config.context_length))
   tokens = np.zeros((len(rows), width), np.int32)
   for i, row in enumerate(rows):
     tokens[i, : len(row)] = row
@@ -454,12 +460,13 @@ def _side_differences(run: _Run, sides) -> list[list[tuple[str, np.ndarray]]]:
   rows = [side.tokens for side in sides]
   answers_Sx2 = np.array([side.answers for side in sides], np.int32)
   sign_S = np.asarray(logit_difference_lib.answer_sign(*answers_Sx2.T))
-  curves = [("full model", _on_rows(rows, run.full_difference, answers_Sx2))]
+  curves = [
+    ("full model", _on_rows(run.model, rows, run.full_difference, answers_Sx2))
+  ]
   for which, circuit in run.circuits.items():
     name = "circuit" if len(run.circuits) == 1 else which
-    diff_SxL = _on_rows(
-      rows, functools.partial(run.difference, circuit), answers_Sx2
-    )
+    difference = functools.partial(run.difference, circuit)
+    diff_SxL = _on_rows(run.model, rows, difference, answers_Sx2)
     calibration = logit_difference_lib.Calibration(
       circuit.logit_scale, circuit.details.get("answer_shift", 0.0)
     )
@@ -483,7 +490,7 @@ def _head_patterns(run: _Run, rows) -> dict[str, np.ndarray]:
   look = lambda t: jnp.swapaxes(
     _looks(run.model, run.params, t, tuple(run.heads)), 0, 1
   )
-  pattern_SxHxLxL = _on_rows(rows, look)
+  pattern_SxHxLxL = _on_rows(run.model, rows, look)
   found = {}
   for i, (layer, head) in enumerate(run.heads):
     triangles = [

@@ -90,7 +90,8 @@ def _font(file: str) -> pathlib.Path:
 def _face(file: str, family: str, weight: int, characters: str) -> text.Markup:
   """Returns a font's CSS, with only the characters that are drawn."""
   # No layout features: labels have no ligatures that anyone would miss.
-  options = subset.Options(flavor=None, layout_features=[], notdef_outline=True)
+  options = subset.Options(layout_features=[], notdef_outline=True)
+  options.drop_tables += ["FFTM"]  # FontForge's own notes.
   font = subset.load_font(str(_font(file)), options)
   maker = subset.Subsetter(options)
   maker.populate(text=characters)

@@ -19,10 +19,11 @@ function cards(circuit, view) {
     const rows = edges.map((edge) => {
       const bar = make("span", "weight");
       colour(bar, edge[2], most);
-      const row = make("tr", "", make("td", "", link(circuit.nodes[other(edge)].key)),
-        make("td", "num", shown(edge[2])), make("td", "", bar));
-      row.append(make("td", "num", edge[3] === null ? "" : shown(edge[3])));
-      return row;
+      const loss = edge[3] === null ? "" : shown(edge[3]);
+      return make("tr", "",
+        make("td", "", link(circuit.nodes[other(edge)].key)),
+        make("td", "num", shown(edge[2])), make("td", "", bar),
+        make("td", "num", loss));
     });
     const head = make("tr");
     const hasLoss = edges.some((edge) => edge[3] !== null);
@@ -50,7 +51,8 @@ function cards(circuit, view) {
     if (!pairs) return [];
     const row = make("div", "weighted");
     for (const [number, weight] of pairs) {
-      row.append(make("span", "", token(number), make("small", "", shown(weight))));
+      const size = make("small", "", shown(weight));
+      row.append(make("span", "", token(number), size));
     }
     return [make("h4", "", title), row];
   }
@@ -100,8 +102,9 @@ function cards(circuit, view) {
 }
 
 function answerOf(circuit, side) {
-  const answers = circuit.prompts.map((p) => p.own ? null : p.sides[side]?.answers[0]);
-  const known = new Set(answers.filter((answer) => answer != null));
+  const answers = circuit.prompts.filter((prompt) => !prompt.own)
+    .map((prompt) => prompt.sides[side]?.answers[0]);
+  const known = new Set(answers.filter((answer) => answer !== undefined));
   return known.size === 1 ? [" ", token([...known][0])] : [];
 }
 
@@ -113,8 +116,8 @@ function histograms(circuit, node) {
   counts.forEach((bins, side) => {
     if (!bins.some((count) => count)) return;
     const total = bins.reduce((sum, count) => sum + count, 0);
-    const svg = draw("svg", { class: `histogram side${side}`, viewBox: "0 0 240 40",
-      preserveAspectRatio: "none", role: "img" }, draw("title"));
+    const svg = draw("svg", { class: `histogram side${side}`, role: "img",
+      viewBox: "0 0 240 40", preserveAspectRatio: "none" }, draw("title"));
     svg.firstChild.textContent = `${SIDES[side]}: ` + bins.map((count, bin) =>
       `${count} from ${shown(low + (high - low) * bin / bins.length)}`)
       .filter((_, bin) => bins[bin]).join(", ");
@@ -125,8 +128,8 @@ function histograms(circuit, node) {
         width: width - 1, height }));
     });
     svg.append(draw("path", { class: "axis", d: "M0 40H240" }));
-    parts.push(make("p", "sidename", `${SIDES[side]}`, ...answerOf(circuit, side),
-      `, ${total} prompts`), svg);
+    parts.push(make("p", "sidename", SIDES[side],
+      ...answerOf(circuit, side), `, ${total} prompts`), svg);
   });
   parts.push(make("p", "ends", make("span", "", shown(low)),
     make("span", "", shown(high))), make("p", "define",
@@ -145,7 +148,8 @@ function snippets(node) {
         shown(values[peak - first])), ` ${file}`), row);
     });
     return make("div", "cell", make("h4", "", title),
-      items.length ? make("ol", "snippets", ...items) : make("p", "define", none));
+      items.length ? make("ol", "snippets", ...items) :
+        make("p", "define", none));
   };
   if (!DATA.windows.length) return [];
   return [make("div", "pair",

@@ -109,7 +109,8 @@ function drawing(figure, choose) {
     zoom.setHeight(isShown ? fullHeight : Number(svg.dataset.coreHeight));
     if (pinned && isHidden(pinned)) choose(null);
     const entry = nodes.find((node) => node.getAttribute("tabindex") === "0");
-    if (!entry || isHidden(entry)) enterAt(nodes.find((node) => !isHidden(node)));
+    if (entry && !isHidden(entry)) return;
+    enterAt(nodes.find((node) => !isHidden(node)));
   }
 
   const find = (event) => event.target.closest(".node");

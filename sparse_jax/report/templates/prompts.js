@@ -25,10 +25,11 @@ function prompts(circuit, place) {
   const output = make("output");
   const body = make("div", "sides");
   place.append(make("h3", "", "Prompts"),
-    make("p", "define", "Tokens are coloured by the pinned node's value: blue " +
-      "above 0, orange below. Choose a token to see where its head looks from " +
-      "there. The curves are the side's own answer's logit minus the other's, " +
-      "after each token, in nats."),
+    make("p", "define", "Tokens are coloured by the pinned node's value: " +
+      "blue above 0, orange below. Choose a token to see where its head " +
+      "looks from there. The curves are the side's own answer's logit minus " +
+      "the other's, after each token, in nats; a circuit's with its fitted " +
+      "scale."),
     make("div", "tools", make("label", "", "prompt ", select), output), body);
   place.hidden = false;
   let node = null, at = -1;
@@ -36,7 +37,8 @@ function prompts(circuit, place) {
   function render() {
     const prompt = circuit.prompts[select.selectedIndex];
     const values = node?.values ? unpack(node.values, node.scale) : null;
-    const of = (side) => values?.slice(side.start, side.start + side.tokens.length);
+    const of = ({ start, tokens }) =>
+      values?.slice(start, start + tokens.length);
     body.replaceChildren();
     output.textContent = values ?
       `coloured by ${node.key}, in steps of ${shown(node.scale / 127)}` :
@@ -48,7 +50,8 @@ function prompts(circuit, place) {
       if (node?.head && circuit.heads[node.head]) body.append(...looks(side));
       body.append(...curves(side));
     });
-    if (values && prompt.sides.length > 1) body.append(...difference(prompt, of));
+    if (!values || prompt.sides.length < 2) return;
+    body.append(...difference(prompt, of));
   }
 
   // Tokens to walk along; one tab stop, the arrow keys go on from there.
@@ -105,7 +108,8 @@ function prompts(circuit, place) {
       box.style.setProperty("--share", (shares[i] / (most || 1)).toFixed(3));
       row.append(box);
     });
-    const nowhere = Math.max(0, 1 - shares.reduce((sum, share) => sum + share, 0));
+    const total = shares.reduce((sum, share) => sum + share, 0);
+    const nowhere = Math.max(0, 1 - total);
     return [make("p", "source", `head ${node.head} looks from `,
       token(side.tokens[from]), `; at most ${percent(most)} at one token, ` +
         `${percent(nowhere)} nowhere`), row];
@@ -115,11 +119,12 @@ function prompts(circuit, place) {
     const [a, b] = prompt.sides;
     const title = make("h4", "", "Difference: first side less second side");
     if (a.tokens.length !== b.tokens.length) {
-      return [title, make("p", "define", "The sides have different numbers of " +
-        "tokens: there is nothing to subtract.")];
+      return [title, make("p", "define", "The sides have different numbers " +
+        "of tokens: there is nothing to subtract.")];
     }
     const [x, y] = [of(a), of(b)];
-    return [title, colouredTokens(a.tokens, x.map((v, i) => v - y[i]), node.scale)];
+    const less = x.map((value, i) => value - y[i]);
+    return [title, colouredTokens(a.tokens, less, node.scale)];
   }
 
   select.addEventListener("change", () => {
@@ -135,7 +140,8 @@ function prompts(circuit, place) {
 
 // The logit difference after each token, of the model and its circuits.
 function curves(side) {
-  const all = side.differences.flatMap((curve) => curve[1]).filter(Number.isFinite);
+  const all = side.differences.flatMap((curve) => curve[1])
+    .filter(Number.isFinite);
   const low = Math.min(0, ...all), high = Math.max(0, ...all);
   const span = high - low || 1, [width, height] = [600, 96];
   const y = (value) => 4 + (height - 8) * (high - value) / span;
@@ -148,8 +154,9 @@ function curves(side) {
   for (const [name, values] of side.differences) {
     const points = values.map((value, i) => `${x(i)} ${y(value ?? 0)}`);
     svg.append(draw("path", { class: `line ${CURVES[name]}`,
-      d: `M${points.join("L")}` }), draw("circle", { class: `end ${CURVES[name]}`,
-      cx: x(values.length - 1), cy: y(values.at(-1) ?? 0), r: 3 }));
+      d: `M${points.join("L")}` }), draw("circle", { r: 3,
+      class: `end ${CURVES[name]}`, cx: x(values.length - 1),
+      cy: y(values.at(-1) ?? 0) }));
     legend.append(make("span", `curve ${CURVES[name]}`,
       `${name} ${shown(values.at(-1))}`), " ");
   }

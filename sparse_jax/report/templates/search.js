@@ -8,7 +8,8 @@ function answers(node, query) {
   } else if (node.key.includes(query)) {
     return true;
   }
-  const near = [...node.reads ?? [], ...node.writes ?? []].map((pair) => pair[0]);
+  const near = [...node.reads ?? [], ...node.writes ?? []]
+    .map((pair) => pair[0]);
   for (const [window, , peak] of node.most ?? []) {
     near.push(DATA.windows[window][1][peak]);
   }

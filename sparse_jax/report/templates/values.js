@@ -15,7 +15,8 @@ function unpack(base64, scale) {
 function token(number, tag = "bdi") {
   const box = make(tag, "tok");
   for (const [kind, text] of DATA.tokens[number]) {
-    box.append(kind ? make("span", kind === "empty" ? "ws" : kind, text) : text);
+    const class_ = kind === "empty" ? "ws" : kind;
+    box.append(kind ? make("span", class_, text) : text);
   }
   return box;
 }
