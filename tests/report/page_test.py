@@ -8,6 +8,7 @@ import tempfile
 import time
 
 import hypothesis
+import numpy as np
 import pages
 from absl.testing import absltest, parameterized
 
@@ -351,6 +352,27 @@ class NestedTest(parameterized.TestCase):
     around["robust"].edges[0] = {"from": 3}
     with self.assertRaisesRegex(errors.InputError, r"robust.json of .*edges"):
       report.render([around])
+
+  def test_a_hundred_nodes_and_all_their_prompts_can_be_mailed(self):
+    circuits = [{"core": pages.dense(100, 400)}]
+    evidence = pages.evidence(circuits)
+    (found,) = evidence.circuits
+    # 52 pairs of 30 tokens a side, 12 snippets of 21 tokens, 12 heads.
+    side = found.prompts[0].sides[0]._replace(tokens=[0] * 30)
+    prompts = [found.prompts[0]._replace(sides=[side, side])] * 52
+    values = np.linspace(-2, 2, 52 * 60, dtype=np.float32)
+    node = next(iter(found.nodes.values()))
+    snippets = [node.most[0]._replace(values=values[:21])] * 6
+    node = node._replace(prompts=values, most=snippets, least=snippets)
+    looks = np.linspace(0, 1, 104 * 465)
+    found = found._replace(
+      nodes=dict.fromkeys(found.nodes, node),
+      prompts=prompts,
+      heads={f"0.{head}": looks for head in range(12)},
+    )
+    evidence = evidence._replace(circuits=[found])
+    page = report.render(circuits, evidence=evidence)
+    self.assertBetween(len(page.encode()), 1_000_000, 3_000_000)
 
 
 def structure(page):
