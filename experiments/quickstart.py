@@ -15,7 +15,9 @@ from experiments import cli
 from sparse_jax import checkpoint, faithfulness, report, tasks
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
+from sparse_jax.data import sources
 from sparse_jax.faithfulness import pipeline
+from sparse_jax.report import activations
 from sparse_jax.training import loop, metric_log
 from sparse_jax.utils import files, host
 
@@ -66,13 +68,21 @@ def run(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, Any]:
   trained_at = time.perf_counter()
   with files.exclusive(workdir):
     metrics = find_circuits(trained, config, workdir)
+    circuits = [
+      circuit_lib.load_all(workdir / "circuits" / name)
+      for name, m in metrics.items()
+      if "num_nodes" in m
+    ]
     report.write_page(
       workdir / "report.html",
-      [
-        circuit_lib.load_all(workdir / "circuits" / name)
-        for name, m in metrics.items()
-        if "num_nodes" in m
-      ],
+      circuits,
+      evidence=activations.collect(
+        trained.model,
+        trained.params,
+        trained.data.tokenizer,
+        circuits,
+        sources.documents(config.data, "eval", progress=True),
+      ),
       training=metric_log.read_jsonl(workdir / "metrics.jsonl"),
       title="Circuits of a weight-sparse transformer",
     )

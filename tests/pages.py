@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
 from sparse_jax import sites
+from sparse_jax.report import activations
 
 HOSTILE = (
   "</script><script>window.pwned = 1</script>",
@@ -163,6 +164,47 @@ def dense(num_nodes, num_edges):
     edges=[edge(a, b, math.sin(1 + i)) for i, (a, b) in enumerate(pairs)],
     metrics={"num_nodes": num_nodes, "num_edges": num_edges},
   )
+
+
+def evidence(circuits, texts=("a", "b", " c", "d\n", "'", '"')):
+  """Returns what `activations.collect` could have found: two pairs of prompts.
+
+  Every node holds 2, -1, 0 and 1 on a first side and 0 on a second one, and
+  peaks in the middle of the one piece of held-out code.
+  """
+  values = np.array([2, -1, 0, 1, 0, 0, 0, 0], np.float32)
+  tokens, n = [0, 1, 2, 3], len(texts)
+  rising = [("full model", np.array([0.0, 1, 2, 3]))]
+  circuit = ("circuit", np.array([0.0, 0, 1, 2.5]))
+  pair = activations.Prompt(
+    [
+      activations.Side(tokens, (n - 2, n - 1), [*rising, circuit]),
+      activations.Side(tokens[::-1], (n - 1, n - 2), [*rising, circuit]),
+    ]
+  )
+  own = activations.Prompt([pair.sides[0]], is_own=True)
+  peak = np.array([0, 0.5, 2, 0.25], np.float32)
+  node_values = activations.NodeValues(
+    scale=2.0,
+    prompts=np.concatenate([values, values, values[:4]]),
+    most=[activations.Snippet(0, 0, 2, peak)],
+    least=[],
+    histogram=(0.0, 2.0, [0] * 11 + [2], [2] + [0] * 11),
+  )
+  found = []
+  for each in circuits:
+    outer = list(each.values())[-1]
+    keys = [f"{x['site']}:{x['index']}" for x in outer.nodes]
+    row = [1.0, 0.5, 0.5, 0, 0.25, 0.75, 0, 0, 0.5, 0.25]  # Four by four.
+    found.append(
+      activations.Activations(
+        dict.fromkeys(keys, node_values),
+        [pair, pair, own],
+        {"0.1": np.array(row * 5)},
+      )
+    )
+  window = (HOSTILE[0] + ".py", np.arange(len(texts)))
+  return activations.Evidence(found, [window], dict(enumerate(texts)))
 
 
 def faithfulness_metrics():

@@ -91,11 +91,12 @@ def line_chart(
   y: Axis,
   right: Axis | None = None,
   line: tuple[str, float] | None = None,
+  cuts: Sequence[tuple[str, float]] = (),
 ) -> dict[str, Any]:
   """Returns curves, the last on top, in pixels, for the template.
 
   `right` is the axis of curves that are `on_right`; `line`, a label and a value
-  of y, is drawn across.
+  of y, is drawn across, and `cuts`, labels and values of x, from top to bottom.
   """
   to_x = lambda v: LEFT + (RIGHT - LEFT) * x.share(v)
   to_y = lambda axis, v: BOTTOM - (BOTTOM - TOP) * axis.share(v)
@@ -118,6 +119,11 @@ def line_chart(
     "paths": paths,
     "dots": dots,
     "line": (to_y(y, line[1]), line[0]) if has_line else None,
+    "cuts": [
+      (to_x(at), label)
+      for label, at in cuts
+      if text.is_number(at) and x.low <= at <= x.high
+    ],
     "summary": "; ".join(_summary(curve, x.label) for curve in curves),
     "legend": [(f"line {curve.class_}", curve.label) for curve in curves],
   }
@@ -179,11 +185,12 @@ def plot(
   y: str,
   log: bool = False,
   line: tuple[str, float] | None = None,
+  cuts: Sequence[tuple[str, float]] = (),
 ) -> dict[str, Any] | None:
   """Returns curves on axes, called `x` and `y`, that hold them and 0.
 
   None if no point can be drawn; on a logarithmic x axis those from 0 down
-  cannot. `line`, a label and a value, is drawn across.
+  cannot. `line` and `cuts` are drawn across as `line_chart` says.
   """
   least = _SMALLEST if log else -_LARGEST
   fits = lambda p: least <= p[0] <= _LARGEST and abs(p[1]) <= _LARGEST
@@ -203,6 +210,7 @@ def plot(
     Axis(x, first, last, log),
     Axis(y, low - pad if low < 0 else 0.0, high + pad),
     line=line,
+    cuts=cuts,
   )
 
 

@@ -19,10 +19,11 @@ class Drawing(NamedTuple):
 
   Attributes:
     layers: (name, left, right, columns); a column is (x, block, sites).
-    edges: (edge, path, stroke width).
+    edges: (edge, path, stroke width, width by the loss without it or None).
     head_links: (node, other node of the same head, path).
     nodes: what each is called, its column, its part in residual wiring.
     support: nodes of the robust circuit that are not in its core.
+    shared: nodes that other circuits of the page have, too.
     first: where the keyboard enters: the core's first node, if it has one.
     notes: what was left out.
   """
@@ -30,10 +31,11 @@ class Drawing(NamedTuple):
   task: str
   geometry: layout.Layout
   layers: Sequence[tuple[str, float, float, Sequence[tuple[float, str, str]]]]
-  edges: Sequence[tuple[graph.Edge, str, float]]
+  edges: Sequence[tuple[graph.Edge, str, float, float | None]]
   head_links: Sequence[tuple[graph.Node, graph.Node, str]]
   nodes: Mapping[graph.Node, tuple[str, int, str | None]]
   support: frozenset[graph.Node]
+  shared: frozenset[graph.Node]
   first: graph.Node
   notes: Sequence[str]
 
@@ -71,6 +73,8 @@ class Drawing(NamedTuple):
       ("edge pos", "positive edge"),
       ("edge neg", "negative edge; width is |weight|"),
     ]
+    if self.shared:
+      marks.append(("key shared", "also in another circuit of this page"))
     if self.geometry.wires:
       marks.append(("wire", "residual channel from a write to later reads"))
     if self.head_links:
@@ -96,11 +100,19 @@ def degrees(edges: Sequence[graph.Edge]):
   )
 
 
-def drawing(task: str, shown: graph.Graph, width: float = 1140) -> Drawing:
+def drawing(
+  task: str,
+  shown: graph.Graph,
+  width: float = 1140,
+  losses: Mapping[tuple[str, str], float] | None = None,
+  elsewhere: frozenset[graph.Node] = frozenset(),
+) -> Drawing:
   """Returns the drawing of a graph of at least one node, `width` pixels wide.
 
   Circuits with many columns are wider. Only the strongest edges, and the nodes
   that they join first, are drawn of a large circuit; the core's before others.
+  `losses` are those without an edge, by its ends' keys; `elsewhere` are nodes
+  of other circuits.
   """
   edges = strongest(shown)
   nodes = list(shown.nodes)
@@ -132,10 +144,11 @@ def drawing(task: str, shown: graph.Graph, width: float = 1140) -> Drawing:
     task,
     geometry,
     _layers(geometry),
-    _edges(edges, geometry),
+    _edges(edges, geometry, losses or {}),
     _head_links(shown, nodes, geometry),
-    _nodes(shown, nodes, geometry),
+    _nodes(shown, nodes, geometry, elsewhere),
     shown.support,
+    elsewhere.intersection(nodes),
     min(nodes, key=shown.is_support),
     notes,
   )
@@ -162,15 +175,20 @@ def _layers(geometry: layout.Layout):
   return layers
 
 
-def _edges(edges, geometry: layout.Layout):
+def _edges(edges, geometry: layout.Layout, losses):
   half = geometry.node_width / 2
   largest = max((e.magnitude for e in edges), default=0.0) or 1.0
+  # An edge that may go at no cost is as thin as can be.
+  least, most = min(losses.values(), default=0), max(losses.values(), default=1)
+  thick = lambda share: _THINNEST + (_THICKEST - _THINNEST) * share
   drawn = []
   for edge in edges:
     (x1, y1), (x2, y2) = geometry.at[edge.source], geometry.at[edge.target]
     path = layout.curve(x1 + half, y1, x2 - half, y2)
-    width = _THINNEST + (_THICKEST - _THINNEST) * edge.magnitude / largest
-    drawn.append((edge, path, width))
+    loss = losses.get((edge.source.key, edge.target.key))
+    if loss is not None:
+      loss = thick((loss - least) / ((most - least) or 1.0))
+    drawn.append((edge, path, thick(edge.magnitude / largest), loss))
   return drawn
 
 
@@ -194,7 +212,7 @@ def _head_links(shown, nodes, geometry: layout.Layout):
   return links
 
 
-def _nodes(shown, nodes, geometry: layout.Layout):
+def _nodes(shown, nodes, geometry: layout.Layout, elsewhere):
   num_in, num_out = degrees(shown.edges)
   columns: dict[float, int] = {}
   roles = dict.fromkeys(layout.WRITES, "write")
@@ -207,6 +225,8 @@ def _nodes(shown, nodes, geometry: layout.Layout):
     label += f"; edges in {num_in[node]}, out {num_out[node]}"
     if shown.support:
       label += "; support" if shown.is_support(node) else "; core"
+    if node in elsewhere:
+      label += "; also in another circuit"
     column = columns.setdefault(geometry.at[node][0], len(columns))
     drawn[node] = label, column, roles.get(node.name)
   return drawn

@@ -35,6 +35,31 @@ def accuracy_lost(metrics: Mapping[str, Any]) -> float | None:
   return full - attacked if all(map(text.is_number, (full, attacked))) else None
 
 
+def losses_without(metrics: Mapping[str, Any]) -> dict[Any, float]:
+  """Returns the loss without each node, by key, and each edge, by two keys.
+
+  In nats; those that were not measured are missing.
+  """
+  losses = {}
+  for kind, ends in (("nodes", None), ("edges", ("from", "to"))):
+    rows = _at(metrics, _KEY, "importance", kind)
+    for row in rows if isinstance(rows, (list, tuple)) else ():
+      loss = _at(row, "loss_without", "value")
+      if text.is_number(loss):
+        names = [_name(_at(row, end)) for end in ends or ()]
+        losses[tuple(names) if ends else _name(row)] = float(loss)
+  return losses
+
+
+def claims(metrics: Mapping[str, Any]) -> tuple[int, int] | None:
+  """Returns how many criteria hold, and of how many; None if unmeasured."""
+  try:
+    criteria = criteria_lib.check_criteria(_at(metrics, _KEY))
+  except _ERRORS:
+    return None
+  return sum(c.holds for c in criteria), len(criteria)
+
+
 def faithfulness(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
   """Returns what is known of a task's circuits; None if nothing is.
 
@@ -131,6 +156,21 @@ def _charts(known) -> Iterable[dict[str, Any]]:
       (partial, "random_circuit"),
     ),
   }
+  cuts = [
+    (f"the {part['name']}", part["circuit"].num_nodes) for part, _ in known
+  ]
+  yield {
+    "id": "size-loss",
+    "chart": plot(
+      "Loss against size",
+      (partial, "by_size"),
+      ("num_nodes", "loss"),
+      "nodes kept (log scale)",
+      "worst task loss (nats)",
+      log=True,
+      cuts=cuts,
+    ),
+  }
   yield {
     "id": "size",
     "chart": plot(
@@ -141,6 +181,7 @@ def _charts(known) -> Iterable[dict[str, Any]]:
       "accuracy lost to the sign steps",
       log=True,
       line=("accepted", criteria_lib.THRESHOLDS["adversarial_accuracy_lost"]),
+      cuts=cuts,
     ),
   }
   yield {

@@ -16,8 +16,22 @@ from typing import Any
 import jinja2
 
 from sparse_jax import circuit as circuit_lib
-from sparse_jax.report import charts, section, text
+from sparse_jax.report import activations, charts, data, graph, section, text
 from sparse_jax.utils import errors, files
+
+_STYLES = ("page.css", "drawing.css", "panels.css")
+# One script: later parts use earlier ones.
+_SCRIPTS = (
+  "elements.js",
+  "values.js",
+  "drawing.js",
+  "zoom.js",
+  "search.js",
+  "card.js",
+  "prompts.js",
+  "tables.js",
+  "page.js",
+)
 
 
 def write_page(
@@ -26,18 +40,20 @@ def write_page(
   *,
   training: Iterable[Mapping[str, Any]] | None = None,
   title: str = "Sparse circuits",
+  evidence: activations.Evidence | None = None,
 ) -> None:
   """Writes one self-contained page about circuits, complete or not at all.
 
   `circuits` are, by task, what `circuit.load_all` returns: the "core" and, if
   there is one, the "robust" circuit around it. `training` are rows of
-  `metrics.jsonl`; losses in nats a token. Raises InputError if a circuit is
+  `metrics.jsonl`; losses in nats a token. `evidence` shows how the circuits
+  work, as `activations.collect` finds it. Raises InputError if a circuit is
   damaged or the file cannot be written.
   """
   path = pathlib.Path(path)
   if not path.name:
     raise errors.bad_value("path", str(path), "a file name")
-  page = render(circuits, training=training, title=title)
+  page = render(circuits, training=training, title=title, evidence=evidence)
   files.write_bytes(path, page.encode())
 
 
@@ -46,22 +62,35 @@ def render(
   *,
   training: Iterable[Mapping[str, Any]] | None = None,
   title: str = "Sparse circuits",
+  evidence: activations.Evidence | None = None,
 ) -> str:
   """Returns the page as HTML; arguments as for `write_page`."""
   rows = list(training or ())
-  sections = [section.section(each, i) for i, each in enumerate(circuits)]
+  homes = [_nodes(each) for each in circuits]
+  sections = [
+    section.section(each, i, frozenset().union(*homes[:i], *homes[i + 1 :]))
+    for i, each in enumerate(circuits)
+  ]
   return document(
     "page.html",
     title,
     sections=sections,
     rows=[(each, part) for each in sections for part in each["parts"]],
     training=_training(rows) if rows else None,
+    overlap=data.overlap(sections),
+    data=data.page_data(sections, evidence),
   )
+
+
+def _nodes(circuits: Mapping[str, circuit_lib.Circuit]) -> set[graph.Node]:
+  """Returns the nodes of a task's core."""
+  return {graph.Node(n["site"], n["index"]) for n in circuits["core"].nodes}
 
 
 def document(template: str, title: str, **context) -> str:
   """Returns a whole page as HTML, of a template that extends `base.html`."""
-  css, script = source("page.css") + source("drawing.css"), source("page.js")
+  css = text.Markup("").join(map(source, _STYLES))
+  script = text.Markup("").join(map(source, _SCRIPTS))
   policy = (
     f"default-src 'none'; style-src '{_hash(css)}';"
     f" script-src '{_hash(script)}'; img-src data:; base-uri 'none';"

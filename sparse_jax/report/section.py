@@ -15,7 +15,8 @@ MAX_ROWS = 2000
 MAX_EXAMPLES = 24
 # Support of larger robust circuits is hidden until it is asked for.
 MAX_SHOWN = 150
-_NOTES = ("read_tokens", "write_tokens")
+# Under which names a circuit's notes keep the tokens of a node.
+_NOTES = {"reads": "read_tokens", "writes": "write_tokens"}
 _MAX_DEPTH = 4
 
 # Of a loss and an accuracy: the prefix of their metrics.
@@ -45,12 +46,15 @@ def anchor(index: int) -> str:
 
 
 def section(
-  circuits: Mapping[str, circuit_lib.Circuit], index: int
+  circuits: Mapping[str, circuit_lib.Circuit],
+  index: int,
+  elsewhere: frozenset[graph.Node] = frozenset(),
 ) -> dict[str, Any]:
   """Returns what the template shows of a page's task of that index.
 
-  `circuits` are the "core" and maybe the "robust" circuit that contains it.
-  Raises InputError if their edges, examples or notes are damaged.
+  `circuits` are the "core" and maybe the "robust" circuit that contains it;
+  `elsewhere` are the nodes of the page's other circuits. Raises InputError if
+  their edges, examples or notes are damaged.
   """
   core = circuits["core"]
   named = {"core": "circuit"}
@@ -66,6 +70,9 @@ def section(
   file = parts[0]["file"]
   examples = _detail(file, core.details, "examples", list)
   losses = _losses(parts)
+  edge_losses = {}
+  for part in reversed(parts):  # As the core does without them, if it has them.
+    edge_losses |= part["edge_losses"]
   lines = [("target", core.target_loss), ("guessing", math.log(2))]
   return {
     "id": anchor(index),
@@ -73,7 +80,13 @@ def section(
     "parts": parts,
     "graph": shown,
     "losses": losses,
-    "drawing": draw.drawing(core.task, shown) if shown.nodes else None,
+    "notes": notes,
+    "edge_losses": edge_losses,
+    "drawing": draw.drawing(
+      core.task, shown, losses=edge_losses, elsewhere=elsewhere
+    )
+    if shown.nodes
+    else None,
     "shows_support": len(shown.nodes) <= MAX_SHOWN,
     "bars": charts.loss_bars([(n, v, c) for n, v, _, c in losses], lines),
     "columns": [
@@ -103,6 +116,7 @@ def _part(
   metrics = _checked(f"{file}: metrics", circuit.metrics, dict)
   shown = graph.from_circuit(circuit, file)
   meets = metrics.get("meets_target")
+  losses = faithfulness.losses_without(metrics)
   return {
     "file": file,
     "name": name,
@@ -113,6 +127,9 @@ def _part(
       model: [metrics.get(f"{p}test_{k}") for k in ("loss", "accuracy")]
       for model, p in _MODELS.items()
     },
+    "node_losses": {k: v for k, v in losses.items() if isinstance(k, str)},
+    "edge_losses": {k: v for k, v in losses.items() if not isinstance(k, str)},
+    "claims": faithfulness.claims(metrics),
     "accuracy_lost": faithfulness.accuracy_lost(metrics),
     "test_target": _verdict(metrics.get("test_loss"), circuit.target_loss),
     "validation_target": (
@@ -209,14 +226,14 @@ def _example(where: str, example: Any, name: str) -> dict[str, Any]:
   """Returns one pair of prompts, with the positions at which they differ."""
   _checked(where, example, dict)
   sides = []
-  for name, prefix in (("prompt", ""), ("counter-prompt", "counter_")):
+  for label, prefix in (("prompt", ""), ("counter-prompt", "counter_")):
     key = f"{where}.{prefix}prompt_tokens"
     tokens = _checked(key, example.get(f"{prefix}prompt_tokens", []), list)
     for token in tokens:
       _checked(key, token, str)
     key = f"{prefix}answer"
     answer = _checked(f"{where}.{key}", example.get(key, ""), str)
-    sides.append({"name": name, "tokens": tokens, "answer": answer})
+    sides.append({"name": label, "tokens": tokens, "answer": answer})
   marks = _differences(*(side["tokens"] for side in sides))
   for side, marked in zip(sides, marks, strict=True):
     side["marked"] = marked
@@ -254,17 +271,20 @@ def _node_rows(
       "head": shown.head(node),
       "num_in": num_in[node],
       "num_out": num_out[node],
-      "notes": notes.get(node.key, ([], [])),
+      "notes": notes.get(node.key, {key: [] for key in _NOTES}).values(),
     }
     for node in sorted(shown.nodes, key=shown.is_support)[:MAX_ROWS]
   ]
 
 
-def _notes(file: str, details: Mapping[str, Any]) -> dict[str, list]:
+def _notes(file: str, details: Mapping[str, Any]) -> dict[str, dict]:
   """Returns by node the tokens that it reads, and those that it writes."""
   notes = _detail(file, details, "node_notes", dict)
   return {
-    key: [_note(f"{file}: node_notes[{key!r}].{k}", note, k) for k in _NOTES]
+    key: {
+      shown: _note(f"{file}: node_notes[{key!r}].{k}", note, k)
+      for shown, k in _NOTES.items()
+    }
     for key, note in notes.items()
   }
 

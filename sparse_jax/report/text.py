@@ -44,37 +44,51 @@ def spell_out(text: str) -> str:
   )
 
 
-def token(text: str, class_: str = "") -> Markup:
-  """Returns a token, any string at all, in a box, its whitespace visible."""
-  pieces = []
+def pieces(text: str) -> list[tuple[str, str]]:
+  """Returns what a token, any string at all, looks like: (kind, text).
+
+  Kinds are "ws" for whitespace, made visible, "esc" for what is spelled out,
+  "empty" for the mark of an empty token, and "" for text as it stands.
+  """
+  found = []
   for kind, run in itertools.groupby(text[:_LONGEST_TOKEN], _kind):
     chars = "".join(run)
     if kind == "ws":
-      pieces.append(_span("ws", "".join(_WHITESPACE[char] for char in chars)))
+      found.append((kind, "".join(_WHITESPACE[char] for char in chars)))
     elif kind == "esc":
-      pieces += [_span("esc", spell_out(char)) for char in chars]
+      found += [(kind, spell_out(char)) for char in chars]
     else:
       # A combining mark needs something to stand on.
       lead = "◌" if unicodedata.category(chars[0])[0] == "M" else ""
-      pieces.append(markupsafe.escape(lead + chars))
+      found.append((kind, lead + chars))
   if not text:
-    pieces.append(Markup('<span class="ws" title="empty token">∅</span>'))
+    found.append(("empty", "∅"))
   if len(text) > _LONGEST_TOKEN:
-    pieces.append(_span("esc", f"… {len(text) - _LONGEST_TOKEN} more"))
+    found.append(("esc", f"… {len(text) - _LONGEST_TOKEN} more"))
+  return found
+
+
+def token(text: str, class_: str = "") -> Markup:
+  """Returns a token, any string at all, in a box, its whitespace visible."""
   # <bdi> keeps right-to-left letters from reordering their neighbours.
   return Markup('<bdi class="{}">{}</bdi>').format(
-    f"tok {class_}".strip(), Markup().join(pieces)
+    f"tok {class_}".strip(), Markup().join(map(_piece, pieces(text)))
   )
+
+
+def _piece(piece: tuple[str, str]) -> Markup:
+  kind, text = piece
+  if not kind:
+    return markupsafe.escape(text)
+  if kind == "empty":
+    return Markup('<span class="ws" title="empty token">{}</span>').format(text)
+  return Markup('<span class="{}">{}</span>').format(kind, text)
 
 
 def _kind(char: str) -> str:
   if char in _WHITESPACE:
     return "ws"
   return "esc" if _is_unsafe(char) else ""
-
-
-def _span(class_: str, text: str) -> Markup:
-  return Markup('<span class="{}">{}</span>').format(class_, text)
 
 
 def tokens(texts: Sequence[str], marked: Collection[int] = ()) -> Markup:

@@ -1,15 +1,20 @@
 """The command that draws: which circuits it takes, what it writes."""
 
+import json
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
 
+import own_task
 import pages
 from absl.testing import absltest, parameterized
 
 from experiments import circuit_paths
+from sparse_jax import checkpoint
+from sparse_jax import config as config_lib
+from sparse_jax.data import tokenizer as tokenizer_lib
 from sparse_jax.utils import errors
 
 _ROOT = pathlib.Path(__file__).parents[2]
@@ -54,6 +59,8 @@ class ReportTest(parameterized.TestCase):
       f"--out={page}",
       f"--picture={png}",
       f"--table={table}",
+      f"--svg={self.dir / 'first.svg'}",
+      "--theme=dark",
     )
     self.assertEqual(result.returncode, 0, result.stderr)
     drawn = pages.Page(page.read_text())
@@ -62,10 +69,42 @@ class ReportTest(parameterized.TestCase):
     self.assertIn("head 1", page.read_text())
     self.assertLen(table.read_text().splitlines(), 4)
     self.assertStartsWith(png.read_bytes(), b"\x89PNG\r\n")
+    self.assertStartsWith((self.dir / "first.svg").read_text(), "<svg ")
+
+  def test_with_the_model_the_page_shows_how_a_circuit_works(self):
+    tokenizer = tokenizer_lib.Tokenizer.train([own_task.TEXT] * 4, 300)
+    model, params, circuit = own_task.make_circuit(tokenizer)
+    code, own = self.dir / "code", self.dir / "own.jsonl"
+    code.mkdir()
+    for i in range(8):
+      (code / f"held_{i}.py").write_text(f"# {i}\n{own_task.TEXT}\n" * (i + 2))
+    run_config = config_lib.Config(
+      data=config_lib.DataConfig(source=str(code), eval_fraction=0.5)
+    )
+    where = self.dir / "model"
+    checkpoint.save_model(where, model, params, tokenizer, run_config)
+    circuit.save(self.dir / "own_task")
+    own.write_text('"y = \'gamma"\n')
+    page = self.dir / "works.html"
+    result = run(
+      f"--circuits={self.dir / 'own_task'}",
+      f"--model={where}",
+      f"--prompts={own}",
+      f"--out={page}",
+    )
+    self.assertEqual(result.returncode, 0, result.stderr)
+    ((_, text), _) = pages.Page(page.read_text()).find("script")
+    found = json.loads(text)
+    self.assertNotEmpty(found["windows"])
+    self.assertStartsWith(found["windows"][0][0], "held_")
+    owns = [prompt["own"] for prompt in found["circuits"][0]["prompts"]]
+    self.assertEqual(owns, [False, False, True])
+    self.assertTrue(all("values" in n for n in found["circuits"][0]["nodes"]))
 
   @parameterized.parameters(
-    ((), "--out is missing; .*--picture=FILE.png"),
+    ((), "--out is missing; .*--picture=FILE.png, --svg=FILE.svg or --table"),
     (("--circuits=/nowhere", "--out=x.html"), "/nowhere"),
+    (("--prompts=x", "--out=x.html"), "--prompts=x without a model; .*--model"),
   )
   def test_missing_flags_and_circuits_are_one_line(self, args, want):
     result = run(*args)

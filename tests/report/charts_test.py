@@ -101,6 +101,14 @@ class ChartTest(parameterized.TestCase):
     self.assertLen(widths, 2)
     self.assertAlmostEqual(widths[1], 4 * widths[0], delta=0.5)
 
+  def test_cuts_stand_at_their_values_and_only_within_the_axis(self):
+    curve = charts.Curve("a", "circuit", [(1, 3), (100, 1)])
+    cuts = [("the core", 10), ("outside", 1000), ("unknown", None)]
+    chart = charts.plot("t", [curve], "x", "y", log=True, cuts=cuts)
+    ((at, label),) = chart["cuts"]
+    self.assertEqual(label, "the core")
+    self.assertAlmostEqual(at, (charts.LEFT + charts.RIGHT) / 2)
+
 
 if __name__ == "__main__":
   absltest.main()

@@ -8,12 +8,14 @@ import tempfile
 import time
 
 import hypothesis
+import numpy as np
 import pages
 from absl.testing import absltest, parameterized
 
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import report
 from sparse_jax.report import draw, section
+from sparse_jax.report import text as text_lib
 from sparse_jax.utils import errors
 
 
@@ -112,9 +114,9 @@ class ContentTest(parameterized.TestCase):
     self.assertIn("Not established: robust to what is outside it.", text)
     self.assertIn("accuracy without it 0.500 [0.400, 0.600]", text)
     lines = [a for a, _ in page.find("path", "line")]
-    # Two of sizes, two each of the adversary and of chance, one each of larger
-    # circuits and of shares.
-    self.assertLen([a for a in lines if "d" in a and "M1 7" not in a["d"]], 8)
+    # Two of sizes, two each of the adversary and of chance, two of larger
+    # circuits, one of shares.
+    self.assertLen([a for a in lines if "d" in a and "M1 7" not in a["d"]], 9)
     self.assertIn("nonsense labels: 30 more.", text)
     self.assertIn("0.attn.v:3 → 0.attn.resid_delta:1", text)
     # The worst comes first, whatever the file's order.
@@ -306,6 +308,7 @@ class NestedTest(parameterized.TestCase):
     titles = {
       "Loss against the adversary's steps": ("core", "robust", "random"),
       "Loss against the share ablated at random": ("core", "robust", "random"),
+      "Loss against size": ("core", "robust"),
       "Accuracy lost against size": ("core", "robust"),
       "Faithfulness curve": ("core", "robust"),
     }
@@ -350,6 +353,27 @@ class NestedTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.InputError, r"robust.json of .*edges"):
       report.render([around])
 
+  def test_a_hundred_nodes_and_all_their_prompts_can_be_mailed(self):
+    circuits = [{"core": pages.dense(100, 400)}]
+    evidence = pages.evidence(circuits)
+    (found,) = evidence.circuits
+    # 52 pairs of 30 tokens a side, 12 snippets of 21 tokens, 12 heads.
+    side = found.prompts[0].sides[0]._replace(tokens=[0] * 30)
+    prompts = [found.prompts[0]._replace(sides=[side, side])] * 52
+    values = np.linspace(-2, 2, 52 * 60, dtype=np.float32)
+    node = next(iter(found.nodes.values()))
+    snippets = [node.most[0]._replace(values=values[:21])] * 6
+    node = node._replace(prompts=values, most=snippets, least=snippets)
+    looks = np.linspace(0, 1, 104 * 465)
+    found = found._replace(
+      nodes=dict.fromkeys(found.nodes, node),
+      prompts=prompts,
+      heads={f"0.{head}": looks for head in range(12)},
+    )
+    evidence = evidence._replace(circuits=[found])
+    page = report.render(circuits, evidence=evidence)
+    self.assertBetween(len(page.encode()), 1_000_000, 3_000_000)
+
 
 def structure(page):
   """Returns tags and attribute names, without the pieces inside tokens."""
@@ -387,13 +411,18 @@ class EscapingTest(parameterized.TestCase):
       structure(benign),
     )
     page(text).encode("utf-8")
+    ((_, data), _) = got.find("script")
+    self.assertNotIn("<", data)
+    token = json.loads(data)["tokens"][0]
+    self.assertEqual(token, [list(p) for p in text_lib.pieces(text)])
 
   def test_nothing_loads_and_only_one_script_runs(self):
     text = report.render(
       [pages.alone(examples=[pages.example(h) for h in pages.HOSTILE])]
     )
     page = pages.Page(text)
-    self.assertLen(page.find("script"), 1)
+    types = [attributes.get("type") for attributes, _ in page.find("script")]
+    self.assertEqual(types, ["application/json", None])
     self.assertLen(page.find("style"), 1)
     for tag, attributes, _ in page.elements:
       self.assertNotIn("src", attributes)

@@ -2,7 +2,9 @@
 
 import io
 import pathlib
+import re
 import tempfile
+from xml.etree import ElementTree
 
 import numpy as np
 import pages
@@ -53,7 +55,37 @@ class PictureTest(parameterized.TestCase):
   def test_a_hostile_name_is_text(self, name):
     self._pixels(pages.small(task=name))
 
+  def _svg(self, circuit, theme="light"):
+    path = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+    picture.write_svg(path / "circuit.svg", circuit, theme)
+    return (path / "circuit.svg").read_text("utf-8")
+
+  @parameterized.parameters(*pages.HOSTILE)
+  def test_an_svg_is_whole_has_its_fonts_and_loads_nothing(self, name):
+    text = self._svg(pages.small(task=name))
+    root = ElementTree.fromstring(text)
+    nodes = [e for e in root.iter() if "data-key" in e.attrib]
+    self.assertLen(nodes, 8)
+    self.assertEqual(text.count("@font-face"), 3)
+    self.assertNotIn("var(--", text)
+    kinds = {e.tag.rpartition("}")[2] for e in root.iter()}
+    self.assertNoCommonElements(kinds, ("script", "image", "foreignObject"))
+    for place in re.findall(r"url\(([^)]{0,20})", text):
+      self.assertStartsWith(place, "data:font/ttf")
+    self.assertLess(len(text), 150_000)
+
+  def test_an_svg_is_light_or_dark(self):
+    light, dark = (self._svg(pages.small(), theme) for theme in picture.THEMES)
+    self.assertIn("#1f6fb2", light)
+    self.assertIn("#62acec", dark)
+    self.assertNotIn("#1f6fb2", dark)
+    self.assertIn('class="back"', dark)
+    with self.assertRaisesRegex(errors.InputError, "theme.*'grey'.*light"):
+      self._svg(pages.small(), "grey")
+
   def test_an_empty_circuit_is_an_error(self):
+    with self.assertRaisesRegex(errors.InputError, "empty; need one with"):
+      self._svg(pages.small(nodes=[], edges=[]))
     with self.assertRaisesRegex(errors.InputError, "empty; need one with"):
       self._pixels(pages.small(nodes=[], edges=[]))
 
