@@ -22,8 +22,6 @@ from sparse_jax import config as config_lib
 from sparse_jax.model import top_k, transformer
 from sparse_jax.utils import errors
 
-_LAYER_NORM_EPS = 1e-5  # As in `transformer`.
-
 
 class Site(NamedTuple):
   """The channels of a site that a program computes.
@@ -339,7 +337,7 @@ def _site(site: Site, x_xT, ops):
 def norm_eps(config: config_lib.ModelConfig) -> float:
   """Returns what a norm adds to the variance."""
   is_layer = config.norm == "layer"
-  return _LAYER_NORM_EPS if is_layer else transformer.RMS_EPS
+  return config.norm_eps if is_layer else transformer.RMS_EPS
 
 
 def _moments(config, norm: Norm, x_xR, tokens_x, ops):

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from sparse_jax import config as config_lib
 from sparse_jax import sites
 from sparse_jax.model import edges as edges_lib
 from sparse_jax.model import program as program_lib
@@ -48,6 +49,18 @@ _SUBLAYERS = (
   ("attn", "ln_1", "ln_p1", "resid_mid"),
   ("mlp", "ln_2", "ln_p2", "resid_in"),
 )
+
+
+def check_options(config: config_lib.ModelConfig) -> None:
+  """Raises InputError for a model that has what programs do not compute."""
+  options = {n: v for n, v in config.set_options.items() if n != "norm_eps"}
+  if config.positions == "rotary":
+    options["positions"] = config.positions
+  if config.activation == "gelu_tanh":
+    options["activation"] = config.activation
+  for name, value in options.items():
+    need = "a model without that option: programs do not compute it"
+    raise errors.bad_value(f"model.{name}", value, need)
 
 
 def shrink(

@@ -204,6 +204,11 @@ class ProgramTest(parameterized.TestCase):
     frozen = dataclasses.replace(circuit, freeze_norms=True)
     with self.assertRaisesRegex(errors.InputError, "freeze_norms=True"):
       frozen.compact(params)
+    for option in ({"parallel": True}, {"activation": "gelu_tanh"}):
+      config = dataclasses.replace(circuit.model_config, **option)
+      other = dataclasses.replace(circuit, model_config=config)
+      with self.assertRaisesRegex(errors.InputError, "programs do not"):
+        other.compact(params)
 
 
 def _rivals(made):
