@@ -3,7 +3,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test bench verify lint browser
+.PHONY: install quickstart test bench verify lint browser
+
+install: $(STAMP)
 
 quickstart: $(STAMP)
 	$(BIN)/python -m experiments.quickstart $(ARGS)

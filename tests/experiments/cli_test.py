@@ -232,7 +232,7 @@ class CommandTest(TemporaryTest):
       "train": "config",
       "verify": "circuit",
     }
-    free = ["benchmark", "explain", "quickstart"]
+    free = ["benchmark", "explain", "notebooks", "quickstart"]
     self.assertCountEqual([*needs, *free], COMMANDS)
     results = run_commands(*([name] for name in needs))
     for name, (*done, _) in zip(needs, results, strict=True):

@@ -71,6 +71,14 @@ class BrowserTest(parameterized.TestCase):
     # Another address of the same page would not load it anew.
     self.browser.get("about:blank")
     self.browser.get((path or self.path).as_uri() + address)
+    from selenium.webdriver.support import (  # noqa: PLC0415
+      wait as support_wait,
+    )
+
+    # A busy driver answers before the page has run its script.
+    is_read = "location.protocol === 'file:' && document.readyState"
+    wait = support_wait.WebDriverWait(self.browser, 30)
+    wait.until(lambda _: self._run(f"return {is_read} === 'complete'"))
 
   def _run(self, script, *args):
     return self.browser.execute_script(script, *args)
