@@ -40,6 +40,6 @@ def get_config() -> ml_collections.ConfigDict:
   c.prune.k_coefs = (1e-3, 2e-3, 4e-3, 8e-3)
   c.prune.num_runs = 4
   c.prune.num_seeds = 0
-  c.prune.robust_k_coefs = (1e-4, 3e-4, 1e-3)
+  c.prune.robust_k_coefs = (2e-5, 5e-5, 1e-4)
   c.prune.num_robust_runs = 3
   return c
