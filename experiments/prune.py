@@ -55,10 +55,13 @@ def main(overrides: list[str]) -> int | None:
   workdir = pathlib.Path(_WORKDIR.value)
   page = workdir / "report.html"
   model, params = checkpoint.load_model(_MODEL.value)
+  # Foreign models' are measured once there is something to prune.
+  is_foreign = checkpoint.is_foreign(_MODEL.value)
+  means = {} if is_foreign else checkpoint.load_means(_MODEL.value)
   pipe = pipeline.Pipeline(
     model=model,
     params=params,
-    means={},  # Found once there is something to prune.
+    means=means,
     config=config,
     faithfulness=_FAITHFULNESS.value,
     controls=_CONTROLS.value,
@@ -76,9 +79,10 @@ def main(overrides: list[str]) -> int | None:
     print("no task is left; --unlearned prunes what is not learned, marked")
     return 1
   with files.exclusive(workdir):
-    whose = _MODEL.value, model, params
-    means = checkpoint.find_means(*whose, workdir / "means.npz", config)
-    pipe = dataclasses.replace(pipe, means=means)
+    if is_foreign:
+      whose = _MODEL.value, model, params
+      means = checkpoint.find_means(*whose, workdir / "means.npz", config)
+      pipe = dataclasses.replace(pipe, means=means)
     storage = _STORAGE.value or workdir / "search.journal"
     found = pipe.run(learned, workdir, storage)
     rows = [table_lib.row(*circuits) for circuits in found.values()]
