@@ -1,8 +1,8 @@
 """Says which circuit decides a prompt's next token, and how.
 
-  python -m experiments.explain --prompt="print('hello"
+  python -m experiments.explain --prompt="print('hello world"
   python -m experiments.explain --model=runs/quickstart/model \\
-    --circuits=runs/quickstart/circuits --prompt="print('hello"
+    --circuits=runs/quickstart/circuits --prompt="print('hello world"
 
 Without --model and --circuits, the shipped model and its circuits. `--circuits`
 is a circuit directory, or one that holds several. Of a prompt longer than the
@@ -33,6 +33,7 @@ _PROMPT_FILE = flags.DEFINE_string(
   " input.",
 )
 _OUT = flags.DEFINE_string("out", None, "JSON file to write the metrics to.")
+
 _NUM_NODES = 12
 _NUM_LOOKS = 3
 
