@@ -3,6 +3,7 @@
 import helpers
 import jax
 import numpy as np
+from hypothesis import strategies as st
 
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
@@ -19,6 +20,22 @@ _TEXT = "\n".join(
 TOKENIZER = tokenizer_lib.Tokenizer.train([_TEXT] * 4, 300)
 QUOTES = ("'", '"')
 ANSWERS = programs.find_answers([QUOTES, QUOTES[::-1]], TOKENIZER)
+
+# Every option of a model that programs compute, by Hypothesis.
+OPTIONS = {
+  "positions": st.sampled_from(
+    ["none", "learned", "concatenated", "sinusoidal"]
+  ),
+  "d_position": st.integers(1, 9),
+  "norm": st.sampled_from(["rms", "layer"]),
+  "norm_bias": st.booleans(),
+  "activation": st.sampled_from(["gelu", "relu"]),
+  "bias": st.booleans(),
+  "tied": st.booleans(),
+  "sink": st.booleans(),
+  "bigram": st.sampled_from(["learned", "fixed", "none"]),
+  "residual_activation": st.sampled_from(["identity", "relu"]),
+}
 
 
 def make(share=0.15, density=0.5, fraction=0.25, gate_last=False, **fields):

@@ -6,6 +6,7 @@ import helpers
 import hypothesis
 import jax
 import numpy as np
+import small_circuits
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
@@ -89,18 +90,7 @@ class ProgramTest(parameterized.TestCase):
   @hypothesis.given(
     case=st.fixed_dictionaries(
       {
-        "positions": st.sampled_from(
-          ["none", "learned", "concatenated", "sinusoidal"]
-        ),
-        "d_position": st.integers(1, 9),
-        "norm": st.sampled_from(["rms", "layer"]),
-        "norm_bias": st.booleans(),
-        "activation": st.sampled_from(["gelu", "relu"]),
-        "bias": st.booleans(),
-        "tied": st.booleans(),
-        "sink": st.booleans(),
-        "bigram": st.sampled_from(["learned", "fixed", "none"]),
-        "residual_activation": st.sampled_from(["identity", "relu"]),
+        **small_circuits.OPTIONS,
         "activation_fraction": st.sampled_from([0.1, 0.3, 1.0]),
         "share": st.sampled_from([0.05, 0.2, 0.7]),
         "gate_last": st.booleans(),

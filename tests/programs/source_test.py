@@ -74,24 +74,24 @@ class SourceTest(parameterized.TestCase):
   @hypothesis.given(
     case=st.fixed_dictionaries(
       {
-        "positions": st.sampled_from(
-          ["none", "learned", "concatenated", "sinusoidal"]
-        ),
-        "d_position": st.integers(1, 9),
-        "norm": st.sampled_from(["rms", "layer"]),
-        "norm_bias": st.booleans(),
-        "activation": st.sampled_from(["gelu", "relu"]),
-        "bias": st.booleans(),
-        "tied": st.booleans(),
-        "sink": st.booleans(),
-        "bigram": st.sampled_from(["learned", "fixed", "none"]),
-        "residual_activation": st.sampled_from(["identity", "relu"]),
+        **small_circuits.OPTIONS,
         "fraction": st.sampled_from([0.15, 0.3, 1.0]),
         "share": st.sampled_from([0.0, 0.05, 0.2, 1.1]),
         "gate_last": st.booleans(),
       }
     ),
     tokens=st.lists(st.integers(0, 299), min_size=1, max_size=9),
+  )
+  # Zeroed channels tie behind a LayerNorm: AbsTopK keeps the first of them.
+  @hypothesis.example(
+    case={
+      **{"positions": "concatenated", "d_position": 1, "norm": "layer"},
+      **{"norm_bias": False, "activation": "gelu", "bias": False},
+      **{"tied": False, "sink": False, "bigram": "learned"},
+      **{"residual_activation": "relu", "fraction": 0.3, "share": 0.2},
+      "gate_last": False,
+    },
+    tokens=[0],
   )
   @hypothesis.settings(max_examples=25)
   def test_it_is_the_compact_circuit_for_any_config(self, case, tokens):
