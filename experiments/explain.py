@@ -18,7 +18,6 @@ from absl import flags
 from experiments import circuit_paths, cli
 from sparse_jax import checkpoint, explain, faithfulness, reference
 from sparse_jax import circuit as circuit_lib
-from sparse_jax.faithfulness import criteria
 from sparse_jax.utils import errors, files, progress, tables
 
 _MODEL = flags.DEFINE_string("model", reference.NAME, "Model directory.")
@@ -123,14 +122,12 @@ def evidence_text(directory: pathlib.Path) -> str:
   lines = []
   for which, circuit in circuit_lib.load_all(directory).items():
     size = f"{which}: {circuit.num_nodes} nodes, {circuit.num_edges} edges"
-    faithfulness = circuit.metrics.get("faithfulness")
-    if not faithfulness:
+    if not circuit.metrics.get("faithfulness"):
       lines.append(f"{size}; no claim was measured")
       continue
-    held, failed = criteria.held_and_failed(faithfulness)
-    of = f"{len(held)} of {len(held) + len(failed)} claims hold"
-    fails = f"; fails: {', '.join(failed)}" if failed else ""
-    lines.append(f"{size}; {of}{fails}")
+    evidence = faithfulness.evidence(circuit)
+    fails = "" if evidence.holds else f"; fails: {', '.join(evidence.failed)}"
+    lines.append(f"{size}; {evidence.num_held} claims hold{fails}")
   return "\n".join(lines)
 
 
@@ -181,9 +178,8 @@ def main(overrides: list[str]) -> None:
       explanations.append(explain.explain(model, params, circuit, *prompt_of))
       bar.update()
   influences = [e.influence for e in explanations]
-  chosen = explain.deciding(influences) or explain.nearest(influences)
-  of_chosen = [e.influence is chosen for e in explanations].index(True)
-  explanation = explanations[of_chosen]
+  of_chosen = explain.chosen_index(influences)
+  explanation, chosen = explanations[of_chosen], influences[of_chosen]
   parts = explain.parts(explanation, tokenizer)
   print("\n" + influences_text(influences))
   print("\n" + choice_text(chosen))

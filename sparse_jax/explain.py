@@ -257,8 +257,8 @@ def explain_prompt(
     for circuit in circuits
   ]
   influences = tuple(e.influence for e in explanations)
-  chosen = deciding(influences) or nearest(influences)
-  explanation = next(e for e in explanations if e.influence is chosen)
+  of_chosen = chosen_index(influences)
+  explanation, chosen = explanations[of_chosen], influences[of_chosen]
   return PromptExplanation(
     prompt=prompt,
     tokens=tuple(shown(tokenizer, t) for t in tokens),
@@ -270,6 +270,12 @@ def explain_prompt(
     parts=tuple(parts(explanation, tokenizer)),
     attention=attention_of(explanation),
   )
+
+
+def chosen_index(influences: Sequence[Influence]) -> int:
+  """Returns which circuit decides, or comes nearest where none does."""
+  chosen = deciding(influences) or nearest(influences)
+  return [i is chosen for i in influences].index(True)
 
 
 def deciding(influences: Sequence[Influence]) -> Influence | None:

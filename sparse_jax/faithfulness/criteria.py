@@ -54,12 +54,22 @@ class Evidence:
   @property
   def holds(self) -> bool:
     """Whether every criterion holds."""
-    return all(c.holds for c in self.criteria)
+    return not self.failed
+
+  @property
+  def failed(self) -> tuple[str, ...]:
+    """Names of the criteria that fail."""
+    return tuple(c.name for c in self.criteria if not c.holds)
+
+  @property
+  def num_held(self) -> str:
+    """How many hold of how many, such as "7 of 8"."""
+    total = len(self.criteria)
+    return f"{total - len(self.failed)} of {total}"
 
   @property
   def _caption(self) -> str:
-    held = sum(c.holds for c in self.criteria)
-    return f"{self.task}: {held} of {len(self.criteria)} criteria hold"
+    return f"{self.task}: {self.num_held} criteria hold"
 
   def __repr__(self) -> str:
     lines = [f"  {_mark(c):<6} {c.name}: {c.measured}" for c in self.criteria]
@@ -156,15 +166,6 @@ def check_criteria(faithfulness: Mapping[str, Any]) -> list[Criterion]:
   for name in ("nonsense", "reinitialised") if controls else ():
     checked.append(_beats_control(controls, name))
   return checked
-
-
-def held_and_failed(
-  faithfulness: Mapping[str, Any],
-) -> tuple[list[str], list[str]]:
-  """Returns the names of the criteria that hold, and of those that fail."""
-  checked = check_criteria(faithfulness)
-  names = lambda holds: [c.name for c in checked if c.holds == holds]
-  return names(True), names(False)
 
 
 def _beats_control(controls, name) -> Criterion:

@@ -43,7 +43,7 @@ def _row(which: str, circuit: Circuit) -> tuple:
     f"{m['num_edges']:,}",
     f"{m['test_loss']:.3f}",
     f"{m['test_accuracy']:.1%}",
-    *_claims(m.get("faithfulness")),
+    *_claims(circuit),
   )
 
 
@@ -51,12 +51,13 @@ def _score(loss: float, accuracy: float) -> str:
   return f"{loss:.3f}, {accuracy:.1%}"
 
 
-def _claims(faithfulness) -> tuple:
+def _claims(circuit: Circuit) -> tuple:
+  faithfulness = circuit.metrics.get("faithfulness")
   if not faithfulness:
     return None, None, None
-  held, failed = criteria.held_and_failed(faithfulness)
+  evidence = criteria.evidence(circuit)
   scores = faithfulness["sufficiency_and_necessity"]
   attacked = faithfulness["partial_ablation"]["adversarial"]["accuracy"]
   lost = scores["full_model"]["accuracy"]["value"] - attacked["value"]
-  count = f"{len(held)} of {len(held) + len(failed)}"
-  return f"{lost:.2f}", count, "; ".join(failed) or "nothing"
+  fails = "; ".join(evidence.failed) or "nothing"
+  return f"{lost:.2f}", evidence.num_held, fails
