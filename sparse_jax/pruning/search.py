@@ -543,7 +543,7 @@ def _finish(problem, config) -> _Winner:
   chosen = _worth_cutting(trials, config)
   with progress.progress_bar(len(chosen) + 1, 0, f"cutting {task.name}") as bar:
     for trial in chosen:
-      cut = thresholding.keep_first(
+      cut = thresholding.cut(
         target,
         np.asarray(trial.user_attrs["order"], int),
         trial.user_attrs["num_nodes"],

@@ -106,10 +106,17 @@ class Target:
       shares = np.maximum(shares, bounds_M / self.accuracy_lost)
     return Reached(scores, lost_M, shares)
 
+  def relief(self, mask: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns `outside.relief` under the adversary of this target."""
+    return outside.relief(self._attacked, mask, self._attack(mask))
+
+  def _attack(self, mask: Mapping[str, Any]) -> outside.Attack:
+    args = self._attacked, mask, "uniform", self.steps, self.seed
+    return outside.attack(*args)
+
   def _lost(self, mask: Mapping[str, Any]) -> np.ndarray:
     """Returns what the adversary costs on each prompt: 1, 0 or -1, `[S]`."""
-    args = self._attacked, mask, "uniform", self.steps, self.seed
-    return self._is_right - (outside.attack(*args).differences > 0)
+    return self._is_right - (self._attack(mask).differences > 0)
 
   @functools.cached_property
   def _is_right(self) -> np.ndarray:

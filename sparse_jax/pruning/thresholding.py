@@ -17,6 +17,7 @@ from sparse_jax.pruning import target as target_lib
 from sparse_jax.tasks import logit_difference as logit_difference_lib
 from sparse_jax.tasks import mask_evaluator
 from sparse_jax.tasks import sequences as sequences_lib
+from sparse_jax.utils import progress
 
 _COUNTS_PER_PASS = mask_evaluator.MASKS_PER_CALL
 _IMPORTANCE_PAIRS = 32
@@ -29,6 +30,9 @@ _AROUND = (0.3, 0.45, 0.6, 0.75, 0.9, 1.0, 1.3, 2.0)
 _AROUND_ROBUST = (0.5, 0.75, 1.0, 1.5)
 # Share of the number of nodes by which such a count may be too large.
 _ROBUST_TOLERANCE = 0.05
+# A round's share of new nodes where a circuit grows, and how large it may get.
+_GROWTH = 0.05
+_MOST_GROWTH = 2
 # Nodes of an order that are kept: the rest has no use.
 _MAX_ORDER = 4096
 
@@ -153,6 +157,54 @@ def keep(target: target_lib.Target, order: np.ndarray, count: int) -> Candidate:
   """Keeps the first `count` nodes of an order, whatever they reach."""
   kept = masks.masks_of_order(target.evaluator.shapes, order, [count])
   return _candidate(target, order, count, target.measure(kept), 0)
+
+
+def cut(target: target_lib.Target, order: np.ndarray, count: int) -> Candidate:
+  """Returns the smallest circuit found of a trained mask that reaches a target.
+
+  Under plain ablation as many nodes of its order as that takes. A robust target
+  that the mask misses is reached by growing; only where that fails does the cut
+  go on along the nodes that the mask has closed.
+
+  Args:
+    target: what it has to reach, on validation prompts.
+    order: flat node indices, the mask's own first.
+    count: how many nodes the mask has.
+  """
+  if target.accuracy_lost is None:
+    return keep_first(target, order, count)
+  candidate = grow(target, keep(target, order, count))
+  if not candidate.meets_target:
+    return keep_first(target, order, count)
+  kept = candidate.order[: candidate.num_nodes]
+  return min(candidate, keep_first(target, kept, len(kept)), key=rank)
+
+
+def grow(target: target_lib.Target, candidate: Candidate) -> Candidate:
+  """Opens what the adversary uses against a circuit, until it reaches a target.
+
+  The order of the nodes that a mask has closed says little: no gate of theirs
+  was trained to be kept. The attack on the circuit does: each round opens those
+  that would take most from its loss (`outside.relief`). They come first in the
+  order, so that a cut begins with the mask's weakest.
+
+  Returns:
+    The circuit; a miss where nothing helps, or too much would be needed.
+  """
+  most = _MOST_GROWTH * candidate.num_nodes
+  bar = progress.progress_bar(most, candidate.num_nodes, "growing")
+  with bar:
+    while not candidate.meets_target and candidate.num_nodes < most:
+      relief = masks.flatten(target.relief(candidate.node_mask))
+      count = max(1, round(_GROWTH * candidate.num_nodes))
+      opened = np.argsort(-relief, kind="stable")[:count]
+      opened = opened[relief[opened] > 0]
+      if not len(opened):
+        break
+      order = np.concatenate([opened, candidate.order[: candidate.num_nodes]])
+      candidate = _behind(keep(target, order, len(order)), candidate)
+      bar.update(len(opened))
+  return candidate
 
 
 def _candidate(target, order, count, reached, row) -> Candidate:

@@ -9,8 +9,9 @@ from absl.testing import absltest
 from sparse_jax import config as config_lib
 from sparse_jax import sites
 from sparse_jax.model import transformer
-from sparse_jax.pruning import batched
+from sparse_jax.pruning import batched, thresholding
 from sparse_jax.pruning import masks as masks_lib
+from sparse_jax.pruning import target as target_lib
 from sparse_jax.tasks import mask_evaluator, outside
 from sparse_jax.tasks import means as means_lib
 from sparse_jax.tasks import sequences as sequences_lib
@@ -164,6 +165,24 @@ class PlantedTest(absltest.TestCase):
       for layer, index in _TRUE[name]:
         self.assertTrue(robust[name][layer, index], (name, layer, index))
     self.assertLess(sum(mask.sum() for mask in robust.values()), 12)
+
+  def test_growing_opens_the_planted_node_that_a_mask_lacks(self):
+    target = target_lib.Target(self.evaluator, 0.3, accuracy_lost=0.1)
+    whole = mask_of(_TRUE, self.evaluator.shapes)
+    nodes = np.flatnonzero(masks_lib.flatten(whole))
+    for name in ("mlp.act_in", "mlp.resid_delta"):
+      for place in _TRUE[name]:
+        lacking = mask_of({name: [place]}, self.evaluator.shapes)
+        (lost,) = np.flatnonzero(masks_lib.flatten(lacking))
+        missed = thresholding.keep(target, nodes[nodes != lost], len(nodes) - 1)
+        self.assertFalse(missed.meets_target)
+        grown = thresholding.grow(target, missed)
+        self.assertTrue(grown.meets_target)
+        self.assertEqual(grown.order[0], lost)
+        self.assertEqual(grown.num_nodes, len(nodes))
+        cut = thresholding.cut(target, missed.order, missed.num_nodes)
+        self.assertTrue(cut.meets_target)
+        self.assertContainsSubset(cut.order[: cut.num_nodes], nodes)
 
 
 if __name__ == "__main__":

@@ -236,6 +236,14 @@ class CandidateTest(absltest.TestCase):
     self.assertEqual(set(cleaned.order), set(start.order))
     self.assertIsNotNone(cleaned.validation_accuracy_lost)
 
+  def test_where_growing_fails_the_cut_goes_on_along_the_order(self):
+    evaluator = helpers.tiny_evaluator(share=0.3)
+    order = np.random.default_rng(0).permutation(evaluator.num_nodes)
+    target = target_lib.Target(evaluator, 1e6, accuracy_lost=1e-9, steps=5)
+    found = thresholding.cut(target, order, 10)
+    self.assertTrue(found.meets_target)
+    self.assertGreater(found.num_nodes, 20)
+
   def test_curve_falls_where_more_nodes_help_and_sizes_meet_their_targets(self):
     evaluator = helpers.tiny_evaluator()
     order = np.arange(100)
