@@ -334,6 +334,7 @@ class TrainConfig(_Checked):
     node_noise: share of the steps in which random channels are moved part of
       the way to their mean (`hooks.loosen`)
     noise_share: largest share of a site's channels that such a step moves
+    noise_start: share of training before which no step is noisy
     compute_dtype: "auto" is bfloat16 on accelerators and float32 on CPU
     kernels: "xla" runs everywhere; "fused" computes attention and AbsTopK by
       kernels for one GPU, in bfloat16, with a d_head that is a multiple of 8
@@ -360,6 +361,7 @@ class TrainConfig(_Checked):
   weight_decay: float = field(0.1, NOT_NEGATIVE)
   node_noise: float = field(0.0, FRACTION)
   noise_share: float = field(0.2, FRACTION)
+  noise_start: float = field(0.0, FRACTION)
   compute_dtype: str = field("auto", one_of("auto", "float32", "bfloat16"))
   kernels: str = field("xla", one_of("xla", "fused"))
   checkpoint_every: int = field(500, AT_LEAST_1)

@@ -173,25 +173,31 @@ def cut(target: target_lib.Target, order: np.ndarray, count: int) -> Candidate:
   """
   if target.accuracy_lost is None:
     return keep_first(target, order, count)
-  candidate = grow(target, keep(target, order, count))
+  candidate = grow(target, keep(target, order, count), _MOST_GROWTH * count)
   if not candidate.meets_target:
     return keep_first(target, order, count)
   kept = candidate.order[: candidate.num_nodes]
   return min(candidate, keep_first(target, kept, len(kept)), key=rank)
 
 
-def grow(target: target_lib.Target, candidate: Candidate) -> Candidate:
+def grow(
+  target: target_lib.Target, candidate: Candidate, most: int
+) -> Candidate:
   """Opens what the adversary uses against a circuit, until it reaches a target.
 
   The order of the nodes that a mask has closed says little: no gate of theirs
   was trained to be kept. The attack on the circuit does: each round opens those
-  that would take most from its loss (`outside.relief`). They come first in the
-  order, so that a cut begins with the mask's weakest.
+  that would repair most (`outside.relief`). They come first in the order, so
+  that a cut begins with the mask's weakest.
+
+  Args:
+    target: what the circuit has to reach.
+    candidate: the circuit.
+    most: nodes at which it gives up.
 
   Returns:
     The circuit; a miss where nothing helps, or too much would be needed.
   """
-  most = _MOST_GROWTH * candidate.num_nodes
   bar = progress.progress_bar(most, candidate.num_nodes, "growing")
   with bar:
     while not candidate.meets_target and candidate.num_nodes < most:

@@ -112,16 +112,33 @@ def attack(
 
 
 def relief(
-  evaluator: MaskEvaluator, mask: Mapping[str, Any], found: Attack
+  evaluator: MaskEvaluator,
+  mask: Mapping[str, Any],
+  found: Attack,
+  points: int = 6,
 ) -> dict[str, np.ndarray]:
-  """Returns how far the loss under an attack falls where a node is opened.
+  """Returns each closed node's share in what opening them all would repair.
 
-  To first order: (1 - g) (1 - r) times the loss's slope along m, downwards; in
-  nats, per site `[layers, width]`, 0 in the circuit.
+  Integrated gradients (Sundararajan et al. 2017, equation 1) of the loss from
+  the attacked circuit to the whole model, downwards: they sum to what the loss
+  falls by. At the attack itself a path that is shut twice has no slope.
+
+  Args:
+    evaluator: the model on the prompts that were attacked.
+    mask: the circuit.
+    found: the attack on it.
+    points: of the straight line that slopes are taken at, evenly.
+
+  Returns:
+    Nats, per site `[layers, width]`, 0 in the circuit.
   """
-  m = opened(mask, found.r)
-  _, slope = evaluator.loss_and_gradient(m)
-  return {name: -slope[name] * (1 - m[name]) for name in m}
+  start = opened(mask, found.r)
+  total = {name: np.zeros_like(m) for name, m in start.items()}
+  for t in (np.arange(points) + 0.5) / points:
+    here = {n: np.float32(m + t * (1 - m)) for n, m in start.items()}
+    _, slope = evaluator.loss_and_gradient(here)
+    total = {n: total[n] - slope[n] * (1 - start[n]) for n in total}
+  return {name: x / points for name, x in total.items()}
 
 
 @functools.partial(jax.jit, static_argnames="steps")

@@ -116,11 +116,17 @@ def loss_and_gradients(
   return jax.tree.map(lambda x: x / num_parts, total)
 
 
-def _noise(train: config_lib.TrainConfig):
+def step_noise(
+  train: config_lib.TrainConfig,
+) -> Callable[[jax.Array], transformer.Hook] | None:
+  """Returns the noise of a step as its hook, None where no step is noisy."""
   if not train.node_noise:
     return None
+  first = train.noise_start * train.steps
   return lambda step: hooks.loosen(
-    jax.random.key(step), train.node_noise, train.noise_share
+    jax.random.key(step),
+    jnp.where(step >= first, train.node_noise, 0.0),
+    train.noise_share,
   )
 
 
@@ -232,7 +238,7 @@ def _train(
   replicated = sharding.replicated(mesh)
   step_fn = jax.jit(
     functools.partial(
-      train_step, model, optimizer, noise=_noise(train), num_parts=num_parts
+      train_step, model, optimizer, noise=step_noise(train), num_parts=num_parts
     ),
     in_shardings=(shardings, batch_sharding),
     out_shardings=(shardings, replicated),

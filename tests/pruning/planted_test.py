@@ -166,23 +166,29 @@ class PlantedTest(absltest.TestCase):
         self.assertTrue(robust[name][layer, index], (name, layer, index))
     self.assertLess(sum(mask.sum() for mask in robust.values()), 12)
 
-  def test_growing_opens_the_planted_node_that_a_mask_lacks(self):
+  def test_relief_sums_to_what_opening_all_repairs(self):
+    decoy = mask_of(_DECOY, self.evaluator.shapes)
+    found = outside.attack(self.evaluator, decoy, "uniform", 10)
+    relief = outside.relief(self.evaluator, decoy, found, points=100)
+    whole = self.evaluator.task_loss(self.evaluator.constant(1))
+    total = sum(float(np.sum(x)) for x in relief.values())
+    self.assertAlmostEqual(total, found.loss - whole, delta=5e-3)
+    for name, kept in decoy.items():
+      self.assertFalse(np.any(relief[name][kept == 1]))
+
+  def test_growing_finds_the_planted_circuit_from_the_decoy(self):
     target = target_lib.Target(self.evaluator, 0.3, accuracy_lost=0.1)
-    whole = mask_of(_TRUE, self.evaluator.shapes)
-    nodes = np.flatnonzero(masks_lib.flatten(whole))
-    for name in ("mlp.act_in", "mlp.resid_delta"):
-      for place in _TRUE[name]:
-        lacking = mask_of({name: [place]}, self.evaluator.shapes)
-        (lost,) = np.flatnonzero(masks_lib.flatten(lacking))
-        missed = thresholding.keep(target, nodes[nodes != lost], len(nodes) - 1)
-        self.assertFalse(missed.meets_target)
-        grown = thresholding.grow(target, missed)
-        self.assertTrue(grown.meets_target)
-        self.assertEqual(grown.order[0], lost)
-        self.assertEqual(grown.num_nodes, len(nodes))
-        cut = thresholding.cut(target, missed.order, missed.num_nodes)
-        self.assertTrue(cut.meets_target)
-        self.assertContainsSubset(cut.order[: cut.num_nodes], nodes)
+    decoy, true = (
+      np.flatnonzero(masks_lib.flatten(mask_of(nodes, self.evaluator.shapes)))
+      for nodes in (_DECOY, _TRUE)
+    )
+    missed = thresholding.keep(target, decoy, len(decoy))
+    self.assertFalse(missed.meets_target)
+    grown = thresholding.grow(target, missed, most=20)
+    self.assertTrue(grown.meets_target)
+    opened = grown.order[: grown.num_nodes - len(decoy)]
+    self.assertNotEmpty(opened)
+    self.assertContainsSubset(opened, true)
 
 
 if __name__ == "__main__":

@@ -141,6 +141,15 @@ class TrainStepTest(absltest.TestCase):
     text = loop.density_table(config, state.params)
     self.assertRegex(text, r"attn/c_attn/kernel +2x16x48 +460 +0\.2995\n")
 
+  def test_noise_starts_where_the_config_says(self):
+    x = np.random.default_rng(0).normal(size=(2, 3, 16)).astype(np.float32)
+    train = config_lib.TrainConfig(steps=8, node_noise=1.0, noise_start=0.5)
+    noise = loop.step_noise(train)
+    moved = [bool(np.any(noise(i)("attn.q", 0, x) != x)) for i in range(8)]
+    self.assertEqual(moved[:4], 4 * [False])
+    self.assertIn(True, moved[4:])
+    self.assertIsNone(loop.step_noise(config_lib.TrainConfig()))
+
   def test_exactly_k_survive_among_sums_that_cancel(self):
     # The first to go are those an update takes nearest to zero: all their
     # digits are rounding, which differs from one compiled loop to the next.
