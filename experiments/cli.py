@@ -98,6 +98,7 @@ def _status(main, argv: Sequence[str], help_text: Callable[[bool], str]) -> int:
       )
     host.keep_freed_memory()
     host.cache_compilations()
+    host.count_compilations()
     return main(overrides) or 0
   except (errors.InputError, flags.Error) as e:
     print("error: " + " ".join(str(e).split()), file=sys.stderr)

@@ -21,7 +21,7 @@ from sparse_jax import checkpoint, faithfulness, report, tasks
 from sparse_jax import circuit as circuit_lib
 from sparse_jax.faithfulness import pipeline
 from sparse_jax.pruning import table as table_lib
-from sparse_jax.utils import files
+from sparse_jax.utils import files, host
 
 _MODEL = flags.DEFINE_string("model", None, "A model directory.")
 _TASKS = flags.DEFINE_list("tasks", ["all"], cli.TASKS_HELP)
@@ -98,7 +98,8 @@ def main(overrides: list[str]) -> int | None:
         if circuit is not None:
           print(f"\n{name}, {which} circuit")
           print(faithfulness.summary(circuit.metrics["faithfulness"]))
-  print(f"\nreport: {page}")
+  print(f"\ncompiled {host.compiled()}")
+  print(f"report: {page}")
   return None
 
 

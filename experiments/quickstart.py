@@ -92,6 +92,7 @@ def run(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, Any]:
       "tasks": metrics,
       "training_seconds": trained_at - start,
       "seconds": time.perf_counter() - start,
+      "compiled": host.compiled()._asdict(),
       "peak_memory_bytes": host.peak_memory(),
     }
     files.write_json(workdir / "summary.json", summary)
@@ -104,6 +105,7 @@ def summary_text(summary: dict[str, Any]) -> str:
     f"block weights {100 * summary['block_weights_zero']:.1f}% zero,"
     f" held-out loss {summary['eval_loss']:.3f} nats a token,"
     f" {summary['seconds'] / 60:.1f} minutes,"
+    f" of which compiling {host.Compiled(**summary['compiled'])},"
     f" at most {summary['peak_memory_bytes'] / 2**30:.1f} GiB of memory",
     "",
     "test loss in nats and accuracy, on prompts of templates never seen before",

@@ -8,11 +8,9 @@ from sparse_jax import sites
 from sparse_jax.faithfulness import context as context_lib
 from sparse_jax.model import edges as edges_lib
 from sparse_jax.pruning import calibrate, thresholding
-from sparse_jax.tasks import mask_evaluator
 
 _MAX_NODES = 400
 _MAX_EDGES = 1000
-_EDGES_PER_CALL = mask_evaluator.MASKS_PER_CALL
 
 
 def importance(
@@ -67,13 +65,9 @@ def _without_edges(context) -> np.ndarray:
   }
   diffs = [np.zeros((0, len(evaluator.sequences.positions)), np.float32)]
   # All edges at once would take a copy of every matrix for each.
-  for start in range(0, len(edges), _EDGES_PER_CALL):
-    part = edges[start : start + _EDGES_PER_CALL]
-    edge_masks = {
-      path: np.ones((len(part), *shape), bool) for path, shape in shapes.items()
-    }
-    for i, edge in enumerate(part):
-      path, *entry = edges_lib.entry(edge, evaluator.params)
-      edge_masks[path][(i, *entry)] = False
+  for edge in edges:
+    edge_masks = {path: np.ones((1, *shapes[path]), bool) for path in shapes}
+    path, *entry = edges_lib.entry(edge, evaluator.params)
+    edge_masks[path][(0, *entry)] = False
     diffs.append(evaluator.logit_differences(context.mask, edge_masks))
   return np.concatenate(diffs)

@@ -22,22 +22,32 @@ from sparse_jax.tasks import sequences as sequences_lib
 # The scale stays between 1/100 and 100: separable answers have no best one.
 _LOG_LIMIT = 4.605170185988092
 _STEPS = 16
-# Rows of logit differences a call, so that one program serves any number.
+# Rows of logit differences a call, so that one program serves any number, and
+# the least number of prompts, which are padded to a power of two.
 _ROWS = 8
+_PROMPTS = 128
 
 
-def smoothed_loss(diff_S: jax.Array) -> jax.Array:
+def smoothed_loss(
+  diff_S: jax.Array, is_used_S: jax.Array | None = None
+) -> jax.Array:
   """Returns the task loss as if one answer more were incorrect.
 
   Where every answer is correct, the loss alone asks for an infinite scale, and
-  a single incorrect answer on other prompts then costs everything.
+  a single incorrect answer on other prompts then costs everything. Rows that
+  are not used only pad the others.
   """
-  incorrect = jnp.mean(jax.nn.softplus(diff_S)) / diff_S.shape[0]
-  return jnp.mean(jax.nn.softplus(-diff_S)) + incorrect
+  count = diff_S.shape[0] if is_used_S is None else jnp.sum(is_used_S)
+  mean = lambda x_S: jnp.sum(x_S, where=is_used_S) / count
+  incorrect = mean(jax.nn.softplus(diff_S)) / count
+  return mean(jax.nn.softplus(-diff_S)) + incorrect
 
 
 def fit(
-  diff_S: jax.Array, sign_S: jax.Array, shifts: bool
+  diff_S: jax.Array,
+  sign_S: jax.Array,
+  shifts: bool,
+  is_used_S: jax.Array | None = None,
 ) -> logit_difference_lib.Calibration:
   """Returns the calibration of least `smoothed_loss`, by L-BFGS.
 
@@ -45,6 +55,7 @@ def fit(
     diff_S: correct minus incorrect logit, in nats.
     sign_S: as `answer_sign` returns.
     shifts: whether to fit the shift as well; 0 otherwise.
+    is_used_S: which rows count, bool; None is all.
   """
 
   def unpack(free):
@@ -54,8 +65,9 @@ def fit(
     )
 
   def loss(free):
+    calibration = unpack(free)
     return smoothed_loss(
-      logit_difference_lib.calibrate(diff_S, sign_S, unpack(free))
+      logit_difference_lib.calibrate(diff_S, sign_S, calibration), is_used_S
     )
 
   optimizer = optax.lbfgs(
@@ -121,19 +133,28 @@ def score_differences(
     nothing = logit_difference_lib.Calibration(none, none)
     return Scores(none, diffs_MxS, nothing)
   parts = []
+  num_prompts = diffs_MxS.shape[1]
+  width = max(_PROMPTS, 1 << max(0, num_prompts - 1).bit_length())
+  pad = lambda x: np.pad(
+    x, [(0, 0)] * (x.ndim - 1) + [(0, width - num_prompts)]
+  )
+  prompts = pad(sign_S), np.arange(width) < num_prompts
   for start in range(0, total, _ROWS):
     # A short call repeats its rows.
     rows = np.resize(np.arange(start, min(total, start + _ROWS)), _ROWS)
-    parts.append(_score_rows(diffs_MxS[rows], sign_S, shifts))
-  return jax.tree.map(lambda *rows: np.concatenate(rows)[:total], *parts)
+    parts.append(_score_rows(pad(diffs_MxS[rows]), *prompts, shifts))
+  scores = jax.tree.map(lambda *rows: np.concatenate(rows)[:total], *parts)
+  return scores._replace(diffs=scores.diffs[:, :num_prompts])
 
 
 @functools.partial(jax.jit, static_argnames="shifts")
-def _score_rows(diffs_MxS, sign_S, shifts):
+def _score_rows(diffs_MxS, sign_S, is_used_S, shifts):
   def score(diff_S):
-    calibration = fit(diff_S, sign_S, shifts)
+    calibration = fit(diff_S, sign_S, shifts, is_used_S)
     diff_S = logit_difference_lib.calibrate(diff_S, sign_S, calibration)
-    return Scores(logit_difference_lib.task_loss(diff_S), diff_S, calibration)
+    loss_S = jax.nn.softplus(-diff_S)
+    loss = jnp.mean(loss_S, where=is_used_S)
+    return Scores(loss, diff_S, calibration)
 
   return jax.vmap(score)(diffs_MxS)
 

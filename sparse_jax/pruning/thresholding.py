@@ -19,7 +19,6 @@ from sparse_jax.tasks import mask_evaluator
 from sparse_jax.tasks import sequences as sequences_lib
 from sparse_jax.utils import progress
 
-_COUNTS_PER_PASS = mask_evaluator.MASKS_PER_CALL
 _IMPORTANCE_PAIRS = 32
 # Larger circuits are not taken apart node by node: they are no circuits yet.
 _MAX_SINGLY = 400

@@ -17,13 +17,12 @@ import numpy as np
 from sparse_jax import sites
 from sparse_jax.model import edges as edges_lib
 from sparse_jax.model import hooks, transformer
-from sparse_jax.tasks.logit_difference import logit_difference, task_loss
+from sparse_jax.tasks.logit_difference import logit_difference
 from sparse_jax.tasks.sequences import Sequences
 
-# One program serves any number of masks, so many a call.
-MASKS_PER_CALL = 8
-# Entries of a call's edge masks; a large model's go one mask a call.
-_MOST_EDGE_ENTRIES = 1 << 27
+# Most prompts a call. More fill an accelerator; a CPU is no faster for them.
+_MOST_ROWS = {"cpu": 32}
+_MOST_ROWS_ELSEWHERE = 256
 
 
 @functools.partial(
@@ -71,8 +70,7 @@ class MaskEvaluator:
 
   def logit_difference(self, mask: Mapping[str, Any]) -> np.ndarray:
     """Returns one mask's logit differences `[S]`, not calibrated."""
-    one = {name: np.asarray(gate)[None] for name, gate in mask.items()}
-    return self._run(one, {})[0]
+    return self._run(mask, {})[0]
 
   def logit_differences(
     self,
@@ -93,18 +91,11 @@ class MaskEvaluator:
       name: np.broadcast_to(gate, (total, *np.shape(gate)[-2:]))
       for name, gate in masks.items()
     }
-    parts = [np.zeros((0, len(self.sequences.positions)), np.float32)]
-    entries = sum(int(np.prod(np.shape(m)[1:])) for m in edge_masks.values())
-    fit = _MOST_EDGE_ENTRIES // max(1, entries)
-    per_call = min(MASKS_PER_CALL, max(1, fit))
-    for start in range(0, total, per_call):
-      # A short call repeats its rows.
-      rows = np.arange(start, min(total, start + per_call))
-      rows = np.resize(rows, per_call)
-      pick = lambda x: np.asarray(x)[rows]
-      picked = jax.tree.map(pick, (masks, dict(edge_masks)))
-      parts.append(self._run(*picked))
-    return np.concatenate(parts)[:total]
+    diffs = [np.zeros((0, len(self.sequences.positions)), np.float32)]
+    for i in range(total):
+      pick = lambda m, i=i: np.asarray(m)[i]
+      diffs.append(self._run(*jax.tree.map(pick, (masks, dict(edge_masks)))))
+    return np.concatenate(diffs)
 
   def task_loss(self, mask: Mapping[str, Any]) -> float:
     """Returns one mask's task loss in nats, not calibrated."""
@@ -114,15 +105,41 @@ class MaskEvaluator:
     self, mask: Mapping[str, Any]
   ) -> tuple[float, dict[str, np.ndarray]]:
     """Returns one mask's task loss and its slope along every gate."""
-    mask = {name: jnp.asarray(g, jnp.float32) for name, g in mask.items()}
-    loss, grads = _loss_and_gradient(self, mask)
-    return float(loss), jax.tree.map(np.asarray, grads)
+    mask = _as_floats(mask)
+    found = [
+      _loss_and_gradient(self.on(part), is_used_S, mask)
+      for part, is_used_S in self._parts
+    ]
+    total = lambda *x: np.sum(x, 0) / len(self.sequences.positions)
+    loss, slope = jax.tree.map(total, *found)
+    return float(loss), slope
 
-  def _run(self, masks: dict, edge_masks: dict) -> np.ndarray:
-    gates = jax.tree.map(
-      lambda m: jnp.asarray(m, jnp.float32), (masks, edge_masks)
-    )
-    return np.asarray(_logit_differences(self, *gates))
+  def _run(self, mask: Mapping[str, Any], edge_mask: dict) -> np.ndarray:
+    """Returns one mask's logit differences, `[1, S]`."""
+    gates = _as_floats(mask), _as_floats(edge_mask)
+    # Asked for before the first is waited for.
+    diffs = [
+      _logit_difference(self.on(part), *gates) for part, _ in self._parts
+    ]
+    return np.concatenate(diffs)[None, : len(self.sequences.positions)]
+
+  @functools.cached_property
+  def _parts(self) -> list[tuple[Sequences, np.ndarray]]:
+    """The prompts by call, and which of its rows are prompts `[rows]` bool.
+
+    Every call has as many rows, a power of two, so that sets of prompts share
+    programs; the last repeats its own at its end.
+    """
+    total = len(self.sequences.positions)
+    most = _MOST_ROWS.get(jax.default_backend(), _MOST_ROWS_ELSEWHERE)
+    size = min(most, 1 << max(0, total - 1).bit_length())
+    parts = []
+    for start in range(0, total, size):
+      is_used = np.arange(start, start + size) < total
+      rows = np.resize(np.arange(start, start + is_used.sum()), size)
+      part = (jnp.asarray(np.asarray(x)[rows]) for x in self.sequences)
+      parts.append((Sequences(*part), is_used))
+    return parts
 
   def difference(self, mask, edge_mask=None) -> jax.Array:
     """Returns one mask's logit differences `[S]`: pure, for jitted callers."""
@@ -151,13 +168,19 @@ def masked_logit_difference(
   return logit_difference(model, params, sequences, hook)
 
 
-@jax.jit
-def _logit_differences(evaluator, masks, edge_masks):
-  difference = lambda one: evaluator.difference(*one)
-  return jax.lax.map(difference, (masks, edge_masks))
+def _as_floats(gates: Mapping[str, Any]) -> dict[str, jax.Array]:
+  return {name: jnp.asarray(g, jnp.float32) for name, g in gates.items()}
 
 
 @jax.jit
-def _loss_and_gradient(evaluator, mask):
-  loss = lambda mask: task_loss(evaluator.difference(mask))
+def _logit_difference(evaluator, mask, edge_mask):
+  return evaluator.difference(mask, edge_mask)
+
+
+@jax.jit
+def _loss_and_gradient(evaluator, is_used_S, mask):
+  def loss(mask):
+    loss_S = jax.nn.softplus(-evaluator.difference(mask))
+    return jnp.sum(loss_S, where=is_used_S)
+
   return jax.value_and_grad(loss)(mask)

@@ -9,7 +9,6 @@ adversary picks (stochastic and PGD masks of goodfire-ai/spd; the comments on
 for one r for all prompts).
 """
 
-import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -18,11 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparse_jax.model import hooks
-from sparse_jax.tasks.logit_difference import task_loss
 from sparse_jax.tasks.mask_evaluator import MaskEvaluator
 
 STARTS = ("ones", "uniform", "zeros")
-_STEPS_PER_CALL = 20
 
 
 def leave_on(gates: hooks.SiteArrays, r: hooks.SiteArrays) -> hooks.SiteArrays:
@@ -44,6 +41,9 @@ def ascend(
   """Returns r after a projected sign step up the loss: r + rate sign ∂L/∂r."""
   step = lambda x, dx: jnp.clip(x + rate * jnp.sign(dx), 0.0, 1.0)
   return {name: step(x, slope[name]) for name, x in r.items()}
+
+
+_ascend = jax.jit(ascend)
 
 
 def start_r(
@@ -93,21 +93,23 @@ def attack(
     seed: of a uniform start.
     rate: length of a step.
   """
-  gates = {name: jnp.asarray(m, jnp.float32) for name, m in mask.items()}
-  r = {n: jnp.asarray(x) for n, x in start_r(start, gates, seed).items()}
-  worst = jnp.float32(-jnp.inf), r
+  gates = {name: np.asarray(m, np.float32) for name, m in mask.items()}
+  r = start_r(start, gates, seed)
+  most, kept = -np.inf, r
   losses = []
-  # In equal parts, so that one program serves budgets of any length.
-  for done in range(0, steps, _STEPS_PER_CALL):
-    count = min(_STEPS_PER_CALL, steps - done)
-    r, worst, part = _climb(evaluator, gates, r, worst, count, rate)
-    losses.append(part)
+  for _ in range(steps):
+    loss, slope = evaluator.loss_and_gradient(opened(gates, r))
+    losses.append(loss)
+    if loss > most:
+      most, kept = loss, r
+    # What is open moves with no r.
+    slope = {name: (1 - g) * slope[name] for name, g in gates.items()}
+    r = jax.tree.map(np.asarray, _ascend(r, slope, rate))
   last = evaluator.logit_difference(opened(gates, r))
-  losses = np.concatenate([*losses, [np.mean(np.logaddexp(0, -last))]])
-  most, kept = worst
+  losses = np.array([*losses, np.mean(np.logaddexp(0, -last))])
   if losses[-1] <= most:
     r, last = kept, evaluator.logit_difference(opened(gates, kept))
-  used = {name: np.asarray(r[name] * (1 - g)) for name, g in gates.items()}
+  used = {name: r[name] * (1 - g) for name, g in gates.items()}
   return Attack(used, last, losses)
 
 
@@ -139,19 +141,3 @@ def relief(
     _, slope = evaluator.loss_and_gradient(here)
     total = {n: total[n] - slope[n] * (1 - start[n]) for n in total}
   return {name: x / points for name, x in total.items()}
-
-
-@functools.partial(jax.jit, static_argnames="steps")
-def _climb(evaluator, gates, r, worst, steps, rate):
-  """Returns r and the worst (loss, r) after some steps, and their losses."""
-
-  def step(carry, _):
-    r, (most, kept) = carry
-    loss_of = lambda r: task_loss(evaluator.difference(leave_on(gates, r)))
-    loss, slope = jax.value_and_grad(loss_of)(r)
-    kept = jax.tree.map(lambda a, b: jnp.where(loss > most, b, a), kept, r)
-    worst = jnp.maximum(most, loss), kept
-    return (ascend(r, slope, rate), worst), loss
-
-  (r, worst), losses = jax.lax.scan(step, (r, worst), None, steps)
-  return r, worst, losses

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import importlib.metadata
 import math
 import os
@@ -10,7 +11,7 @@ import platform
 import re
 import resource
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -57,6 +58,35 @@ def cache_compilations() -> None:
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     directory = pathlib.Path(home) / "sparse_jax" / "compiled"
     jax.config.update("jax_compilation_cache_dir", str(directory))
+
+
+class Compiled(NamedTuple):
+  """What this process has waited for since `count_compilations`."""
+
+  programs: int = 0
+  seconds: float = 0.0  # To compile them, or to read them from the cache.
+
+  def __str__(self) -> str:
+    return f"{self.programs} programs in {self.seconds:.0f} s"
+
+
+_compile_seconds: list[float] = []
+
+
+@functools.cache  # One listener however often it is asked for.
+def count_compilations() -> None:
+  """Starts to count what `compiled` returns."""
+
+  def note(event: str, seconds: float, **_) -> None:
+    if event == "/jax/core/compile/backend_compile_duration":
+      _compile_seconds.append(seconds)
+
+  jax.monitoring.register_event_duration_secs_listener(note)
+
+
+def compiled() -> Compiled:
+  """Returns how many programs were made, and how long that took."""
+  return Compiled(len(_compile_seconds), sum(_compile_seconds))
 
 
 def free_memory() -> int:

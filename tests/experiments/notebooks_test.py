@@ -35,8 +35,8 @@ _SETTINGS = {
 _SOURCE = str(pathlib.Path(email.__file__).parent / "*.py")
 _CONFIG = {
   "data": {"source": _SOURCE, "vocab_size": 600, "context_length": 16},
-  "model": {"d_model": 32, "d_head": 8, "d_mlp": 32},
-  "sparsity": {"density": 0.2},
+  "model": {"d_model": 16, "d_head": 8, "d_mlp": 16},
+  "sparsity": {"density": 0.2, "min_alive": 2},
   "train": {"steps": 6, "batch_size": 8, "eval_every": 3, "eval_batches": 1},
   "prune": {"mean_batches": 1},
 }

@@ -26,8 +26,8 @@ import ml_collections
 def get_config():
   return ml_collections.ConfigDict({
     "data": {"source": SOURCE, "vocab_size": 600, "context_length": 16},
-    "model": {"d_model": 32, "d_head": 8, "d_mlp": 32},
-    "sparsity": {"density": 0.2},
+    "model": {"d_model": 16, "d_head": 8, "d_mlp": 16},
+    "sparsity": {"density": 0.2, "min_alive": 2},
     "train": {"steps": 12, "batch_size": 8, "checkpoint_every": 6,
               "eval_every": 6, "eval_batches": 1},
     "prune": {"steps": 6, "batch_size": 4, "k_coefs": (1e-3,),

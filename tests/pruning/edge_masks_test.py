@@ -1,7 +1,5 @@
 """Edge masks: identities with node masks, and a planted edge."""
 
-from unittest import mock
-
 import helpers
 import jax
 import jax.numpy as jnp
@@ -13,7 +11,6 @@ from sparse_jax.model import edges as edges_lib
 from sparse_jax.model import hooks
 from sparse_jax.pruning import edge_masks
 from sparse_jax.tasks import logit_difference as logit_difference_lib
-from sparse_jax.tasks import mask_evaluator
 
 
 class EdgeMaskTest(absltest.TestCase):
@@ -93,29 +90,6 @@ class EdgeMaskTest(absltest.TestCase):
       np.testing.assert_array_equal(
         np.asarray(value)[np.asarray(kernel) == 0], 0
       )
-
-  def test_masks_of_a_large_model_go_one_a_call(self):
-    evaluator = helpers.tiny_evaluator(0.5)
-    rng = np.random.default_rng(0)
-    gates = {
-      p: rng.random((3, *g.shape)) < 0.9 for p, g in self.open_gates().items()
-    }
-    nodes = evaluator.constant(1)
-    want = evaluator.logit_differences(nodes, gates)
-    counts = []
-
-    def run(self, masks, edge_masks):
-      counts.append(len(edge_masks[sites.C_FC]))
-      return evaluator_run(self, masks, edge_masks)
-
-    evaluator_run = mask_evaluator.MaskEvaluator._run
-    with (
-      mock.patch.object(mask_evaluator, "_MOST_EDGE_ENTRIES", 1),
-      mock.patch.object(mask_evaluator.MaskEvaluator, "_run", run),
-    ):
-      got = evaluator.logit_differences(nodes, gates)
-    self.assertEqual(counts, [1, 1, 1])
-    np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 if __name__ == "__main__":

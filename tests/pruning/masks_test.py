@@ -16,7 +16,7 @@ from sparse_jax.model import hooks
 from sparse_jax.model import means as means_lib
 from sparse_jax.pruning import masks as masks_lib
 from sparse_jax.tasks import logit_difference as logit_difference_lib
-from sparse_jax.tasks import mask_evaluator
+from sparse_jax.tasks import mask_evaluator, outside
 from sparse_jax.tasks import means as task_means_lib
 from sparse_jax.tasks import sequences as sequences_lib
 
@@ -207,6 +207,38 @@ class StepTest(parameterized.TestCase):
       )
       # All gates are closed, so the gate of every node is its r.
       self.assertGreater(loss(after.r), loss(state.r))
+
+  @parameterized.parameters(8, 6)
+  def test_its_losses_are_those_of_gates_and_of_what_is_left_on(self, count):
+    model, params, _ = helpers.tiny_model()
+    config = config_lib.PruneConfig(init_bias=0.0, init_scale=0.1)
+    run = masks_lib.Run(
+      masks_lib.Hyperparameters.from_config(config, k_coef=0.0, seed=0),
+      helpers.random_means(model),
+      helpers.random_sequences(count),
+      helpers.random_masks(model, 1.0),
+    )
+    state = masks_lib.init_prune(
+      model.config, config, run.hyperparameters, run.allowed
+    )
+    step = jax.jit(functools.partial(masks_lib.prune_step, model, config))
+    _, metrics = step(state, params, run)
+    loss = lambda gates, sequences: logit_difference_lib.task_loss(
+      mask_evaluator.masked_logit_difference(
+        model, False, params, run.means, gates, sequences
+      )
+    )
+    gates = {n: (t >= 0).astype(jnp.float32) for n, t in state.tau.items()}
+    self.assertAlmostEqual(
+      metrics["task_loss"], loss(gates, run.sequences), places=5
+    )
+    parts = sequences_lib.deal(run.sequences, 2)
+    under = []
+    for i in range(2):
+      r = {n: x[i] for n, x in state.r.items()}
+      part = jax.tree.map(lambda x, i=i: x[i], parts)
+      under.append(float(loss(outside.leave_on(gates, r), part)))
+    self.assertAlmostEqual(metrics["robust_loss"], np.mean(under), places=5)
 
   def test_rate_warms_up_then_falls_to_zero(self):
     hyperparameters = masks_lib.Hyperparameters(

@@ -2,12 +2,13 @@
 
 import pathlib
 
+import jax
 from absl.testing import absltest
 
 from sparse_jax.utils import host
 
 
-class MemoryTest(absltest.TestCase):
+class HostTest(absltest.TestCase):
   def test_peak_is_the_kernels_high_water_mark(self):
     status = pathlib.Path("/proc/self/status")
     if not status.exists():
@@ -17,6 +18,17 @@ class MemoryTest(absltest.TestCase):
     self.assertAlmostEqual(
       host.peak_memory() / (1024 * kilobytes), 1, delta=0.05
     )
+
+  def test_a_program_is_counted_once_when_it_is_compiled(self):
+    host.count_compilations()
+    host.count_compilations()
+    program = jax.jit(lambda x: 3 * x + 1)
+    before = host.compiled()
+    program(2.0)
+    program(3.0)
+    after = host.compiled()
+    self.assertEqual(after.programs, before.programs + 1)
+    self.assertGreater(after.seconds, before.seconds)
 
 
 if __name__ == "__main__":
