@@ -24,8 +24,9 @@ from experiments.benchmark import torch_baselines
 from sparse_jax import config as config_lib
 from sparse_jax import sites
 from sparse_jax.model import kernels as kernels_lib
-from sparse_jax.model import top_k, transformer
+from sparse_jax.model import shrink, top_k, transformer
 from sparse_jax.pruning import batched, masks
+from sparse_jax.tasks import mask_evaluator
 from sparse_jax.tasks.sequences import Sequences
 from sparse_jax.training import loop, transforms
 from sparse_jax.utils import errors, tables
@@ -115,6 +116,9 @@ class Plan:
 
   steps: Sequence[tuple[Shape, StepTargets]] = ()
   masks: Sequence[Shape] = ()
+  # Whose circuits of so many nodes are run alone.
+  circuits: Sequence[Shape] = ()
+  num_nodes: int = 64
   fused: Shape | None = None  # Measured with and without fused kernels.
   num_entries: int = 4 << 20  # Of the k-th magnitude.
   rows: tuple[int, int] = (4096, 1024)  # Rows and width of AbsTopK.
@@ -135,9 +139,14 @@ class Plan:
 
 _LARGER = Shape(n_layer=4, d_model=256, batch_size=16, length=256)
 _LARGER_MASK = dataclasses.replace(_LARGER, batch_size=128, length=64)
+_CIRCUITS = tuple(
+  Shape(d_model=256, batch_size=64, length=32, activation_fraction=fraction)
+  for fraction in (1 / 4, 1 / 16, 1.0)
+)
 CPU = Plan(  # What is asked of two CPU cores.
   steps=((Shape(), StepTargets()), (_LARGER, StepTargets(product_share=0.45))),
   masks=(Shape(length=24), dataclasses.replace(_LARGER_MASK, num_runs=4)),
+  circuits=_CIRCUITS,
 )
 
 _LARGE = Shape(n_layer=8, d_model=1024, batch_size=512, length=256)
@@ -145,6 +154,7 @@ ACCELERATOR = Plan(  # What is asked of one large accelerator, in bfloat16.
   steps=((_LARGE, StepTargets(eager=None, compiled=3.0, product_share=0.4)),),
   fused=_LARGE,
   masks=(_LARGER_MASK,),
+  circuits=_CIRCUITS,
   product_width=8192,
   growth_base=Shape(batch_size=64, length=256),
 )
@@ -155,6 +165,8 @@ _TINY = Shape(
 SHORT = Plan(  # Every metric at tiny shapes: a trial of the machinery.
   steps=((_TINY, StepTargets(product_share=0.45)),),
   masks=(dataclasses.replace(_TINY, batch_size=4, length=8),),
+  circuits=(_TINY,),
+  num_nodes=8,
   num_entries=4096,
   rows=(64, 64),
   product_width=64,
@@ -475,6 +487,78 @@ def measure_mask_step(
   )
 
 
+def random_circuit(
+  shape: Shape, num_nodes: int
+) -> tuple[mask_evaluator.MaskEvaluator, dict[str, np.ndarray]]:
+  """Returns a random model of that density on random prompts, and a mask."""
+  config = shape.config()
+  model = transformer.Model(config.model, config.sparsity)
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda w: w * (rng.random(w.shape) < (shape.density if w.ndim > 2 else 1)),
+    jax.jit(model.init)(jax.random.key(0)),
+  )
+  shapes = {
+    name: (sites.num_rows(name, shape.n_layer), config.model.width(name))
+    for name in config.prune.sites
+  }
+  means = {
+    name: jnp.asarray(rng.normal(0, 0.02, size), jnp.float32)
+    for name, size in shapes.items()
+  }
+  token = lambda *size: jnp.asarray(rng.integers(0, shape.vocab_size, size))
+  rows = shape.batch_size
+  answers = jnp.tile(jnp.array([[0, 1]]), (rows, 1))
+  prompts = Sequences(
+    tokens=token(rows, shape.length),
+    positions=jnp.asarray(rng.integers(0, shape.length, rows)),
+    correct=answers[:, 0],
+    incorrect=answers[:, 1],
+    groups=jnp.zeros(rows, jnp.int32),
+  )
+  evaluator = mask_evaluator.MaskEvaluator(model, params, means, prompts)
+  order = rng.permutation(evaluator.num_nodes)
+  kept = masks.masks_of_order(evaluator.shapes, order, [num_nodes])
+  return evaluator, {name: mask[0] for name, mask in kept.items()}
+
+
+def measure_circuit(plan: Plan, shape: Shape) -> Iterator[Metric]:
+  """Measures a circuit as a program of its own against the gated model.
+
+  That program is the most that slicing can win: it holds the circuit and its
+  rivals alone, without padding to widths that circuits could share.
+  """
+  evaluator, mask = random_circuit(shape, plan.num_nodes)
+  prompts = evaluator.sequences
+  start = time.perf_counter()
+  program = shrink.shrink(
+    evaluator.model, evaluator.params, mask, evaluator.means, answers=(0, 1)
+  )
+
+  def difference():
+    logits = np.asarray(program(prompts.tokens, prompts.positions))[:, 0]
+    return logits[:, 0] - logits[:, 1]
+
+  found = difference()
+  compiling = time.perf_counter() - start
+  error = np.max(np.abs(found - evaluator.logit_difference(mask)))
+  sample = lambda f: lambda: [time_call(f)[0] for _ in range(_SAMPLES_A_ROUND)]
+  samplers = {
+    "gated": sample(lambda: evaluator.logit_difference(mask)),
+    "sliced": sample(difference),
+  }
+  timed = interleave(samplers, plan.rounds)
+  yield timed.metric(
+    "circuits/s, sliced over gated",
+    f"{shape}, AbsTopK {shape.activation_fraction:g}, {plan.num_nodes} nodes",
+    "gated/sliced",
+    5.0,
+    largest_error=float(error),
+    num_rivals=program.num_rivals,
+    compiling_seconds=compiling,
+  )
+
+
 def measurements(
   plan: Plan, baselines: torch_baselines.Baselines
 ) -> Iterator[tuple[str, Callable[[], Iterator[Metric]]]]:
@@ -486,6 +570,9 @@ def measurements(
   yield "AbsTopK", call(measure_abs_top_k, plan)
   for shape in plan.masks:
     yield f"mask step, {shape}", call(measure_mask_step, plan, baselines, shape)
+  for shape in plan.circuits:
+    fraction = shape.activation_fraction
+    yield f"circuit, AbsTopK {fraction:g}", call(measure_circuit, plan, shape)
   if plan.fused:
     yield f"fused kernels, {plan.fused}", call(measure_fused, plan, plan.fused)
 

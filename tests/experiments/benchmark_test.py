@@ -51,7 +51,7 @@ class PlanTest(absltest.TestCase):
         for _, measurement in measure.measurements(measure.SHORT, baselines)
         for m in measurement()
       ]
-    self.assertLen({m.name for m in metrics}, 8)
+    self.assertLen({m.name for m in metrics}, 9)
     for m in metrics:
       with self.subTest(m.name):
         self.assertTrue(math.isfinite(m.value), m)
@@ -64,6 +64,8 @@ class PlanTest(absltest.TestCase):
     for m in over_torch:
       ours = m.details.get("sparse_seconds") or m.details["mask_step_seconds"]
       self.assertAlmostEqual(m.value * ours, 0.5, places=6)
+    (sliced,) = (m for m in metrics if "sliced" in m.name)
+    self.assertLess(sliced.details["largest_error"], 1e-5)
     (share,) = (m for m in metrics if "product" in m.name)
     d = share.details
     self.assertAlmostEqual(
