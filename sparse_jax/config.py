@@ -321,6 +321,8 @@ class TrainConfig(_Checked):
     batch_size: windows a step, over all processes
     accumulate: parts of a batch that are computed one after another: memory
       for activations falls with it, the update stays the same
+    remat: whether the backward pass computes each layer's activations again
+      instead of keeping them: a third more work, the update stays the same
     learning_rate: peak, before the density factor
     warmup_fraction: share of the steps over which the rate rises from 0
     scale_rate_by_density: multiply the rate by `sqrt(final / current density)`
@@ -350,6 +352,7 @@ class TrainConfig(_Checked):
   steps: int = field(1500, AT_LEAST_1)
   batch_size: int = field(32, AT_LEAST_1)
   accumulate: int = field(1, AT_LEAST_1)
+  remat: bool = False
   learning_rate: float = field(1.28e-2, POSITIVE)
   warmup_fraction: float = field(0.01, FRACTION)
   scale_rate_by_density: bool = True
@@ -635,11 +638,16 @@ def to_dict(config) -> dict[str, Any]:
   return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
+# Fields of `train` that fit a step to the machine: the run stays the same.
+ELSEWHERE = ("kernels", "accumulate", "remat", "model_parallel")
+
+
 def settings(config: Config) -> dict[str, Any]:
   """Returns `to_dict` without what may differ on another machine."""
   values = to_dict(config)
   values["data"].pop("directory")
-  values["train"].pop("kernels")
+  for name in ELSEWHERE:
+    values["train"].pop(name)
   return values
 
 

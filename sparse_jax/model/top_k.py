@@ -23,6 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparse_jax.model import sharding
+
 # Signed: CPUs compare signed integers in vectors, unsigned ones they do not.
 _INT = {2: jnp.int16, 4: jnp.int32}
 _BIT = np.arange(8, dtype=np.uint8)
@@ -55,11 +57,19 @@ def _reduce(x: jax.Array, axes: tuple[int, ...], combine, reduce) -> jax.Array:
   XLA's CPU compiler cuts a long reduction off from what feeds it and does not
   turn it into vectors. Slices of the last axis are combined first, in the loop
   that makes them: twice as fast for sums, nine times for least and largest
-  (docs/performance.md).
+  (docs/performance.md). A device that holds a part of the axis slices its part:
+  slices of the whole would move from one device to the next.
   """
-  if x.ndim - 1 in axes and x.shape[-1] % _NUM_SLICES == 0:
+  shards = sharding.axis_size("model")
+  if x.ndim - 1 not in axes or x.shape[-1] % (shards * _NUM_SLICES):
+    return reduce(x, axes, keepdims=True)
+  if shards == 1:
     x = functools.reduce(combine, jnp.split(x, _NUM_SLICES, -1))
-  return reduce(x, axes, keepdims=True)
+    return reduce(x, axes, keepdims=True)
+  x = x.reshape(*x.shape[:-1], shards, _NUM_SLICES, -1)
+  slices = [x[..., i, :] for i in range(_NUM_SLICES)]
+  x = functools.reduce(combine, slices)
+  return reduce(x, (*axes, x.ndim - 1), keepdims=True)[..., 0]
 
 
 _sum = functools.partial(_reduce, combine=jnp.add, reduce=jnp.sum)
@@ -338,21 +348,29 @@ def pack_bits(mask: jax.Array) -> jax.Array:
 
   Autodiff would keep a byte an entry until the backward pass. A byte holds
   entries that are up to 64 apart: adjacent ones, as `jnp.packbits` takes them,
-  cost twice the temporaries (docs/performance.md). Groups of 512 are packed by
-  themselves, so that a wide axis may be split between devices.
+  cost twice the temporaries (docs/performance.md). Groups of at most 512 are
+  packed by themselves, so that each lies on one device.
   """
   *rest, width = mask.shape
   mask = jnp.pad(mask, [(0, 0)] * len(rest) + [(0, -width % 8)])
-  group = math.gcd(mask.shape[-1], _PACKED_TOGETHER)
+  group = _packed_together(mask.shape[-1])
   planes = mask.reshape(*rest, -1, 8, group // 8).astype(jnp.uint8)
   packed = jnp.sum(planes << _BIT[:, None], -2, dtype=jnp.uint8)
   return packed.reshape(*rest, -1)
 
 
+def _packed_together(width: int) -> int:
+  """Returns the size of the groups that a multiple of 8 entries is packed in."""
+  shards = sharding.axis_size("model")
+  if width % (8 * shards) == 0:
+    width //= shards
+  return math.gcd(width, _PACKED_TOGETHER)
+
+
 def unpack_bits(packed: jax.Array, width: int) -> jax.Array:
   """Returns the mask `[..., width]` that `pack_bits` has packed."""
   *rest, num_bytes = packed.shape
-  group = math.gcd(8 * num_bytes, _PACKED_TOGETHER)
+  group = _packed_together(8 * num_bytes)
   packed = packed.reshape(*rest, -1, 1, group // 8)
   planes = (packed >> _BIT[:, None]) & 1
   return planes.reshape(*rest, -1)[..., :width].astype(bool)

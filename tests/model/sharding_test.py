@@ -10,8 +10,8 @@ from jax.sharding import PartitionSpec as P
 
 from sparse_jax import config as config_lib
 from sparse_jax import sites
-from sparse_jax.model import edges, transformer
-from sparse_jax.training import loop, sharding, transforms
+from sparse_jax.model import edges, sharding, transformer
+from sparse_jax.training import loop, transforms
 from sparse_jax.utils import errors
 
 CONFIG = config_lib.from_config_dict(
