@@ -397,6 +397,8 @@ class PruneConfig(_Checked):
     num_runs: runs a task: those of k_coefs, then proposals from `search.SPACE`
     robust_k_coefs: the same for the robust circuit, which costs more nodes
     num_robust_runs: runs of its search, none of them for seeds
+    model_parallel: devices along the mesh's `model` axis, for models that one
+      does not hold; prunings and prompts are split over the rest
     num_seeds: how many of the runs repeat the best hyperparameters with other
       seeds
     round_size: runs a task that are proposed at once
@@ -458,6 +460,7 @@ class PruneConfig(_Checked):
   num_runs: int = field(32, AT_LEAST_1)
   robust_k_coefs: tuple[float, ...] = field((2e-5, 5e-5, 1e-4), COSTS)
   num_robust_runs: int = field(8, AT_LEAST_1)
+  model_parallel: int = field(1, AT_LEAST_1)
   num_seeds: int = 3
   round_size: int = field(8, AT_LEAST_1)
   site_costs: tuple[str, ...] = ()
@@ -648,6 +651,7 @@ def settings(config: Config) -> dict[str, Any]:
   values["data"].pop("directory")
   for name in ELSEWHERE:
     values["train"].pop(name)
+  values["prune"].pop("model_parallel")
   return values
 
 

@@ -131,6 +131,37 @@ def tree_shardings(mesh: Mesh, tree) -> Any:
   return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
 
 
+def spread(params: Any, model_parallel: int = 1) -> Any:
+  """Returns parameters on the mesh of this process's devices.
+
+  What is computed with them runs over the mesh then: prunings and prompts are
+  split along `data`. On one device they stay as they are.
+  """
+  devices = jax.local_devices()
+  mesh = make_mesh(model_parallel, devices, "prune.model_parallel")
+  if len(devices) == 1:
+    return params
+  return jax.device_put(params, tree_shardings(mesh, params))
+
+
+def mesh_of(params: Any) -> Mesh | None:
+  """Returns the mesh that `spread` has put parameters on, if it has."""
+  where = getattr(jax.tree.leaves(params)[0], "sharding", None)
+  return where.mesh if isinstance(where, NamedSharding) else None
+
+
+def beside(params: Any, batch: Any) -> Any:
+  """Returns `[batch, ...]` arrays split over the mesh of the parameters.
+
+  They stay as they are where there is none, or it does not divide them.
+  """
+  mesh = mesh_of(params)
+  leaves = jax.tree.leaves(batch)
+  if mesh is None or any(len(x) % mesh.shape["data"] for x in leaves):
+    return batch
+  return jax.device_put(batch, batch_sharding(mesh))
+
+
 def global_batch(mesh: Mesh, rows: np.ndarray) -> jax.Array:
   """Returns this process's rows of a batch as one global, sharded array."""
   return jax.make_array_from_process_local_data(batch_sharding(mesh), rows)

@@ -16,7 +16,7 @@ import numpy as np
 
 from sparse_jax import sites
 from sparse_jax.model import edges as edges_lib
-from sparse_jax.model import hooks, transformer
+from sparse_jax.model import hooks, sharding, transformer
 from sparse_jax.tasks.logit_difference import logit_difference, task_loss
 from sparse_jax.tasks.sequences import Sequences
 
@@ -47,6 +47,7 @@ class MaskEvaluator:
 
   def on(self, sequences: Sequences) -> "MaskEvaluator":
     """Returns the same evaluator on other prompts."""
+    sequences = sharding.beside(self.params, sequences)
     return dataclasses.replace(self, sequences=sequences)
 
   def with_means(self, means: hooks.SiteArrays) -> "MaskEvaluator":
@@ -128,6 +129,18 @@ class MaskEvaluator:
     """Returns one mask's logit differences `[S]`: pure, for jitted callers."""
     model = self.model, self.freeze_norms, self.params, self.means
     return masked_logit_difference(*model, mask, self.sequences, edge_mask)
+
+
+def on_mesh(
+  model: transformer.Model,
+  params: transformer.Params,
+  means: hooks.SiteArrays,
+  sequences: Sequences,
+  freeze_norms: bool = False,
+) -> MaskEvaluator:
+  """Returns a `MaskEvaluator` whose prompts are split as `sharding.beside` says."""
+  sequences = sharding.beside(params, sequences)
+  return MaskEvaluator(model, params, means, sequences, freeze_norms)
 
 
 def masked_logit_difference(
