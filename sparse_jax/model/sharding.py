@@ -73,7 +73,7 @@ def make_mesh(
 
 
 def axis_size(name: str) -> int:
-  """Returns the size of an axis of the mesh that `jax.set_mesh` has set, or 1."""
+  """Returns an axis's size in the mesh of `jax.set_mesh`, 1 without one."""
   return jax.sharding.get_abstract_mesh().shape.get(name, 1)
 
 

@@ -360,7 +360,7 @@ def pack_bits(mask: jax.Array) -> jax.Array:
 
 
 def _packed_together(width: int) -> int:
-  """Returns the size of the groups that a multiple of 8 entries is packed in."""
+  """Returns how many of `width` entries, a multiple of 8, make a group."""
   shards = sharding.axis_size("model")
   if width % (8 * shards) == 0:
     width //= shards

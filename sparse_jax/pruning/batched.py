@@ -188,7 +188,9 @@ def _shape_of(x):
 
 def _place(mesh, tree, spec):
   """Returns arrays split over a mesh, as they are without one."""
-  return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, spec))
+  return (
+    tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, spec))
+  )
 
 
 def _describe(mesh, shapes, spec):

@@ -138,7 +138,7 @@ def on_mesh(
   sequences: Sequences,
   freeze_norms: bool = False,
 ) -> MaskEvaluator:
-  """Returns a `MaskEvaluator` whose prompts are split as `sharding.beside` says."""
+  """Returns a `MaskEvaluator`, its prompts on the mesh of the parameters."""
   sequences = sharding.beside(params, sequences)
   return MaskEvaluator(model, params, means, sequences, freeze_norms)
 

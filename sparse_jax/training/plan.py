@@ -57,9 +57,8 @@ def dry_run(
 ) -> Plan:
   """Compiles a config's step for devices, else all, and makes no array.
 
-  The vocabulary is `data.vocab_size`, since no text is read. Devices of another
-  kind plan their memory a little differently; collectives are the partitioner's,
-  the same on all. Raises InputError for what the mesh does not divide.
+  The vocabulary is `data.vocab_size`, since no text is read. Raises InputError
+  for a batch or devices that the mesh does not divide.
   """
   config = config_lib.resolve(config, config.data.vocab_size)
   dtype = loop.compute_dtype(config.train.compute_dtype)
