@@ -10,7 +10,8 @@ import jax
 from absl import flags
 
 from experiments import cli
-from sparse_jax.training import loop, sharding
+from sparse_jax.model import sharding
+from sparse_jax.training import loop
 
 _CONFIG = flags.DEFINE_string(
   "config", None, "A Python file with get_config()."

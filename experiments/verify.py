@@ -24,7 +24,7 @@ from experiments import circuit_paths, cli
 from sparse_jax import checkpoint, faithfulness, tasks
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
-from sparse_jax.model import fingerprint
+from sparse_jax.model import fingerprint, sharding
 from sparse_jax.tasks import means as means_lib
 from sparse_jax.tasks import real_code
 from sparse_jax.tasks import sequences as sequences_lib
@@ -83,6 +83,7 @@ def verify(directory: pathlib.Path) -> int:
   where = pathlib.Path(_MODEL.value or circuit_paths.model_directory(directory))
   model, params = checkpoint.load_model(where)
   own = fingerprint.fingerprint(model, params)
+  params = sharding.spread(params)
   is_same = own == core.model_fingerprint
   run = checkpoint.load_run(where)
   config = run or config_lib.Config()

@@ -174,7 +174,7 @@ class Circuit:
     self, params: transformer.Params, sequences: sequences_lib.Sequences
   ) -> mask_evaluator.MaskEvaluator:
     """Returns what runs any mask of the circuit's sites on these prompts."""
-    return mask_evaluator.MaskEvaluator(
+    return mask_evaluator.on_mesh(
       self.model, params, self.means, sequences, self.freeze_norms
     )
 

@@ -321,6 +321,8 @@ class TrainConfig(_Checked):
     batch_size: windows a step, over all processes
     accumulate: parts of a batch that are computed one after another: memory
       for activations falls with it, the update stays the same
+    remat: whether the backward pass computes each layer's activations again
+      instead of keeping them: a third more work, the update stays the same
     learning_rate: peak, before the density factor
     warmup_fraction: share of the steps over which the rate rises from 0
     scale_rate_by_density: multiply the rate by `sqrt(final / current density)`
@@ -351,6 +353,7 @@ class TrainConfig(_Checked):
   steps: int = field(1500, AT_LEAST_1)
   batch_size: int = field(32, AT_LEAST_1)
   accumulate: int = field(1, AT_LEAST_1)
+  remat: bool = False
   learning_rate: float = field(1.28e-2, POSITIVE)
   warmup_fraction: float = field(0.01, FRACTION)
   scale_rate_by_density: bool = True
@@ -396,6 +399,8 @@ class PruneConfig(_Checked):
     num_runs: runs a task: those of k_coefs, then proposals from `search.SPACE`
     robust_k_coefs: the same for the robust circuit, which costs more nodes
     num_robust_runs: runs of its search, none of them for seeds
+    model_parallel: devices along the mesh's `model` axis, for models that one
+      does not hold; prunings and prompts are split over the rest
     num_seeds: how many of the runs repeat the best hyperparameters with other
       seeds
     round_size: runs a task that are proposed at once
@@ -457,6 +462,7 @@ class PruneConfig(_Checked):
   num_runs: int = field(32, AT_LEAST_1)
   robust_k_coefs: tuple[float, ...] = field((2e-5, 5e-5, 1e-4), COSTS)
   num_robust_runs: int = field(8, AT_LEAST_1)
+  model_parallel: int = field(1, AT_LEAST_1)
   num_seeds: int = 3
   round_size: int = field(8, AT_LEAST_1)
   site_costs: tuple[str, ...] = ()
@@ -637,11 +643,17 @@ def to_dict(config) -> dict[str, Any]:
   return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
+# Fields of `train` that fit a step to the machine: the run stays the same.
+ELSEWHERE = ("kernels", "accumulate", "remat", "model_parallel")
+
+
 def settings(config: Config) -> dict[str, Any]:
   """Returns `to_dict` without what may differ on another machine."""
   values = to_dict(config)
   values["data"].pop("directory")
-  values["train"].pop("kernels")
+  for name in ELSEWHERE:
+    values["train"].pop(name)
+  values["prune"].pop("model_parallel")
   return values
 
 

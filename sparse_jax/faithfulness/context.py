@@ -106,7 +106,7 @@ def make_context(
   seed: int,
 ) -> Context:
   """Returns the context of a circuit with the ablation values it stores."""
-  evaluator = mask_evaluator.MaskEvaluator(
+  evaluator = mask_evaluator.on_mesh(
     model, params, circuit.means, sequences, circuit.freeze_norms
   )
   return Context(circuit, evaluator, seed)

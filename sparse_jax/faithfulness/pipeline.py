@@ -14,7 +14,7 @@ from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
 from sparse_jax import faithfulness as faithfulness_lib
 from sparse_jax import tasks as tasks_lib
-from sparse_jax.model import hooks, transformer
+from sparse_jax.model import hooks, sharding, transformer
 from sparse_jax.pruning import search
 from sparse_jax.tasks import evaluation, real_code
 from sparse_jax.tasks import sequences as sequences_lib
@@ -97,6 +97,10 @@ class Pipeline:
   faithfulness: bool = True
   controls: bool = True
   natural: bool = True
+
+  def __post_init__(self):
+    spread = sharding.spread(self.params, self.config.prune.model_parallel)
+    object.__setattr__(self, "params", spread)
 
   def choose(
     self,

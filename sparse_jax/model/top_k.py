@@ -23,6 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparse_jax.model import sharding
+
 # Signed: CPUs compare signed integers in vectors, unsigned ones they do not.
 _INT = {2: jnp.int16, 4: jnp.int32}
 _BIT = np.arange(8, dtype=np.uint8)
@@ -49,17 +51,31 @@ def _axes(ndim: int, axis: int | Sequence[int]) -> tuple[int, ...]:
   return tuple(sorted(a % ndim for a in axes))
 
 
-def _reduce(x: jax.Array, axes: tuple[int, ...], combine, reduce) -> jax.Array:
-  """Returns `reduce(x, axes)`, each axis kept as size one.
+def _fold(x: jax.Array, combine) -> jax.Array:
+  """Returns x with slices of its last axis combined, to be reduced along it.
 
   XLA's CPU compiler cuts a long reduction off from what feeds it and does not
   turn it into vectors. Slices of the last axis are combined first, in the loop
   that makes them: twice as fast for sums, nine times for least and largest
-  (docs/performance.md).
+  (docs/performance.md). A device that holds a part of the axis folds its part,
+  on an axis of its own: slices of the whole would move between devices.
   """
-  if x.ndim - 1 in axes and x.shape[-1] % _NUM_SLICES == 0:
-    x = functools.reduce(combine, jnp.split(x, _NUM_SLICES, -1))
-  return reduce(x, axes, keepdims=True)
+  shards = sharding.axis_size("model")
+  if shards > 1 and x.shape[-1] % shards == 0:
+    x = x.reshape(*x.shape[:-1], shards, -1)
+  if x.shape[-1] % _NUM_SLICES:
+    return x
+  return functools.reduce(combine, jnp.split(x, _NUM_SLICES, -1))
+
+
+def _reduce(x: jax.Array, axes: tuple[int, ...], combine, reduce) -> jax.Array:
+  """Returns `reduce(x, axes)`, each axis kept as size one."""
+  if x.ndim - 1 not in axes:
+    return reduce(x, axes, keepdims=True)
+  folded = _fold(x, combine)
+  axes = tuple({*axes, folded.ndim - 1})
+  kept = reduce(folded, axes, keepdims=True)
+  return kept.reshape(kept.shape[: x.ndim])
 
 
 _sum = functools.partial(_reduce, combine=jnp.add, reduce=jnp.sum)
@@ -83,10 +99,17 @@ def _count_each(
     (bits >= candidate).astype(jnp.int32) << (width * i)
     for i, candidate in enumerate(candidates)
   )
-  shared = _sum(together, axes[-1:])
+  last = axes[-1]
+  if last == bits.ndim - 1:
+    together = _fold(together, jnp.add)
+    last = together.ndim - 1
+  shared = jnp.sum(together, last, keepdims=True)
   mask = -1 if width == 32 else (1 << width) - 1
   counts = [(shared >> (width * i)) & mask for i in range(len(candidates))]
-  return [jnp.sum(count, axes, keepdims=True) for count in counts]
+  # Taken apart before devices add up: one integer each, not one a row.
+  axes = tuple({*axes, last})
+  sums = [jnp.sum(count, axes, keepdims=True) for count in counts]
+  return [x.reshape(x.shape[: bits.ndim]) for x in sums]
 
 
 _DROPPED_SINGLY = 2
@@ -338,21 +361,29 @@ def pack_bits(mask: jax.Array) -> jax.Array:
 
   Autodiff would keep a byte an entry until the backward pass. A byte holds
   entries that are up to 64 apart: adjacent ones, as `jnp.packbits` takes them,
-  cost twice the temporaries (docs/performance.md). Groups of 512 are packed by
-  themselves, so that a wide axis may be split between devices.
+  cost twice the temporaries (docs/performance.md). Groups of at most 512 are
+  packed by themselves, so that each lies on one device.
   """
   *rest, width = mask.shape
   mask = jnp.pad(mask, [(0, 0)] * len(rest) + [(0, -width % 8)])
-  group = math.gcd(mask.shape[-1], _PACKED_TOGETHER)
+  group = _packed_together(mask.shape[-1])
   planes = mask.reshape(*rest, -1, 8, group // 8).astype(jnp.uint8)
   packed = jnp.sum(planes << _BIT[:, None], -2, dtype=jnp.uint8)
   return packed.reshape(*rest, -1)
 
 
+def _packed_together(width: int) -> int:
+  """Returns how many of `width` entries, a multiple of 8, make a group."""
+  shards = sharding.axis_size("model")
+  if width % (8 * shards) == 0:
+    width //= shards
+  return math.gcd(width, _PACKED_TOGETHER)
+
+
 def unpack_bits(packed: jax.Array, width: int) -> jax.Array:
   """Returns the mask `[..., width]` that `pack_bits` has packed."""
   *rest, num_bytes = packed.shape
-  group = math.gcd(8 * num_bytes, _PACKED_TOGETHER)
+  group = _packed_together(8 * num_bytes)
   packed = packed.reshape(*rest, -1, 1, group // 8)
   planes = (packed >> _BIT[:, None]) & 1
   return planes.reshape(*rest, -1)[..., :width].astype(bool)

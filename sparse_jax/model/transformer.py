@@ -30,6 +30,7 @@ from sparse_jax.utils import errors
 Params = Any
 Hook = Callable[[str, int | None, jax.Array], jax.Array]
 
+_MOST_UNROLLED = 16  # Layers; more take too long to compile.
 RMS_EPS = float(np.finfo(np.float32).eps)  # PyTorch's default, as released.
 _INIT_SCALE = 0.02
 
@@ -110,14 +111,16 @@ class Model:
   """A decoder's pure functions of its parameters.
 
   `dtype` is that of activations and matrix products; norms, attention weights
-  and logits are float32. The config's derived fields must be resolved. Models
-  of one configuration are equal and share programs.
+  and logits are float32. With `remat` a gradient computes each layer's
+  activations again instead of keeping them. The config's derived fields must be
+  resolved. Models of one configuration are equal and share programs.
   """
 
   config: config_lib.ModelConfig
   sparsity: config_lib.SparsityConfig
   dtype: jnp.dtype = jnp.float32
   kernels: kernels_lib.Kernels = kernels_lib.XLA
+  remat: bool = False
 
   def __post_init__(self):
     c = self.config
@@ -187,7 +190,12 @@ class Model:
     if hook is None and positions_B is None:
       step = lambda x, p: (block(p[0], x, _no_hook, None, window=p[1]), None)
       # Rolled, CPU is a third slower; unrolled, compile time grows with depth.
-      unroll = config.n_layer if jax.default_backend() == "cpu" else 1
+      # A loop keeps XLA from seeing that remat computes the same thing twice.
+      is_rolled = self.remat or config.n_layer > _MOST_UNROLLED
+      is_rolled |= jax.default_backend() != "cpu"
+      if self.remat:
+        step = jax.checkpoint(step, prevent_cse=False)
+      unroll = 1 if is_rolled else config.n_layer
       return jax.lax.scan(step, x_BxLxD, (layers, windows), unroll=unroll)[0]
     hook = _checked(hook) if hook else _no_hook
     for layer in range(config.n_layer):
@@ -195,7 +203,8 @@ class Model:
       wanted_B = positions_B if layer == config.n_layer - 1 else None
       window = None if windows is None else windows[layer]
       at = {"wanted_B": wanted_B, "window": window}
-      x_BxLxD = block(p, x_BxLxD, hook, layer, **at)
+      own = functools.partial(block, hook=hook, layer=layer, **at)
+      x_BxLxD = (jax.checkpoint(own) if self.remat else own)(p, x_BxLxD)
     return hook("final_resid", None, x_BxLxD)
 
   def unembed(

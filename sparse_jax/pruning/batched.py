@@ -1,9 +1,11 @@
 """Many mask trainings as one program over shared weights.
 
-Runs may differ in task, hyperparameters and seed. A program trains them in
-groups, side by side; the memory that it asks for decides how large a group is.
+Runs may differ in task, hyperparameters and seed. The devices along a mesh's
+`data` share them out and send each other nothing. Each trains its own in
+groups, side by side; the memory that a group asks for decides how large it is.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,9 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from sparse_jax import config as config_lib
-from sparse_jax.model import transformer
+from sparse_jax.model import sharding, transformer
 from sparse_jax.pruning import masks as masks_lib
 from sparse_jax.tasks import sequences as sequences_lib
 from sparse_jax.utils import host, progress
@@ -24,6 +28,7 @@ _MEMORY_SHARE = 0.5
 # On CPU, where runs side by side win little and lose as soon as their
 # temporaries leave the caches for good (docs/performance.md).
 _CPU_BYTES = 512 << 20
+_BY_RUN, _BY_STEP_AND_RUN = P("data"), P(None, "data")
 
 
 def stack(trees: Sequence[Any]) -> Any:
@@ -46,7 +51,7 @@ def train_masks(
 
   Args:
     model: the frozen model.
-    params: the model's.
+    params: the model's; runs go over the mesh that they lie on.
     config: steps, batch size, sites and their costs.
     runs: each leaf `[runs, …]`; all have equally many pairs.
     seed: of the batches.
@@ -81,8 +86,9 @@ class Program(NamedTuple):
   Attributes:
     init: returns the first states.
     advance: `(states, params, batches)` to states after several steps and logs.
-    group: runs that are trained side by side.
-    num_runs: all runs, a multiple of `group`; those past the real ones repeat.
+    group: runs that a device trains side by side.
+    num_runs: all runs, a multiple of `group` and of the devices along `data`;
+      those past the real ones repeat.
     num_steps: steps a call.
     peak_bytes: temporaries and arguments, as the compiler plans them.
   """
@@ -111,9 +117,12 @@ def compile_runs(
     config: steps, batch size, sites and their costs.
     runs: each leaf `[runs, …]`.
     seed: of the batches.
-    group: runs side by side at most.
+    group: runs side by side at most, on a device.
   """
+  mesh = sharding.mesh_of(params)
+  num_shards = mesh.shape["data"] if mesh else 1
   total = len(runs.hyperparameters.seed)
+  of_device = -(-total // num_shards)
   limit = _MEMORY_SHARE * host.free_memory()
   if jax.default_backend() == "cpu":
     limit = min(limit, _CPU_BYTES)
@@ -133,10 +142,10 @@ def compile_runs(
     outside_rate=config.outside_rate,
   )
   while True:
-    num_groups = -(-total // group)
+    num_groups = -(-of_device // group)
     # As even as can be: the last group repeats as few runs as possible.
-    group = -(-total // num_groups)
-    rows = np.resize(np.arange(total), num_groups * group)
+    group = -(-of_device // num_groups)
+    rows = np.resize(np.arange(total), num_shards * num_groups * group)
     padded = jax.tree.map(lambda x, r=rows: x[r], runs)
     init = functools.partial(
       _initial, model, step_config, padded.hyperparameters, padded.allowed
@@ -144,18 +153,24 @@ def compile_runs(
     batches = jax.eval_shape(
       lambda s: draw_batches(config, s, seed, 0, num_steps), padded.sequences
     )
-    given = padded._replace(sequences=None)
-    described, structure = jax.tree.flatten(
-      jax.tree.map(_shape_of, (jax.eval_shape(init), params, given, batches))
+    given = _place(mesh, padded._replace(sequences=None), _BY_RUN)
+    shapes = (
+      _describe(mesh, jax.eval_shape(init), _BY_RUN),
+      jax.tree.map(_shape_of, params),
+      jax.tree.map(_shape_of, given),
+      _describe(mesh, batches, _BY_STEP_AND_RUN),
     )
-    compiled = _compiled(model, step_config, group, structure, tuple(described))
+    described, structure = jax.tree.flatten(shapes)
+    compiled = _compiled(
+      model, step_config, group, mesh, structure, tuple(described)
+    )
     planned = compiled.memory_analysis()
     size = planned.temp_size_in_bytes + planned.argument_size_in_bytes
     if group == 1 or size <= limit:
       return Program(
-        init=init,
+        init=lambda: _place(mesh, init(), _BY_RUN),
         advance=lambda states, params, batches: compiled(
-          states, params, given, batches
+          states, params, given, _place(mesh, batches, _BY_STEP_AND_RUN)
         ),
         group=group,
         num_runs=len(rows),
@@ -171,11 +186,28 @@ def _shape_of(x):
   return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
+def _place(mesh, tree, spec):
+  """Returns arrays split over a mesh, as they are without one."""
+  return (
+    tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, spec))
+  )
+
+
+def _describe(mesh, shapes, spec):
+  """Returns shapes as `_place` would split them."""
+  if mesh is None:
+    return shapes
+  where = NamedSharding(mesh, spec)
+  return jax.tree.map(lambda shape: shape.update(sharding=where), shapes)
+
+
 @functools.lru_cache(maxsize=16)
-def _compiled(model, config, group, structure, described):
+def _compiled(model, config, group, mesh, structure, described):
   """Compiles once for all rounds and tasks of one shape."""
   args = jax.tree.unflatten(structure, described)
-  return _advance.lower(model, config, group, *args).compile()
+  context = jax.set_mesh(mesh) if mesh else contextlib.nullcontext()
+  with context:
+    return _advance.lower(model, config, group, *args).compile()
 
 
 @functools.partial(jax.jit, static_argnames=("model", "config"))
@@ -189,6 +221,20 @@ def _initial(model, config, hyperparameters, allowed):
 )
 def _advance(model, config, group, states, params, runs, batches):
   """Several steps of all runs; `batches` fields are `[steps, runs, S, …]`."""
+  advance = functools.partial(_advance_own, model, config, group)
+  if sharding.axis_size("data") > 1:
+    advance = jax.shard_map(
+      advance,
+      in_specs=(_BY_RUN, P(), _BY_RUN, _BY_STEP_AND_RUN),
+      out_specs=_BY_RUN,
+      axis_names={"data"},
+      check_vma=False,  # As in `sharding.mean_over_data`.
+    )
+  return advance(states, params, runs, batches)
+
+
+def _advance_own(model, config, group, states, params, runs, batches):
+  """As `_advance`, of the runs of one device."""
 
   def step(args):
     state, run = args

@@ -204,6 +204,7 @@ def _identity(model_fingerprint, pairs, config, seed) -> dict[str, str]:
     "num_seeds",
     "round_size",
     "curve_targets",
+    "model_parallel",
   ):
     fields.pop(name)
   fields["seed"] = seed
@@ -356,7 +357,7 @@ def find_circuits(
     means = means_lib.ablation_values(
       model, params, config, pretrain_means, splits[task.name].train
     )
-    evaluators[task.name] = mask_evaluator.MaskEvaluator(
+    evaluators[task.name] = mask_evaluator.on_mesh(
       model, params, means, splits[task.name].validation, config.freeze_norms
     )
     pairs = splits[task.name].pairs

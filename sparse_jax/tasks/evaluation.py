@@ -9,7 +9,7 @@ import numpy as np
 
 from sparse_jax import config as config_lib
 from sparse_jax import tasks as tasks_lib
-from sparse_jax.model import transformer
+from sparse_jax.model import sharding, transformer
 from sparse_jax.tasks import learned
 from sparse_jax.tasks.logit_difference import logit_difference
 from sparse_jax.tasks.sequences import Sequences, split_pairs, task_sequences
@@ -74,6 +74,7 @@ def make_difference_function(
       part = sequences.tokens[padded, :width]
       tokens[:, : part.shape[1]] = part
       batch = Sequences(tokens, *(x[padded] for x in sequences[1:]))
+      batch = sharding.beside(params, batch)
       result[rows] = _logit_difference(model, params, batch)[: len(rows)]
     return result
 

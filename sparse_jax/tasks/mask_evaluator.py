@@ -16,7 +16,7 @@ import numpy as np
 
 from sparse_jax import sites
 from sparse_jax.model import edges as edges_lib
-from sparse_jax.model import hooks, transformer
+from sparse_jax.model import hooks, sharding, transformer
 from sparse_jax.tasks.logit_difference import logit_difference
 from sparse_jax.tasks.sequences import Sequences
 
@@ -46,6 +46,7 @@ class MaskEvaluator:
 
   def on(self, sequences: Sequences) -> "MaskEvaluator":
     """Returns the same evaluator on other prompts."""
+    sequences = sharding.beside(self.params, sequences)
     return dataclasses.replace(self, sequences=sequences)
 
   def with_means(self, means: hooks.SiteArrays) -> "MaskEvaluator":
@@ -145,6 +146,18 @@ class MaskEvaluator:
     """Returns one mask's logit differences `[S]`: pure, for jitted callers."""
     model = self.model, self.freeze_norms, self.params, self.means
     return masked_logit_difference(*model, mask, self.sequences, edge_mask)
+
+
+def on_mesh(
+  model: transformer.Model,
+  params: transformer.Params,
+  means: hooks.SiteArrays,
+  sequences: Sequences,
+  freeze_norms: bool = False,
+) -> MaskEvaluator:
+  """Returns a `MaskEvaluator`, its prompts on the mesh of the parameters."""
+  sequences = sharding.beside(params, sequences)
+  return MaskEvaluator(model, params, means, sequences, freeze_norms)
 
 
 def masked_logit_difference(

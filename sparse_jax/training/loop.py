@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -24,7 +24,7 @@ from sparse_jax import config as config_lib
 from sparse_jax.data import tokens as tokens_lib
 from sparse_jax.data import windows
 from sparse_jax.model import edges as edges_lib
-from sparse_jax.model import hooks, transformer
+from sparse_jax.model import hooks, sharding, transformer
 from sparse_jax.model import kernels as kernels_lib
 from sparse_jax.model import loss as loss_lib
 from sparse_jax.model import means as means_lib
@@ -34,7 +34,6 @@ from sparse_jax.training import (
   metric_log,
   rules,
   schedules,
-  sharding,
   transforms,
 )
 from sparse_jax.utils import errors, files, host, progress, tables
@@ -74,9 +73,12 @@ def train_step(
   Gradients are those of `num_parts` parts of the batch, one after another.
   """
   hook = noise(state.step) if noise else None
-  loss, grads = loss_and_gradients(
-    model, state.params, windows_BxW, hook, num_parts
+  both = lambda params, rows: loss_and_gradients(
+    model, params, rows, hook, num_parts
   )
+  if noise is None:  # It moves channels to their mean over the whole batch.
+    both = sharding.mean_over_data(both)
+  loss, grads = both(state.params, windows_BxW)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   rule_of = rules.rule_tree(model.config, model.sparsity, grads)
   trained = jax.tree.map(lambda r, g: g if r.trained else None, rule_of, grads)
@@ -188,7 +190,9 @@ def run(
     frozen = frozen_data or checkpoints.latest_step() is not None
     data = _prepare_data(config, workdir, frozen)
     config = config_lib.resolve(config, data.tokenizer.vocab_size)
-    model = transformer.Model(config.model, config.sparsity, dtype, kernels)
+    model = transformer.Model(
+      config.model, config.sparsity, dtype, kernels, config.train.remat
+    )
     params, eval_loss = _train(
       config, model, workdir, data, checkpoints, on_log
     )
@@ -206,6 +210,64 @@ def run(
     return Trained(config, model, params, data, eval_loss, directory)
 
 
+class CompiledStep(NamedTuple):
+  """A step for one mesh.
+
+  Attributes:
+    step: `(state, windows)` to the next state and metrics; the state is donated
+    state: the state's shapes and shardings
+    init: returns the state before the first step
+  """
+
+  step: jax.stages.Compiled
+  state: TrainState
+  init: Callable[[], TrainState]
+
+
+def compile_step(
+  config: config_lib.Config,
+  model: transformer.Model,
+  mesh: jax.sharding.Mesh,
+  compiler_options: Mapping[str, Any] | None = None,
+) -> CompiledStep:
+  """Compiles a resolved config's step, without any array.
+
+  Raises InputError for a batch that the mesh and `train.accumulate` do not
+  divide.
+  """
+  train = config.train
+  size, num_parts = mesh.shape["data"], train.accumulate
+  if train.batch_size % (size * num_parts):
+    need = f"a multiple of the {size} devices that split it"
+    if num_parts > 1:
+      need += f" times train.accumulate={num_parts}"
+    raise errors.bad_value("train.batch_size", train.batch_size, need)
+  rng = jax.eval_shape(jax.random.key, 0)
+  optimizer = transforms.sparse_adam(config, jax.eval_shape(model.init, rng))
+  init = functools.partial(init_state, model, optimizer)
+  shapes = jax.eval_shape(init, rng)
+  shardings = sharding.tree_shardings(mesh, shapes)
+  place = lambda shape, where: shape.update(sharding=where)
+  shapes = jax.tree.map(place, shapes, shardings)
+  batch_sharding = sharding.batch_sharding(mesh)
+  window = train.batch_size, config.data.context_length + 1
+  batch_shape = jax.ShapeDtypeStruct(window, jnp.int32, sharding=batch_sharding)
+  step = functools.partial(
+    train_step, model, optimizer, noise=step_noise(train), num_parts=num_parts
+  )
+  replicated = sharding.replicated(mesh)
+  with jax.set_mesh(mesh):
+    compiled = (
+      jax.jit(step, out_shardings=(shardings, replicated), donate_argnums=0)
+      .lower(shapes, batch_shape)
+      .compile(compiler_options)
+    )
+  start = lambda: jax.jit(init, out_shardings=shardings)(
+    jax.random.key(config.seed)
+  )
+  return CompiledStep(compiled, shapes, start)
+
+
 def _train(
   config: config_lib.Config,
   model: transformer.Model,
@@ -220,33 +282,7 @@ def _train(
 
   # ------------------------------- Mesh, step and state ---------------------
   mesh = sharding.make_mesh(train.model_parallel)
-  size, num_parts = mesh.shape["data"], train.accumulate
-  if train.batch_size % (size * num_parts):
-    need = f"a multiple of the {size} devices that split it"
-    if num_parts > 1:
-      need += f" times train.accumulate={num_parts}"
-    raise errors.bad_value("train.batch_size", train.batch_size, need)
-  rng = jax.random.key(config.seed)
-  shapes = jax.eval_shape(model.init, rng)
-  optimizer = transforms.sparse_adam(config, shapes)
-  init = functools.partial(init_state, model, optimizer)
-  state_shapes = jax.eval_shape(init, rng)
-  shardings = sharding.tree_shardings(mesh, state_shapes)
-  place = lambda shape, where: shape.update(sharding=where)
-  state_shapes = jax.tree.map(place, state_shapes, shardings)
-  batch_sharding = sharding.batch_sharding(mesh)
-  replicated = sharding.replicated(mesh)
-  step_fn = jax.jit(
-    functools.partial(
-      train_step, model, optimizer, noise=step_noise(train), num_parts=num_parts
-    ),
-    in_shardings=(shardings, batch_sharding),
-    out_shardings=(shardings, replicated),
-    donate_argnums=0,
-  )
-  window = train.batch_size, config.data.context_length + 1
-  batch_shape = jax.ShapeDtypeStruct(window, jnp.int32, sharding=batch_sharding)
-  step_fn = step_fn.lower(state_shapes, batch_shape).compile()
+  step_fn, state_shapes, init = compile_step(config, model, mesh)
   of_step = state_shapes.params, state_shapes.opt_state
   if needed := memory.estimate(step_fn, *of_step):
     needed.check_fits(host.free_memory())
@@ -255,17 +291,13 @@ def _train(
     state = checkpoints.restore(state_shapes)
     message = f"resuming {workdir} from step {start} of {train.steps}"
   else:
-    state = jax.jit(init, out_shardings=shardings)(rng)
-    message = density_table(config, shapes)
+    state = init()
+    message = density_table(config, state_shapes.params)
   if process == 0:
     print(message, *([needed.text] if needed else []), sep="\n", flush=True)
 
   # ------------------------------- Loss and batches -------------------------
-  loss_fn = jax.jit(
-    functools.partial(loss_lib.next_token_loss, model),
-    in_shardings=(shardings.params, batch_sharding),
-    out_shardings=replicated,
-  )
+  loss_fn = jax.jit(functools.partial(loss_lib.next_token_loss, model))
   batches = windows.train_batches(
     data.train,
     context_length=config.data.context_length,

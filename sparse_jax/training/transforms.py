@@ -26,7 +26,7 @@ def global_rms(tree) -> jax.Array:
   leaves = jax.tree.leaves(tree)
   size = sum(leaf.size for leaf in leaves)
   total = sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in leaves)
-  return jnp.sqrt(total / size)
+  return jnp.sqrt(total / float(size))  # More than an int32 holds.
 
 
 def _scaled(updates, factor: jax.Array):

@@ -1,5 +1,6 @@
 """What a step takes of memory: counted by hand, less in parts, refused."""
 
+import dataclasses
 import functools
 
 import chex
@@ -42,6 +43,19 @@ class MemoryTest(absltest.TestCase):
       both = functools.partial(
         loop.loss_and_gradients, model, num_parts=num_parts
       )
+      compiled = jax.jit(both).lower(params, windows).compile()
+      results.append(compiled(params, windows))
+      temporary.append(compiled.memory_analysis().temp_size_in_bytes)
+    chex.assert_trees_all_close(*results, rtol=2e-4, atol=1e-6)
+    self.assertLess(temporary[1], 0.6 * temporary[0])
+
+  def test_layers_computed_again_give_the_gradients_in_less_memory(self):
+    windows = jax.random.randint(jax.random.key(1), (8, 11), 0, 40)
+    model, params, _ = helpers.tiny_model(activation_fraction=1.0, n_layer=8)
+    results, temporary = [], []
+    for remat in (False, True):
+      own = dataclasses.replace(model, remat=remat)
+      both = functools.partial(loop.loss_and_gradients, own)
       compiled = jax.jit(both).lower(params, windows).compile()
       results.append(compiled(params, windows))
       temporary.append(compiled.memory_analysis().temp_size_in_bytes)

@@ -10,8 +10,8 @@ from jax.sharding import PartitionSpec as P
 
 from sparse_jax import config as config_lib
 from sparse_jax import sites
-from sparse_jax.model import edges, transformer
-from sparse_jax.training import loop, sharding, transforms
+from sparse_jax.model import edges, sharding, transformer
+from sparse_jax.training import collectives, loop, transforms
 from sparse_jax.utils import errors
 
 CONFIG = config_lib.from_config_dict(
@@ -123,6 +123,41 @@ class ShardedStepTest(parameterized.TestCase):
     )
 
 
+class KeepLargestTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (sites.C_ATTN, (2, 16, 64), -2), (sites.MLP_C_PROJ, (2, 64, 16), -1)
+  )
+  def test_of_a_split_matrix_is_exact_and_moves_no_weight(
+    self, path, shape, unit_axis
+  ):
+    # Small whole numbers: ties at the threshold, and on both sides of a cut.
+    w = np.random.default_rng(0).integers(-9, 10, shape).astype(np.float32)
+    size = w[0].size
+    kept = transforms.Kept(np.array([size // 5]), True, unit_axis, 3)
+    mesh = sharding.make_mesh(4)
+    (where,) = jax.tree.leaves(sharding.tree_shardings(mesh, nested(path, w)))
+    self.assertIn("model", where.spec)
+    split = jax.device_put(w, where)
+    with jax.set_mesh(mesh):
+      program = (
+        jax.jit(kept.mask, out_shardings=where).lower(split, 0).compile()
+      )
+    found = collectives.of_program(program)
+    self.assertNotEmpty(found)
+    for one in found:
+      self.assertEqual(one.kind, "all-reduce")
+      for counts in one.shapes:  # One a matrix, of two.
+        self.assertLessEqual(np.prod(counts), 2)
+    np.testing.assert_array_equal(program(split, 0), kept.mask(w, 0))
+
+
+def nested(path, leaf):
+  """Returns the tree that holds a leaf at a path."""
+  for key in reversed(path.split("/")):
+    leaf = {key: leaf}
+  return leaf
+
+
 class TableTest(parameterized.TestCase):
   @parameterized.parameters(
     (sites.C_ATTN, (2, 16, 48), P(None, None, "model")),
@@ -141,9 +176,7 @@ class TableTest(parameterized.TestCase):
     (sites.EMBED, (41, 16), P()),
   )
   def test_by_parameter_path(self, path, shape, want):
-    tree = jax.ShapeDtypeStruct(shape, np.float32)
-    for key in reversed(path.split("/")):
-      tree = {key: tree}
+    tree = nested(path, jax.ShapeDtypeStruct(shape, np.float32))
     (got,) = jax.tree.leaves(
       sharding.tree_shardings(sharding.make_mesh(2), tree)
     )

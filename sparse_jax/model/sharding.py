@@ -2,11 +2,13 @@
 
 Axes: `data` splits the batch, `model` splits matrices over their units. The
 same train step runs on one CPU (a mesh of one), on forced host devices and over
-processes started with `jax.distributed`.
+processes started with `jax.distributed`. What is traced under `jax.set_mesh`
+splits its work as the functions below say, and runs whole without a mesh.
 """
 
 import os
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -50,15 +52,53 @@ def join_processes() -> None:
     ) from e
 
 
-def make_mesh(model_parallel: int = 1) -> Mesh:
-  """Returns the mesh `[data, model]` over all devices of all processes."""
-  count = jax.device_count()
+def make_mesh(
+  model_parallel: int = 1,
+  devices: Sequence[jax.Device] | None = None,
+  field: str = "train.model_parallel",
+) -> Mesh:
+  """Returns the mesh `[data, model]` over devices, else all of all processes.
+
+  Raises InputError, which names `field`, where `model` does not divide them.
+  """
+  count = len(devices or jax.devices())
   if count % model_parallel:
     need = f"a divisor of {count} devices"
-    raise errors.bad_value("train.model_parallel", model_parallel, need)
+    raise errors.bad_value(field, model_parallel, need)
   shape = (count // model_parallel, model_parallel)
   types = (jax.sharding.AxisType.Auto,) * 2
-  return jax.make_mesh(shape, ("data", "model"), axis_types=types)
+  return jax.make_mesh(
+    shape, ("data", "model"), axis_types=types, devices=devices
+  )
+
+
+def axis_size(name: str) -> int:
+  """Returns an axis's size in the mesh of `jax.set_mesh`, 1 without one."""
+  return jax.sharding.get_abstract_mesh().shape.get(name, 1)
+
+
+def mean_over_data(function: Callable[..., Any]) -> Callable[..., Any]:
+  """Returns `function(params, batch)` as the mean of what its parts give.
+
+  Each device along `data` takes its own part of the batch from beginning to
+  end, loops of a length that the data decides included, and the results are
+  added up once. XLA left to itself would wait for all devices in every pass of
+  a top-k, and add up gradients once a part of an accumulated batch.
+  """
+  if axis_size("data") == 1:
+    return function
+
+  def local(params, batch):
+    mean = lambda x: jax.lax.pmean(x, "data")
+    return jax.tree.map(mean, function(params, batch))
+
+  return jax.shard_map(
+    local,
+    in_specs=(P(), P("data")),
+    out_specs=P(),
+    axis_names={"data"},
+    check_vma=False,  # `custom_vjp` and the loops' first values say nothing.
+  )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -89,6 +129,37 @@ def tree_shardings(mesh: Mesh, tree) -> Any:
     return NamedSharding(mesh, spec)
 
   return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
+
+
+def spread(params: Any, model_parallel: int = 1) -> Any:
+  """Returns parameters on the mesh of this process's devices.
+
+  What is computed with them runs over the mesh then: prunings and prompts are
+  split along `data`. On one device they stay as they are.
+  """
+  devices = jax.local_devices()
+  mesh = make_mesh(model_parallel, devices, "prune.model_parallel")
+  if len(devices) == 1:
+    return params
+  return jax.device_put(params, tree_shardings(mesh, params))
+
+
+def mesh_of(params: Any) -> Mesh | None:
+  """Returns the mesh that `spread` has put parameters on, if it has."""
+  where = getattr(jax.tree.leaves(params)[0], "sharding", None)
+  return where.mesh if isinstance(where, NamedSharding) else None
+
+
+def beside(params: Any, batch: Any) -> Any:
+  """Returns `[batch, ...]` arrays split over the mesh of the parameters.
+
+  They stay as they are where there is none, or it does not divide them.
+  """
+  mesh = mesh_of(params)
+  leaves = jax.tree.leaves(batch)
+  if mesh is None or any(len(x) % mesh.shape["data"] for x in leaves):
+    return batch
+  return jax.device_put(batch, batch_sharding(mesh))
 
 
 def global_batch(mesh: Mesh, rows: np.ndarray) -> jax.Array:
