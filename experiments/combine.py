@@ -91,6 +91,17 @@ def groups_text(
   )
 
 
+def costs_text(costs: Sequence[tuple[str, str, float]]) -> str:
+  """Returns a line a circuit: the tasks that hang on it."""
+  by_circuit: dict[str, list[str]] = {}
+  for name, task, lost in costs:
+    by_circuit.setdefault(name, []).append(f"{task} ({lost:.0%})")
+  return "\n".join(
+    f"hang on {name}, by accuracy lost beyond chance: {', '.join(tasks)}"
+    for name, tasks in by_circuit.items()
+  )
+
+
 def main(overrides: list[str]) -> None:
   """Measures, prints and writes."""
   del overrides  # The command has no config.
@@ -119,11 +130,12 @@ def main(overrides: list[str]) -> None:
   print("\n" + shared_text("edges", shared_edges))
   print("\n" + groups_text(groups, circuits))
   print("\n" + matrix_text(matrix))
-  for name, task, lost in cross_ablation.costs(matrix, _COST):
-    print(f"{task} loses {lost:.0%} more without {name} than by chance")
+  costs = cross_ablation.costs(matrix, _COST)
+  print("\n" + costs_text(costs))
   if _OUT.value:
     found = overlap.to_dict(shared, shared_edges, groups)
-    files.write_json(_OUT.value, found | {"without": matrix.to_dict()})
+    found |= {"without": matrix.to_dict(), "costs": costs}
+    files.write_json(_OUT.value, found)
   if _PAGE.value:
     each = [circuit_lib.load_all(directory) for directory in directories]
     report.write_page(_PAGE.value, each, without=matrix)
