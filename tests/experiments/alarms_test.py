@@ -32,7 +32,7 @@ class CommandsTest(absltest.TestCase):
     _, circuit, params = small_monitor.watched()
     (root / "code").mkdir()
     for i in range(24):
-      lines = [f"v{i}_{j} = ['a{j}', \"b{j}\"]\n" for j in range(40)]
+      lines = [f"v = 'a{i}{j}'\nw = \"b{j}\"\n" for j in range(40)]
       (root / "code" / f"{i}.py").write_text("".join(lines))
     config = config_lib.to_config_dict()
     config.data.update(source=str(root / "code"), eval_fraction=0.7)
@@ -45,7 +45,7 @@ class CommandsTest(absltest.TestCase):
     )
     circuit.save(root / "circuits" / "quotes")
     flags = f"--model={root / 'model'}", f"--circuits={root / 'circuits'}"
-    few = "--count=40", "--windows=16", "--rate=0.25"
+    few = "--count=200", "--windows=64", "--rate=0.25"
     out = f"--out={root / 'out.json'}", f"--thresholds={root / 'all.json'}"
     done = run("alarms", *flags, *few, *out, "--fit")
     self.assertEqual(done.returncode, 0, done.stderr)
