@@ -3,6 +3,7 @@
 import pathlib
 from collections.abc import Iterable
 
+from sparse_jax import circuit as circuit_lib
 from sparse_jax import reference
 from sparse_jax.utils import errors
 
@@ -44,3 +45,29 @@ def model_directory(circuit: pathlib.Path) -> pathlib.Path:
     f"--model is missing, and there is no model/ beside {circuit.parent}; need"
     " the directory of the model that the circuit was cut from"
   )
+
+
+def load_named(
+  directories: Iterable[pathlib.Path],
+) -> dict[str, circuit_lib.Circuit]:
+  """Returns every circuit of these directories, by `name_of`.
+
+  Raises:
+    InputError: if a circuit is damaged, or two have one name.
+  """
+  named: dict[str, circuit_lib.Circuit] = {}
+  for directory in directories:
+    for which, circuit in circuit_lib.load_all(directory).items():
+      name = name_of(which, circuit)
+      if name in named:
+        raise errors.InputError(
+          f"{directory}: another circuit of {name} comes before it; need one"
+          " of a task"
+        )
+      named[name] = circuit
+  return named
+
+
+def name_of(which: str, circuit: circuit_lib.Circuit) -> str:
+  """Returns `else_elif` for a task's core, `else_elif/robust` around it."""
+  return circuit.task if which == "core" else f"{circuit.task}/{which}"

@@ -13,11 +13,13 @@ from sparse_jax.report.notebook import TrainingCurve, show, show_params
 from sparse_jax.tasks.evaluation import score_model
 from sparse_jax.training.loop import run as train
 from sparse_jax.utils.errors import InputError
+from sparse_jax.watch.monitor import Monitor
 
 __all__ = [
   "Circuit",
   "InputError",
   "Model",
+  "Monitor",
   "TrainingCurve",
   "config",
   "evidence",

@@ -28,6 +28,8 @@ _FORMAT = "sparse_jax circuit 2"
 _EARLIER_FORMATS = ("sparse_jax circuit 1",)
 # A directory holds a core and, around it, a robust circuit.
 _FILES = {"core": "circuit.json", "robust": "robust.json"}
+# What is usual for each of them (`watch/thresholds.py`), if that was measured.
+WATCH = "watch.json"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -203,18 +205,25 @@ class Circuit:
         for name, mask in kept.items()
       }
     )
+    return {
+      "full model": full_S,
+      "circuit": self.calibrated(alone_S, prompts),
+      "without it": without_S,
+    }
+
+  def calibrated(
+    self, diff_S: np.ndarray, sequences: sequences_lib.Sequences
+  ) -> np.ndarray:
+    """Returns logit differences `[S]` with the circuit's scale and shift."""
     sign_S = logit_difference_lib.answer_sign(
-      prompts.correct, prompts.incorrect
+      sequences.correct, sequences.incorrect
     )
     calibration = logit_difference_lib.Calibration(
       self.logit_scale, self.details.get("answer_shift", 0.0)
     )
-    calibrated_S = logit_difference_lib.calibrate(alone_S, sign_S, calibration)
-    return {
-      "full model": full_S,
-      "circuit": np.asarray(calibrated_S),
-      "without it": without_S,
-    }
+    return np.asarray(
+      logit_difference_lib.calibrate(diff_S, sign_S, calibration)
+    )
 
   def compact(
     self, params: transformer.Params, answers: Sequence[int] | None = None
@@ -266,11 +275,15 @@ class Circuit:
         new / "arrays.npz",
         **{f"means/{k}": np.asarray(v) for k, v in self.means.items()},
       )
-      for name, circuit in (("core", self), ("robust", robust)):
-        if circuit is not None:
-          files.write_json(new / _FILES[name], circuit._to_json())
+      circuits = {"core": self} | ({"robust": robust} if robust else {})
+      for name, circuit in circuits.items():
+        files.write_json(new / _FILES[name], circuit._to_json())
+      usual = {n: c.details.get("watch") for n, c in circuits.items()}
+      if any(usual.values()):
+        files.write_json(new / WATCH, usual)
 
   def _to_json(self) -> dict[str, Any]:
+    details = {k: v for k, v in self.details.items() if k != "watch"}
     return {
       "format": _FORMAT,
       "task": self.task,
@@ -285,7 +298,7 @@ class Circuit:
       "nodes": self.nodes,
       "edges": self.edges,
       "metrics": self.metrics,
-      **self.details,
+      **details,
     }
 
   @classmethod
@@ -314,7 +327,12 @@ class Circuit:
       raise errors.unknown_name("circuit", which, _FILES)
     path = directory / _FILES[which]
     raw = files.read_json(path, f"the {path.name} of a circuit directory")
+    usual = {}
+    if (directory / WATCH).is_file():
+      usual = files.read_json(directory / WATCH, "what experiments.alarms fits")
     try:
+      if usual.get(which) is not None:
+        raw["watch"] = usual[which]
       _check_format(path, raw.pop("format"))
       config = config_lib.from_dict(
         config_lib.ModelConfig, raw.pop("model"), "model."

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "sparse_jax"
 ORDER = (
   "experiments",
   "frontier",
+  "watch",
   "report",
   "faithfulness",
   "pruning",

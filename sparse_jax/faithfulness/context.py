@@ -14,7 +14,6 @@ import numpy as np
 from sparse_jax import circuit as circuit_lib
 from sparse_jax.model import transformer
 from sparse_jax.tasks import evaluation, mask_evaluator
-from sparse_jax.tasks import logit_difference as logit_difference_lib
 from sparse_jax.tasks import sequences as sequences_lib
 
 Mask = Mapping[str, Any]
@@ -51,16 +50,7 @@ class Context:
 
   def calibrated(self, diff_S: np.ndarray) -> np.ndarray:
     """Returns logit differences with the circuit's scale and shift."""
-    sequences = self.evaluator.sequences
-    sign_S = logit_difference_lib.answer_sign(
-      sequences.correct, sequences.incorrect
-    )
-    calibration = logit_difference_lib.Calibration(
-      self.circuit.logit_scale, self.circuit.details.get("answer_shift", 0.0)
-    )
-    return np.asarray(
-      logit_difference_lib.calibrate(diff_S, np.asarray(sign_S), calibration)
-    )
+    return self.circuit.calibrated(diff_S, self.evaluator.sequences)
 
   def on(self, sequences: sequences_lib.Sequences) -> "Context":
     """Returns the same circuit on other prompts."""

@@ -8,10 +8,11 @@ import base64
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from sparse_jax.faithfulness import overlap as overlap_lib
 from sparse_jax.report import activations, graph, text
 from sparse_jax.utils import errors
 
@@ -75,14 +76,37 @@ class _Tokens:
     return [self.number(self._texts[int(i)]) for i in row]
 
 
-def overlap(
-  sections: Sequence[Mapping[str, Any]],
-) -> list[list[tuple[int, float]]]:
-  """Returns (nodes in common, their share of the union) for pairs of cores."""
-  cores = [frozenset(s["parts"][0]["graph"].nodes) for s in sections]
-  return [
-    [(len(a & b), len(a & b) / (len(a | b) or 1)) for b in cores] for a in cores
-  ]
+class Overlap(NamedTuple):
+  """What two cores have in common."""
+
+  count: int  # Of nodes.
+  share: float  # Of the union.
+  expected: float | None  # Nodes by chance; None of one with itself.
+  p: float | None  # Of so many by chance, corrected for all pairs.
+
+
+def overlap(sections: Sequence[Mapping[str, Any]]) -> list[list[Overlap]]:
+  """Returns what every two cores have in common.
+
+  There is no chance to speak of between circuits of different models.
+  """
+  circuits = [section["parts"][0]["circuit"] for section in sections]
+  nodes = dict(enumerate(map(overlap_lib.nodes, circuits)))
+  found = {}
+  if len({circuit.model_fingerprint for circuit in circuits}) == 1:
+    total = {}
+    for circuit in circuits:
+      total |= overlap_lib.num_nodes(circuit)
+    for pair in overlap_lib.compare(nodes, total):
+      found[pair.first, pair.second] = pair.expected, pair.p_corrected
+
+  def cell(i, j):
+    count = len(nodes[i] & nodes[j])
+    share = count / (len(nodes[i] | nodes[j]) or 1)
+    by_chance = found.get((min(i, j), max(i, j)), (None, None))
+    return Overlap(count, share, *by_chance)
+
+  return [[cell(i, j) for j in nodes] for i in nodes]
 
 
 def _homes(sections) -> dict[graph.Node, list[int]]:

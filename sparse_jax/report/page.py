@@ -16,6 +16,8 @@ from typing import Any
 import jinja2
 
 from sparse_jax import circuit as circuit_lib
+from sparse_jax.faithfulness import cross_ablation
+from sparse_jax.faithfulness import overlap as overlap_lib
 from sparse_jax.report import activations, charts, data, graph, section, text
 from sparse_jax.utils import errors, files
 
@@ -41,19 +43,27 @@ def write_page(
   training: Iterable[Mapping[str, Any]] | None = None,
   title: str = "Sparse circuits",
   evidence: activations.Evidence | None = None,
+  without: cross_ablation.Matrix | None = None,
 ) -> None:
   """Writes one self-contained page about circuits, complete or not at all.
 
   `circuits` are, by task, what `circuit.load_all` returns: the "core" and, if
   there is one, the "robust" circuit around it. `training` are rows of
   `metrics.jsonl`; losses in nats a token. `evidence` shows how the circuits
-  work, as `activations.collect` finds it. Raises InputError if a circuit is
+  work, as `activations.collect` finds it; `without` what is left of tasks
+  without each circuit. Raises InputError if a circuit is
   damaged or the file cannot be written.
   """
   path = pathlib.Path(path)
   if not path.name:
     raise errors.bad_value("path", str(path), "a file name")
-  page = render(circuits, training=training, title=title, evidence=evidence)
+  page = render(
+    circuits,
+    training=training,
+    title=title,
+    evidence=evidence,
+    without=without,
+  )
   files.write_bytes(path, page.encode())
 
 
@@ -63,6 +73,7 @@ def render(
   training: Iterable[Mapping[str, Any]] | None = None,
   title: str = "Sparse circuits",
   evidence: activations.Evidence | None = None,
+  without: cross_ablation.Matrix | None = None,
 ) -> str:
   """Returns the page as HTML; arguments as for `write_page`."""
   rows = list(training or ())
@@ -78,6 +89,8 @@ def render(
     rows=[(each, part) for each in sections for part in each["parts"]],
     training=_training(rows) if rows else None,
     overlap=data.overlap(sections),
+    level=overlap_lib.LEVEL,
+    without=without,
     data=data.page_data(sections, evidence),
   )
 

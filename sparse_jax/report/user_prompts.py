@@ -27,7 +27,7 @@ def read(path: files.PathLike) -> list[UserPrompt]:
   """
   text = files.read_text(path, "a file with a line of JSON a prompt")
   prompts = [
-    _prompt(f"{path}: line {number}", line)
+    parse(f"{path}: line {number}", line)
     for number, line in enumerate(text.split("\n"), 1)
     if line.strip()
   ]
@@ -38,7 +38,8 @@ def read(path: files.PathLike) -> list[UserPrompt]:
   return prompts
 
 
-def _prompt(where: str, line: str) -> UserPrompt:
+def parse(where: str, line: str) -> UserPrompt:
+  """Returns the prompt of a line; raises InputError, which names `where`."""
   need = 'a text in JSON or an object with "prompt", text'
   try:
     value = json.loads(line)
