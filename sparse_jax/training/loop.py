@@ -148,7 +148,14 @@ class DivergedError(errors.InputError):
 
 
 class Interrupted(Exception):
-  """The run was asked to stop, and left a checkpoint."""
+  """The run was asked to stop, and left a checkpoint.
+
+  `signal_number` is SIGINT or SIGTERM, also where another process got it.
+  """
+
+  def __init__(self, message: str, signal_number: int):
+    super().__init__(message)
+    self.signal_number = signal_number
 
 
 def run(
@@ -244,9 +251,8 @@ def _train(
   of_step = state_shapes.params, state_shapes.opt_state
   if needed := memory.estimate(step_fn, *of_step):
     needed.check_fits(host.free_memory())
-  start = checkpoints.latest_step() or 0
+  start, state = checkpoints.restore_newest(state_shapes)
   if start:
-    state = checkpoints.restore(state_shapes)
     message = f"resuming {workdir} from step {start} of {train.steps}"
   else:
     state = jax.jit(init, out_shardings=shardings)(rng)
@@ -349,7 +355,8 @@ def _train(
         if stops and not is_last:
           raise Interrupted(
             f"interrupted at step {step} of {train.steps}; checkpoint saved;"
-            f" the same command with --workdir={workdir} resumes"
+            f" the same command with --workdir={workdir} resumes",
+            received[0] if received else signal.SIGTERM,
           )
   finally:
     bar.close()
