@@ -22,6 +22,7 @@ from sparse_jax.tasks import logit_difference as logit_difference_lib
 from sparse_jax.tasks import mask_evaluator
 from sparse_jax.tasks import pairs as pairs_lib
 from sparse_jax.tasks import sequences as sequences_lib
+from sparse_jax.utils import arrays as arrays_lib
 from sparse_jax.utils import errors, files, tables
 
 _FORMAT = "sparse_jax circuit 2"
@@ -555,13 +556,14 @@ def _is_number(value: Any) -> bool:
 def _load_means(
   path: pathlib.Path, node_mask: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-  try:
-    with np.load(path, allow_pickle=False) as arrays:
-      means = {name: arrays[f"means/{name}"] for name in node_mask}
-  except Exception as e:
-    raise errors.InputError(
-      f"{path}: {type(e).__name__} {e}; need the means of the circuit's sites"
-    ) from e
+  what = "the means of the circuit's sites"
+  most_bytes = sum(8 * mask.size + 4096 for mask in node_mask.values())
+  arrays = arrays_lib.read_npz(path, what, most_bytes)
+  means = {}
+  for name in node_mask:
+    if f"means/{name}" not in arrays:
+      raise errors.InputError(f"{path} has no means/{name}; need {what}")
+    means[name] = arrays[f"means/{name}"]
   for name, mask in node_mask.items():
     if means[name].shape != mask.shape or not np.all(np.isfinite(means[name])):
       raise errors.InputError(

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from sparse_jax import sites
+from sparse_jax.utils import arrays as arrays_lib
 from sparse_jax.utils import errors, files
 
 WEIGHTS = "weights.npz"
@@ -69,13 +70,11 @@ def load(path: files.PathLike, shapes: Any) -> Any:
   Raises InputError for a file that holds other parameters, or is damaged.
   """
   path = pathlib.Path(path)
-  try:
-    with np.load(path, allow_pickle=False) as archive:
-      arrays = {name: archive[name] for name in archive.files}
-  except Exception as e:
-    raise errors.InputError(
-      f"{path}: {type(e).__name__}; need the weights that compact.save wrote"
-    ) from e
+  leaves = jax.tree.leaves(shapes)
+  # A value and a bit for each weight, and two headers for each parameter.
+  most_bytes = sum(2 * s.size + s.size // 8 + 4096 for s in leaves)
+  what = "the weights that compact.save wrote"
+  arrays = arrays_lib.read_npz(path, what, most_bytes)
 
   def leaf(leaf_path, shape):
     return _leaf(path, sites.path_name(leaf_path), shape.shape, arrays)
