@@ -102,6 +102,10 @@ def _status(main, argv: Sequence[str], help_text: Callable[[bool], str]) -> int:
     host.keep_freed_memory()
     host.cache_compilations()
     return main(overrides) or 0
+  except loop.LostProcessError as e:
+    print(f"error: {e}", file=sys.stderr, flush=True)
+    # Not sys.exit: JAX would wait for the lost process to say goodbye.
+    os._exit(2)
   except (errors.InputError, flags.Error) as e:
     print("error: " + " ".join(str(e).split()), file=sys.stderr)
     return 2

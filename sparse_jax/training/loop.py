@@ -158,6 +158,26 @@ class Interrupted(Exception):
     self.signal_number = signal_number
 
 
+class LostProcessError(errors.InputError):
+  """Another process of the run has ended."""
+
+
+@contextlib.contextmanager
+def _lost_processes(workdir: pathlib.Path) -> Iterator[None]:
+  """Says what to do where a computation fails that other processes share."""
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as e:
+    if jax.process_count() == 1:
+      raise
+    reason = str(e).strip().partition("\n")[0][:200]
+    raise LostProcessError(
+      f"a step over {jax.process_count()} processes failed ({reason}); another"
+      " process has ended or cannot be reached: start all of them again, the"
+      f" same commands with --workdir={workdir} resume"
+    ) from e
+
+
 def run(
   config: config_lib.Config,
   workdir: files.PathLike,
@@ -172,8 +192,8 @@ def run(
   with every row of metrics.jsonl as it is written.
 
   Raises InputError if the work directory belongs to another configuration or to
-  a running process, or the data is too small; DivergedError if a loss is not
-  finite; Interrupted after SIGINT or SIGTERM, once a checkpoint is written.
+  a running process, or the data is too small; LostProcessError if another
+  process of the run has ended; DivergedError if a loss is not finite; Interrupted after SIGINT or SIGTERM, once a checkpoint is written.
   """
   workdir = pathlib.Path(workdir)
   dtype = compute_dtype(config.train.compute_dtype)
@@ -186,6 +206,7 @@ def run(
       workdir / "checkpoints", config.train.keep_every
     )
     stack.callback(checkpoints.close)
+    stack.enter_context(_lost_processes(workdir))
     frozen = frozen_data or checkpoints.latest_step() is not None
     data = _prepare_data(config, workdir, frozen)
     config = config_lib.resolve(config, data.tokenizer.vocab_size)
