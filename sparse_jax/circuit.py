@@ -320,11 +320,14 @@ class Circuit:
       config = config_lib.from_dict(
         config_lib.ModelConfig, raw.pop("model"), "model."
       )
-      node_mask = {
-        name: np.zeros(
-          (sites.num_rows(name, config.n_layer), config.width(name)), bool
-        )
+      shapes = {
+        name: (sites.num_rows(name, config.n_layer), config.width(name))
         for name in raw.pop("sites")
+      }
+      # First: the file shows that there is as much as the config says.
+      means = _load_means(directory / "arrays.npz", shapes)
+      node_mask = {
+        name: np.zeros(shape, bool) for name, shape in shapes.items()
       }
       nodes = raw.pop("nodes")
       for node in nodes:
@@ -348,7 +351,7 @@ class Circuit:
           config_lib.SparsityConfig, raw.pop("sparsity"), "sparsity."
         ),
         node_mask=node_mask,
-        means=_load_means(directory / "arrays.npz", node_mask),
+        means=means,
         **{
           field.name: raw.pop(field.name)
           for field in dataclasses.fields(cls)
@@ -554,20 +557,18 @@ def _is_number(value: Any) -> bool:
 
 
 def _load_means(
-  path: pathlib.Path, node_mask: Mapping[str, np.ndarray]
+  path: pathlib.Path, shapes: Mapping[str, tuple[int, int]]
 ) -> dict[str, np.ndarray]:
   what = "the means of the circuit's sites"
-  most_bytes = sum(8 * mask.size + 4096 for mask in node_mask.values())
-  arrays = arrays_lib.read_npz(path, what, most_bytes)
+  arrays = arrays_lib.read_npz(path, what)
   means = {}
-  for name in node_mask:
+  for name, shape in shapes.items():
     if f"means/{name}" not in arrays:
       raise errors.InputError(f"{path} has no means/{name}; need {what}")
     means[name] = arrays[f"means/{name}"]
-  for name, mask in node_mask.items():
-    if means[name].shape != mask.shape or not np.all(np.isfinite(means[name])):
+    if means[name].shape != shape or not np.all(np.isfinite(means[name])):
       raise errors.InputError(
         f"{path}: means/{name} has shape {means[name].shape}; need finite"
-        f" values of shape {mask.shape}"
+        f" values of shape {shape}"
       )
   return means

@@ -6,6 +6,7 @@ bit.
 """
 
 import io
+import math
 import pathlib
 from typing import Any
 
@@ -90,19 +91,24 @@ def load(path: files.PathLike, shapes: Any) -> Any:
 
 def _leaf(path, name, shape, arrays) -> np.ndarray:
   """Takes one parameter out of `arrays`."""
-  size = int(np.prod(shape))
+  size = math.prod(shape)
   values, bits = arrays.pop(name, None), arrays.pop(f"{name}:kept", None)
   is_whole = values is not None and values.dtype == np.float16
-  kept = np.ones(shape, bool)
-  if is_whole and bits is not None:
+  if is_whole and bits is None:
+    is_whole, kept = values.size == size, ...
+  elif is_whole:
+    # Nothing of a shape's size is made before the file has shown as much.
     is_whole = bits.dtype == np.uint8 and bits.shape == (-(-size // 8),)
     if is_whole:
       kept = np.unpackbits(bits, count=size).astype(bool).reshape(shape)
-  if not is_whole or values.size != kept.sum() or not np.isfinite(values).all():
+      is_whole = values.size == kept.sum()
+  if not is_whole or not np.isfinite(values).all():
     raise errors.InputError(
       f"{path}: parameter {name} is missing or damaged; need finite 16-bit"
       f" values of shape {shape}"
     )
   result = np.zeros(shape, np.float32)
-  result[kept] = values.reshape(-1)
+  result[kept] = (
+    values.reshape(-1) if bits is not None else values.reshape(shape)
+  )
   return result

@@ -193,7 +193,8 @@ def run(
 
   Raises InputError if the work directory belongs to another configuration or to
   a running process, or the data is too small; LostProcessError if another
-  process of the run has ended; DivergedError if a loss is not finite; Interrupted after SIGINT or SIGTERM, once a checkpoint is written.
+  process of the run has ended; DivergedError if a loss is not finite;
+  Interrupted after SIGINT or SIGTERM, once a checkpoint is written.
   """
   workdir = pathlib.Path(workdir)
   dtype = compute_dtype(config.train.compute_dtype)
