@@ -1,6 +1,8 @@
 """What every command shares: flags, configs from files, one-line errors.
 
-Bad input ends with one line on standard error and exit status 2.
+Bad input ends with one line on standard error and exit status 2. What was
+stopped and can go on ends with 128 and the signal's number: 130 after Ctrl-C,
+143 after SIGTERM.
 """
 
 import ast
@@ -10,6 +12,7 @@ import importlib.util
 import logging as stdlib_logging
 import os
 import pathlib
+import signal
 import sys
 import textwrap
 import traceback
@@ -100,12 +103,19 @@ def _status(main, argv: Sequence[str], help_text: Callable[[bool], str]) -> int:
     host.cache_compilations()
     host.count_compilations()
     return main(overrides) or 0
+  except loop.LostProcessError as e:
+    print(f"error: {e}", file=sys.stderr, flush=True)
+    # Not sys.exit: JAX would wait for the lost process to say goodbye.
+    os._exit(2)
   except (errors.InputError, flags.Error) as e:
     print("error: " + " ".join(str(e).split()), file=sys.stderr)
     return 2
-  except (loop.Interrupted, KeyboardInterrupt) as e:
-    print(str(e) or "interrupted", file=sys.stderr)
-    return 130
+  except loop.Interrupted as e:
+    print(e, file=sys.stderr)
+    return 128 + e.signal_number
+  except KeyboardInterrupt:
+    print("interrupted", file=sys.stderr)
+    return 128 + signal.SIGINT
   except OSError as e:
     where = f" {e.filename}" if e.filename else ""
     print(

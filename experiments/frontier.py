@@ -7,6 +7,7 @@ several machines that share the workdir. Writes frontier.json, .csv and .html,
 results.md, and the pictures frontier.png, tasks.png and followup.png.
 """
 
+import os
 import pathlib
 import shlex
 import sys
@@ -42,6 +43,9 @@ _REPORT = flags.DEFINE_bool(
 _RUNS_ONLY = flags.DEFINE_bool(
   "runs_only", False, "Whether to write nothing down: a worker among several."
 )
+_PARENT = flags.DEFINE_integer(
+  "parent", 0, "A worker's parent, with which it ends; 0 is none."
+)
 cli.require("workdir")
 
 
@@ -76,7 +80,7 @@ def run_grid(config: frontier.FrontierConfig, workdir: pathlib.Path) -> None:
   say(f"{remaining}; {count} processes, {logs} holds what they print")
   program = [sys.executable, "-m", "experiments.frontier", *sys.argv[1:]]
   workers.run_workers(
-    [*program, "--workers=1", "--runs_only"],
+    [*program, "--workers=1", "--runs_only", f"--parent={os.getpid()}"],
     count,
     logs,
     total,
@@ -86,6 +90,8 @@ def run_grid(config: frontier.FrontierConfig, workdir: pathlib.Path) -> None:
 
 def main(overrides: list[str]) -> None:
   """Runs the grid as the flags say."""
+  if _PARENT.value:
+    workers.end_with(_PARENT.value)
   config = cli.load_config(_CONFIG.value, overrides, frontier.FrontierConfig)
   workdir = pathlib.Path(_WORKDIR.value)
   if not _REPORT.value:

@@ -7,7 +7,6 @@ place of a directory is the shipped model.
 import io
 import json
 import pathlib
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,19 +22,12 @@ from sparse_jax.model import compact, transformer
 from sparse_jax.model.fingerprint import fingerprint
 from sparse_jax.released import models as released_models
 from sparse_jax.tasks import means as tasks_means
+from sparse_jax.utils import arrays as arrays_lib
 from sparse_jax.utils import errors, files, orbax_errors
 
 _FORMAT = "sparse_jax model 1"
 _MEANS = "means.npz"
 _MADE_FROM = "made_from"  # Which model and text, in means that were measured.
-_UNREADABLE = (
-  OSError,
-  EOFError,
-  KeyError,
-  TypeError,
-  ValueError,
-  zipfile.BadZipFile,
-)
 
 
 def save_model(
@@ -126,15 +118,11 @@ def is_foreign(directory: files.PathLike) -> bool:
 
 def load_means(directory: files.PathLike) -> dict[str, np.ndarray]:
   """Returns the pretraining means of a model directory, by site."""
-  path = reference.model_directory(directory) / _MEANS
-  try:
-    with np.load(path, allow_pickle=False) as arrays:
-      return {name: arrays[name] for name in arrays.files}
-  except Exception as e:
-    raise errors.InputError(
-      f"{path}: {type(e).__name__}; need the nodes' means over the pretraining"
-      " distribution, as training writes them"
-    ) from e
+  return arrays_lib.read_npz(
+    reference.model_directory(directory) / _MEANS,
+    "the nodes' means over the pretraining distribution, as training writes"
+    " them",
+  )
 
 
 def find_means(
@@ -175,12 +163,11 @@ def find_means(
 def _kept_means(path: files.PathLike, made_from: Mapping[str, Any]):
   """Returns the means kept in a file if it says that they are these."""
   try:
-    with np.load(path, allow_pickle=False) as arrays:
-      theirs = json.loads(str(arrays[_MADE_FROM]))
-      if any(theirs[name] != value for name, value in made_from.items()):
-        return None
-      return {n: arrays[n] for n in arrays.files if n != _MADE_FROM}
-  except _UNREADABLE:
+    arrays = arrays_lib.read_npz(path, "means of an earlier search")
+    theirs = json.loads(str(arrays.pop(_MADE_FROM)))
+    is_same = all(theirs[name] == value for name, value in made_from.items())
+    return arrays if is_same else None
+  except (KeyError, TypeError, ValueError):  # InputError is a ValueError.
     return None
 
 

@@ -22,6 +22,7 @@ from sparse_jax.tasks import logit_difference as logit_difference_lib
 from sparse_jax.tasks import mask_evaluator
 from sparse_jax.tasks import pairs as pairs_lib
 from sparse_jax.tasks import sequences as sequences_lib
+from sparse_jax.utils import arrays as arrays_lib
 from sparse_jax.utils import errors, files, tables
 
 _FORMAT = "sparse_jax circuit 2"
@@ -337,11 +338,14 @@ class Circuit:
       config = config_lib.from_dict(
         config_lib.ModelConfig, raw.pop("model"), "model."
       )
-      node_mask = {
-        name: np.zeros(
-          (sites.num_rows(name, config.n_layer), config.width(name)), bool
-        )
+      shapes = {
+        name: (sites.num_rows(name, config.n_layer), config.width(name))
         for name in raw.pop("sites")
+      }
+      # First: the file shows that there is as much as the config says.
+      means = _load_means(directory / "arrays.npz", shapes)
+      node_mask = {
+        name: np.zeros(shape, bool) for name, shape in shapes.items()
       }
       nodes = raw.pop("nodes")
       for node in nodes:
@@ -365,7 +369,7 @@ class Circuit:
           config_lib.SparsityConfig, raw.pop("sparsity"), "sparsity."
         ),
         node_mask=node_mask,
-        means=_load_means(directory / "arrays.npz", node_mask),
+        means=means,
         **{
           field.name: raw.pop(field.name)
           for field in dataclasses.fields(cls)
@@ -571,19 +575,18 @@ def _is_number(value: Any) -> bool:
 
 
 def _load_means(
-  path: pathlib.Path, node_mask: Mapping[str, np.ndarray]
+  path: pathlib.Path, shapes: Mapping[str, tuple[int, int]]
 ) -> dict[str, np.ndarray]:
-  try:
-    with np.load(path, allow_pickle=False) as arrays:
-      means = {name: arrays[f"means/{name}"] for name in node_mask}
-  except Exception as e:
-    raise errors.InputError(
-      f"{path}: {type(e).__name__} {e}; need the means of the circuit's sites"
-    ) from e
-  for name, mask in node_mask.items():
-    if means[name].shape != mask.shape or not np.all(np.isfinite(means[name])):
+  what = "the means of the circuit's sites"
+  arrays = arrays_lib.read_npz(path, what)
+  means = {}
+  for name, shape in shapes.items():
+    if f"means/{name}" not in arrays:
+      raise errors.InputError(f"{path} has no means/{name}; need {what}")
+    means[name] = arrays[f"means/{name}"]
+    if means[name].shape != shape or not np.all(np.isfinite(means[name])):
       raise errors.InputError(
         f"{path}: means/{name} has shape {means[name].shape}; need finite"
-        f" values of shape {mask.shape}"
+        f" values of shape {shape}"
       )
   return means

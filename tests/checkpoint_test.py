@@ -249,7 +249,9 @@ class TrainingCheckpointsTest(absltest.TestCase):
     self.assertEqual({p.name for p in self.path.iterdir()}, {"2", "3"})
     again = self.open()
     self.assertEqual(again.latest_step(), 3)
-    chex.assert_trees_all_equal(again.restore(self.state(0)), self.state(3))
+    step, state = again.restore_newest(self.state(0))
+    self.assertEqual(step, 3)
+    chex.assert_trees_all_equal(state, self.state(3))
 
   def test_keeps_every_third_for_good(self):
     checkpoints = self.open(keep_every=3)
@@ -265,14 +267,90 @@ class TrainingCheckpointsTest(absltest.TestCase):
     checkpoints.save(1, self.state(1))
     checkpoints.save(1, self.state(5))
     chex.assert_trees_all_equal(
-      checkpoints.restore(self.state(0)), self.state(1)
+      checkpoints.restore(self.state(0), 1), self.state(1)
     )
 
   def test_another_state_is_refused(self):
     checkpoints = self.open()
     checkpoints.save(1, self.state(1))
-    with self.assertRaisesRegex(errors.InputError, "checkpoints/1 is damaged"):
-      checkpoints.restore({"v": jax.numpy.zeros(3)})
+    for restore in (
+      checkpoints.restore_newest,
+      lambda x: checkpoints.restore(x, 1),
+    ):
+      with self.assertRaisesRegex(
+        errors.InputError, "checkpoints/1 is damaged"
+      ):
+        restore({"v": jax.numpy.zeros(3)})
+
+  def damage(self, step, change):
+    """Changes the largest file below a checkpoint's arrays."""
+    files_of = (self.path / str(step) / "default").rglob("*")
+    largest = max(files_of, key=lambda p: p.is_file() and p.stat().st_size)
+    largest.write_bytes(change(bytearray(largest.read_bytes())))
+
+  def test_a_damaged_one_is_set_aside_for_the_one_before(self):
+    checkpoints = self.open()
+    checkpoints.save(1, self.state(1))
+    checkpoints.save(2, self.state(2))
+    self.damage(2, lambda raw: raw[: len(raw) // 2])
+    with self.assertLogs(level="WARNING") as logs:
+      step, state = checkpoints.restore_newest(self.state(0))
+    self.assertIn("checkpoint 2 in", logs.output[0])
+    self.assertIn("going on from step 1", logs.output[0])
+    self.assertEqual(step, 1)
+    chex.assert_trees_all_equal(state, self.state(1))
+    self.assertTrue((self.path.parent / "damaged" / "2").is_dir())
+    # Its step can be written again.
+    checkpoints.save(2, self.state(2))
+    self.assertEqual(checkpoints.restore_newest(self.state(0))[0], 2)
+
+  def test_without_a_whole_one_nothing_starts_over(self):
+    checkpoints = self.open()
+    for step in (1, 2):
+      checkpoints.save(step, self.state(step))
+      self.damage(step, lambda raw: b"")
+    with self.assertRaisesRegex(
+      errors.InputError, "checkpoints/2 is damaged .* no earlier one is whole"
+    ):
+      checkpoints.restore_newest(self.state(0))
+    self.assertEqual(list(checkpoints.steps()), [1, 2])
+
+  def test_values_that_changed_without_a_sign_are_noticed(self):
+    checkpoints = self.open()
+    checkpoints.save(1, self.state(1))
+    checkpoints.save(2, self.state(2))
+    # As whole as any other checkpoint, and not what was saved.
+    metadata = self.path / "2" / "_CHECKPOINT_METADATA"
+    saved = json.loads(metadata.read_text())
+    saved["custom_metadata"]["sums"]["w"] += 1
+    metadata.write_text(json.dumps(saved))
+    with self.assertLogs(level="WARNING") as logs:
+      self.assertEqual(checkpoints.restore_newest(self.state(0))[0], 1)
+    self.assertIn("(w has changed)", logs.output[0])
+
+
+class ChecksumTest(parameterized.TestCase):
+  @parameterized.parameters("float32", "int32", "float16", "uint8", "bool")
+  def test_every_bit_of_every_entry_counts(self, dtype):
+    rng = np.random.default_rng(0)
+    array = (rng.normal(size=(2, 3)) > 0).astype(dtype)
+    of = lambda x: checkpoints_lib.checksums({"a": x})["a"]
+    before = of(array)
+    for place in np.ndindex(array.shape):
+      for bit in range(1 if dtype == "bool" else 8 * array.dtype.itemsize):
+        changed = array.copy()
+        raw = changed.view(f"uint{8 * array.dtype.itemsize}")
+        raw[place] ^= raw.dtype.type(1 << bit)
+        self.assertNotEqual(of(changed), before)
+
+  def test_the_place_of_an_entry_counts(self):
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    of = lambda x: checkpoints_lib.checksums(x)[""]
+    # By hand: bits times 1, 3, 5 and so on.
+    bits = array.view(np.uint32).ravel().astype(object)
+    want = sum(int(b) * f for b, f in zip(bits, range(1, 12, 2), strict=True))
+    self.assertEqual(of(array), want % 2**32)
+    self.assertNotEqual(of(array), of(array[::-1].copy()))
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def python_files(wheel: pathlib.Path) -> Iterator[tuple[str, str | None]]:
           yield path, None
           continue
         yield path, text.replace("\r\n", "\n").replace("\r", "\n")
-  except (zipfile.BadZipFile, OSError) as e:
+  except Exception as e:  # Zip and zlib raise many kinds.
     raise errors.InputError(f"{wheel} cannot be read: {e}; need a wheel") from e
 
 

@@ -9,6 +9,7 @@ import os
 import pathlib
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -69,6 +70,21 @@ def run_workers(
         f" {lines[-1][:300] if lines else 'it printed nothing'}; {path} holds"
         " what it printed"
       )
+
+
+def end_with(parent: int) -> None:
+  """Makes this process stop, as by SIGTERM, once its parent has ended.
+
+  A killed parent stops nobody: its workers would go on unseen, and hold the
+  runs that the same command, started again, wants.
+  """
+
+  def watch() -> None:
+    while os.getppid() == parent:
+      time.sleep(_POLL_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  threading.Thread(target=watch, daemon=True).start()
 
 
 def usable_cores() -> set[int]:

@@ -6,6 +6,7 @@ bit.
 """
 
 import io
+import math
 import pathlib
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 
 from sparse_jax import sites
+from sparse_jax.utils import arrays as arrays_lib
 from sparse_jax.utils import errors, files
 
 WEIGHTS = "weights.npz"
@@ -69,13 +71,11 @@ def load(path: files.PathLike, shapes: Any) -> Any:
   Raises InputError for a file that holds other parameters, or is damaged.
   """
   path = pathlib.Path(path)
-  try:
-    with np.load(path, allow_pickle=False) as archive:
-      arrays = {name: archive[name] for name in archive.files}
-  except Exception as e:
-    raise errors.InputError(
-      f"{path}: {type(e).__name__}; need the weights that compact.save wrote"
-    ) from e
+  leaves = jax.tree.leaves(shapes)
+  # A value and a bit for each weight, and two headers for each parameter.
+  most_bytes = sum(2 * s.size + s.size // 8 + 4096 for s in leaves)
+  what = "the weights that compact.save wrote"
+  arrays = arrays_lib.read_npz(path, what, most_bytes)
 
   def leaf(leaf_path, shape):
     return _leaf(path, sites.path_name(leaf_path), shape.shape, arrays)
@@ -91,19 +91,24 @@ def load(path: files.PathLike, shapes: Any) -> Any:
 
 def _leaf(path, name, shape, arrays) -> np.ndarray:
   """Takes one parameter out of `arrays`."""
-  size = int(np.prod(shape))
+  size = math.prod(shape)
   values, bits = arrays.pop(name, None), arrays.pop(f"{name}:kept", None)
   is_whole = values is not None and values.dtype == np.float16
-  kept = np.ones(shape, bool)
-  if is_whole and bits is not None:
+  if is_whole and bits is None:
+    is_whole, kept = values.size == size, ...
+  elif is_whole:
+    # Nothing of a shape's size is made before the file has shown as much.
     is_whole = bits.dtype == np.uint8 and bits.shape == (-(-size // 8),)
     if is_whole:
       kept = np.unpackbits(bits, count=size).astype(bool).reshape(shape)
-  if not is_whole or values.size != kept.sum() or not np.isfinite(values).all():
+      is_whole = values.size == kept.sum()
+  if not is_whole or not np.isfinite(values).all():
     raise errors.InputError(
       f"{path}: parameter {name} is missing or damaged; need finite 16-bit"
       f" values of shape {shape}"
     )
   result = np.zeros(shape, np.float32)
-  result[kept] = values.reshape(-1)
+  result[kept] = (
+    values.reshape(-1) if bits is not None else values.reshape(shape)
+  )
   return result

@@ -29,6 +29,10 @@ _SPECS = (
 )
 
 
+# Where no connection breaks, a silent process counts as lost after so long.
+_HEARTBEAT_SECONDS = 30
+
+
 def join_processes() -> None:
   """Joins the processes of a run; call it before the first computation.
 
@@ -43,7 +47,9 @@ def join_processes() -> None:
         raise errors.bad_value(variable, text, "a whole number")
       numbers[name] = int(text)
   try:
-    jax.distributed.initialize(**numbers)
+    jax.distributed.initialize(
+      **numbers, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS
+    )
   except ValueError as e:
     raise errors.InputError(
       f"cannot join other processes: {e} Need a cluster that JAX detects, or"

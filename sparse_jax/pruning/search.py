@@ -12,6 +12,7 @@ edges are masked (`edge_masks.py`), and its metrics are measured on test pairs
 (`metrics.py`).
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -19,6 +20,7 @@ import os
 import pathlib
 import socket
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -41,6 +43,8 @@ _SEARCH_PAIRS = 64
 _SEARCH_TOLERANCE = 0.05
 # One more candidate is cut to the target for so many runs of a search.
 _RUNS_PER_CUT = 8
+# Far more than a process takes from asking for a trial to signing it.
+_SIGNING_SECONDS = 3.0
 _TRIAL_METRICS = (
   "num_nodes",
   "num_edges",
@@ -123,9 +127,9 @@ def open_storage(
     path.touch()
     if not os.access(path, os.W_OK):
       raise PermissionError(13, "not writable")
-  backend = optuna.storages.journal.JournalFileBackend(
-    str(path), optuna.storages.journal.JournalFileOpenLock(str(path))
-  )
+  lock = optuna.storages.journal.JournalFileOpenLock(str(path))
+  backend = optuna.storages.journal.JournalFileBackend(str(path), lock)
+  _cut_torn_line(path, lock)
   try:
     return optuna.storages.JournalStorage(backend)
   except Exception as e:
@@ -133,6 +137,27 @@ def open_storage(
       f"{path}: {type(e).__name__} {e}; need a journal that this search wrote,"
       " or none"
     ) from e
+
+
+def _cut_torn_line(path: pathlib.Path, lock) -> None:
+  """Cuts off what a process that died while writing left of its last line.
+
+  The next line would be appended to it, and the journal not read again.
+  """
+  lock.acquire()
+  try:
+    with files.disk_errors(path), open(path, "r+b") as file:
+      raw, start = file.read(), b'{"op_code"'
+      # Whatever else was named as a journal stays as it is.
+      if raw[: len(start)] != start[: len(raw)]:
+        raise errors.InputError(
+          f"{path}: starts with {raw[:20]!r}; need a journal that this search"
+          " wrote, or none"
+        )
+      if not raw.endswith(b"\n"):
+        file.truncate(raw.rfind(b"\n") + 1)
+  finally:
+    lock.release()
 
 
 def open_study(
@@ -172,11 +197,10 @@ def open_study(
     seed=seed + len(study.trials), multivariate=True, n_startup_trials=8
   )
   _give_back_lost_trials(study)
-  if not study.trials:
-    first = config.k_coefs[: config.num_runs]
-    for i, k_coef in enumerate(first):
-      values = default_hyperparameters(config) | {"k_coef": k_coef}
-      enqueue(study, values, seed + first[:i].count(k_coef))
+  first = config.k_coefs[: config.num_runs]
+  for i, k_coef in enumerate(first):
+    values = default_hyperparameters(config) | {"k_coef": k_coef}
+    enqueue(study, values, seed + first[:i].count(k_coef))
   return study
 
 
@@ -233,33 +257,75 @@ def _within(name: str, value: float) -> float:
   return float(min(max(value, space.low), space.high))
 
 
-def enqueue(study: optuna.Study, values: Mapping[str, float], seed: int):
-  """Makes these hyperparameters the next that `ask` returns."""
+def enqueue(
+  study: optuna.Study,
+  values: Mapping[str, float],
+  seed: int,
+  instead_of: int | None = None,
+) -> None:
+  """Makes `ask` return these hyperparameters, once: not if they are known.
+
+  Known are those that wait, run or have finished, but for the trial that they
+  are queued `instead_of`. So a process that died anywhere between here and
+  there leaves nothing to be run twice.
+  """
   values = {name: _within(name, value) for name, value in values.items()}
-  study.enqueue_trial(values, user_attrs={"seed": int(seed)})
+  others = (t for t in _not_failed(study) if t.number != instead_of)
+  if (values, int(seed)) not in map(_key, others):
+    study.enqueue_trial(values, user_attrs={"seed": int(seed)})
 
 
-def _owner() -> str:
-  return f"{socket.gethostname()}:{os.getpid()}"
+def _key(trial: optuna.trial.FrozenTrial):
+  """Returns what a run of a trial depends on."""
+  values = trial.system_attrs.get("fixed_params") or trial.params
+  return values, trial.user_attrs.get("seed")
+
+
+def _not_failed(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+  states = optuna.trial.TrialState
+  some = (states.WAITING, states.RUNNING, states.COMPLETE)
+  return study.get_trials(deepcopy=False, states=some)
+
+
+def _running(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+  states = (optuna.trial.TrialState.RUNNING,)
+  return study.get_trials(deepcopy=False, states=states)
+
+
+def _owner(pid: int | None = None) -> str:
+  """Returns a process's name, which no later one of its number has."""
+  pid = os.getpid() if pid is None else pid
+  started = ""
+  with contextlib.suppress(OSError):
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+    started = fields.split()[19]
+  return f"{socket.gethostname()}:{pid}:{started}"
 
 
 def _give_back_lost_trials(study: optuna.Study) -> None:
   """Queues again what a process of this machine asked for and died with."""
-  running = study.get_trials(
-    deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)
-  )
-  for trial in running:
-    host, _, pid = trial.user_attrs.get("owner", ":").rpartition(":")
-    if host != socket.gethostname() or _is_alive(int(pid or 0)):
-      continue
+  deadline = time.monotonic() + _SIGNING_SECONDS
+  unsigned = lambda: [t for t in _running(study) if not _is_signed(t)]
+  while unsigned() and time.monotonic() < deadline:
+    time.sleep(0.1)
+  for trial in unsigned():
+    # Its process died before it had all hyperparameters: the next replaces it.
     study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-    enqueue(study, trial.params, trial.user_attrs["seed"])
+  for trial in _running(study):
+    owner = trial.user_attrs["owner"]
+    host, _, process = owner.partition(":")
+    pid = int(process.partition(":")[0])
+    is_mine = pid == os.getpid()
+    is_alive = owner == _owner(pid) and not is_mine
+    if host != socket.gethostname() or is_alive:
+      continue
+    # In this order: whoever dies in between leaves it to the next.
+    enqueue(study, trial.params, trial.user_attrs["seed"], trial.number)
+    study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
 
 
-def _is_alive(pid: int) -> bool:
-  if pid == os.getpid():
-    return False
-  return pathlib.Path(f"/proc/{pid}").exists() if pid else False
+def _is_signed(trial: optuna.trial.FrozenTrial) -> bool:
+  return "owner" in trial.user_attrs
 
 
 def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:

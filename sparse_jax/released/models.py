@@ -89,6 +89,7 @@ _TYPE_NAMES = {
 _LOCTYPES = [s.top_k for s in sites.SITES.values() if s.top_k]
 _DTYPES = ("float32", "float16", "bfloat16")
 _ACTIVATIONS = ("gelu", "relu")
+_SMALL_BYTES = 1 << 26  # Of a model that may be allocated without a look.
 
 
 def is_released(directory: files.PathLike) -> bool:
@@ -294,6 +295,7 @@ def load_model(
   model = transformer.Model(*read_config(directory))
   weights = _open_weights(directory)
   shapes = jax.eval_shape(model.init, jax.random.key(0))
+  _check_size(weights.path, transformer.num_parameters(shapes))
   params = jax.tree.map(lambda s: host.aligned_empty(s.shape), shapes)
   views = _views(params)
   _check_names(weights, set(views), model.config)
@@ -312,6 +314,16 @@ def load_model(
         " ones, or tied_unembed=false"
       )
   return model, jax.device_put(params, jax.local_devices()[0])
+
+
+def _check_size(path: pathlib.Path, count: int) -> None:
+  """Checks that a file is no fraction of the model that it is to fill."""
+  size = path.stat().st_size
+  if 4 * count > max(8 * size, _SMALL_BYTES):
+    raise errors.InputError(
+      f"{path} has {size} bytes; need those of the {count} parameters that"
+      f" {CONFIG} describes"
+    )
 
 
 class _Weights(NamedTuple):

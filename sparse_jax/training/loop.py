@@ -156,7 +156,34 @@ class DivergedError(errors.InputError):
 
 
 class Interrupted(Exception):
-  """The run was asked to stop, and left a checkpoint."""
+  """The run was asked to stop, and left a checkpoint.
+
+  `signal_number` is SIGINT or SIGTERM, also where another process got it.
+  """
+
+  def __init__(self, message: str, signal_number: int):
+    super().__init__(message)
+    self.signal_number = signal_number
+
+
+class LostProcessError(errors.InputError):
+  """Another process of the run has ended."""
+
+
+@contextlib.contextmanager
+def _lost_processes(workdir: pathlib.Path) -> Iterator[None]:
+  """Says what to do where a computation fails that other processes share."""
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as e:
+    if jax.process_count() == 1:
+      raise
+    reason = str(e).strip().partition("\n")[0][:200]
+    raise LostProcessError(
+      f"a step over {jax.process_count()} processes failed ({reason}); another"
+      " process has ended or cannot be reached: start all of them again, the"
+      f" same commands with --workdir={workdir} resume"
+    ) from e
 
 
 def run(
@@ -173,8 +200,9 @@ def run(
   with every row of metrics.jsonl as it is written.
 
   Raises InputError if the work directory belongs to another configuration or to
-  a running process, or the data is too small; DivergedError if a loss is not
-  finite; Interrupted after SIGINT or SIGTERM, once a checkpoint is written.
+  a running process, or the data is too small; LostProcessError if another
+  process of the run has ended; DivergedError if a loss is not finite;
+  Interrupted after SIGINT or SIGTERM, once a checkpoint is written.
   """
   workdir = pathlib.Path(workdir)
   dtype = compute_dtype(config.train.compute_dtype)
@@ -187,6 +215,7 @@ def run(
       workdir / "checkpoints", config.train.keep_every
     )
     stack.callback(checkpoints.close)
+    stack.enter_context(_lost_processes(workdir))
     frozen = frozen_data or checkpoints.latest_step() is not None
     data = _prepare_data(config, workdir, frozen)
     config = config_lib.resolve(config, data.tokenizer.vocab_size)
@@ -286,9 +315,8 @@ def _train(
   of_step = state_shapes.params, state_shapes.opt_state
   if needed := memory.estimate(step_fn, *of_step):
     needed.check_fits(host.free_memory())
-  start = checkpoints.latest_step() or 0
+  start, state = checkpoints.restore_newest(state_shapes)
   if start:
-    state = checkpoints.restore(state_shapes)
     message = f"resuming {workdir} from step {start} of {train.steps}"
   else:
     state = init()
@@ -387,7 +415,8 @@ def _train(
         if stops and not is_last:
           raise Interrupted(
             f"interrupted at step {step} of {train.steps}; checkpoint saved;"
-            f" the same command with --workdir={workdir} resumes"
+            f" the same command with --workdir={workdir} resumes",
+            received[0] if received else signal.SIGTERM,
           )
   finally:
     bar.close()

@@ -8,9 +8,11 @@ import json
 import math
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from unittest import mock
 
 import browser
@@ -573,6 +575,18 @@ class WorkersTest(parameterized.TestCase):
       errors.InputError, "status 2: error: no room.*worker-0.log"
     ):
       workers.run_workers(command, 1, logs, 1, lambda: 0)
+
+  def test_a_worker_stops_once_its_parent_has_ended(self):
+    stopped = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    self.addCleanup(signal.signal, signal.SIGTERM, before)
+    self.enterContext(mock.patch.object(workers, "_POLL_SECONDS", 0.01))
+    parent = os.getppid()
+    with mock.patch.object(os, "getppid", lambda: parent):
+      workers.end_with(parent)
+      self.assertFalse(stopped.wait(0.1))
+      parent = 1
+      self.assertTrue(stopped.wait(30))
 
 
 class DivergedTest(absltest.TestCase):

@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import pathlib
 import tempfile
+from unittest import mock
 
 import chex
 import helpers
@@ -249,6 +251,50 @@ class FindCircuitsTest(absltest.TestCase):
     ]
     self.assertLen(done, 3)
     self.assertEqual(done[-1].params, lost.params)
+
+  def open_study(self):
+    storage = search.open_storage(self.workdir / "search.journal")
+    return search.open_study(storage, "name", {}, _PLAIN, 5)
+
+  def test_whoever_dies_while_queueing_or_asking_loses_no_run(self):
+    wanted = [(1e-3, 5), (1e-2, 5)]
+    self.enterContext(mock.patch.object(search, "_SIGNING_SECONDS", 0.0))
+    # Only the first of the two coefficients had been queued.
+    storage = search.open_storage(self.workdir / "search.journal")
+    study = optuna.create_study(storage=storage, study_name="name")
+    study.set_user_attr("identity", {})
+    first = search.default_hyperparameters(_PLAIN) | {"k_coef": 1e-3}
+    search.enqueue(study, first, 5)
+    # One was asked for by a process that died before it could sign.
+    self.open_study().ask(fixed_distributions=dict(search.SPACE))
+    # Another was queued again, and not yet taken from the process that died.
+    trial = self.open_study().ask(fixed_distributions=dict(search.SPACE))
+    trial.set_user_attr("owner", search._owner(os.getppid()) + "0")
+    search.enqueue(study, trial.params, 5, trial.number)
+    study = self.open_study()
+    self.open_study()
+    asked = search.propose(study, _PLAIN, 5, 2)
+    self.assertCountEqual(
+      [(t.params["k_coef"], t.user_attrs["seed"]) for t in asked], wanted
+    )
+    states = [t.state.name for t in study.trials]
+    self.assertEqual(states.count("RUNNING"), 2)
+    self.assertNotIn("WAITING", states)
+
+  def test_half_a_line_of_a_journal_is_cut_off(self):
+    search.propose(self.open_study(), _PLAIN, 5, 1)
+    path = self.workdir / "search.journal"
+    whole = path.read_bytes()
+    for torn in (b'{"op_code":4,"study', whole[:-1].rpartition(b"\n")[2]):
+      path.write_bytes(whole + torn)
+      search.open_storage(path)
+      self.assertEqual(path.read_bytes(), whole)
+    self.assertLen(self.open_study().trials, 3)
+    # A file that is no journal stays as it is.
+    path.write_bytes(b"mine")
+    with self.assertRaises(errors.InputError):
+      search.open_study(search.open_storage(path), "name", {}, _PLAIN, 5)
+    self.assertEqual(path.read_bytes(), b"mine")
 
   def test_a_target_out_of_reach_leaves_the_nearest_miss(self):
     config = dataclasses.replace(

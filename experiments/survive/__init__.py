@@ -1,0 +1,1 @@
+"""Kills runs and compares what they end with."""
