@@ -5,9 +5,9 @@
 
 Searches the task's grammar (depth, length, distracting lines, their distance)
 for prompts where the circuit's logit difference turns, then runs the model.
-Predicted failures are compared with random prompts, with random words in the
-same shapes, and with what another model of the same size predicts (--other), or
-without one what random circuits of the circuit's size do.
+Predicted failures, the surest and all, are compared with random prompts, with
+other words in the same shapes, and with what another model of the same size
+predicts (--other), or without one what random circuits of equal size do.
 """
 
 import pathlib
@@ -47,6 +47,9 @@ _NUM_ROUNDS = flags.DEFINE_integer(
 _NUM_NEIGHBOURS = flags.DEFINE_integer(
   "num_neighbours", 256, "Prompts of each round.", lower_bound=1
 )
+_NUM_PREDICTED = flags.DEFINE_integer(
+  "num_predicted", 128, "The surest predictions that count.", lower_bound=1
+)
 _NUM_OTHERS = flags.DEFINE_integer(
   "num_others", 1, "Random circuits, without --other.", lower_bound=1
 )
@@ -54,9 +57,11 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of prompts and random circuits.")
 cli.require("circuit")
 
 _NAMES = {
-  "predicted": "predicted by the circuit",
+  "predicted": "predicted, the surest",
+  "every": "predicted, all",
   "random": "random prompts",
-  "same_shape": "random words, same shapes",
+  "same_shape": "other words, same shapes as the surest",
+  "other": "predicted by {}, the surest",
 }
 
 
@@ -83,7 +88,11 @@ def measure(directory: pathlib.Path) -> stress.Stress:
     stress.model_differences(circuit, params),
     others,
     stress.StressOptions(
-      _NUM_RANDOM.value, _NUM_ROUNDS.value, _NUM_NEIGHBOURS.value, _SEED.value
+      _NUM_RANDOM.value,
+      _NUM_ROUNDS.value,
+      _NUM_NEIGHBOURS.value,
+      _NUM_PREDICTED.value,
+      _SEED.value,
     ),
   )
 
@@ -91,28 +100,27 @@ def measure(directory: pathlib.Path) -> stress.Stress:
 def table(found: stress.Stress) -> str:
   """Returns how often the model fails on each set of prompts."""
   by_other = "the other model" if _OTHER.value else "random circuits"
-  names = {**_NAMES, "other": f"predicted by {by_other}"}
-  rows = []
-  for key, entry in found.to_dict().items():
-    if key in names:
-      share, ratio = entry["share"], entry["ratio"] or {}
-      rows.append(
-        (
-          names[key],
-          entry["num_prompts"],
-          entry["num_failures"],
-          None if share is None else f"{share:.1%}",
-          _times(**ratio) if ratio else None,
-        )
+  figures, rows = found.to_dict(), []
+  for key, name in _NAMES.items():
+    entry = figures[key]
+    share = entry["share"]
+    rows.append(
+      (
+        name.format(by_other),
+        entry["num_prompts"],
+        entry["num_failures"],
+        None if share is None else f"{share:.1%}",
+        _times(**entry["times_random"]) if entry["times_random"] else None,
       )
-  header = found.task, "prompts", "the model fails", "share", "predicted / this"
+    )
+  header = found.task, "prompts", "the model fails", "share", "times random"
   return tables.text(header, rows)
 
 
 def _times(value, low, high) -> str | None:
   if low is None:
     return None
-  exact = f"{value:.1f}" if value is not None else "none failed"
+  exact = f"{value:.1f}" if value is not None else "none at random"
   return f"{exact} ({low:.1f} to {high:.1f})"
 
 

@@ -37,6 +37,9 @@ _CONTROLS = flags.DEFINE_bool(
 _NATURAL = flags.DEFINE_bool(
   "natural", True, "Whether to look for prompts in held-out real files."
 )
+_STORE = flags.DEFINE_bool(
+  "store", True, "Whether to store measures where there are none yet."
+)
 cli.require("circuit")
 
 
@@ -83,7 +86,7 @@ def verify(directory: pathlib.Path) -> int:
     print(f"{wrong}: {line}")
   if verified.failures:
     return 1
-  if None in verified.stored.values():
+  if None in verified.stored.values() and _STORE.value:
     for which, circuit in verified.circuits.items():
       measured = verified.stored[which] or verified.again[which]
       circuit.metrics["faithfulness"] = measured

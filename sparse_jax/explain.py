@@ -348,11 +348,9 @@ def attention_of(explanation: Explanation) -> dict[str, np.ndarray]:
   value = explanation.circuit.node_mask.get("attn.v")
   if value is None or not value.any():
     return {}
-  acts, last = (
-    _record(explanation),
-    explanation.evaluator.sequences.positions[0],
-  )
-  pattern = np.asarray(hooks.attention_patterns(model, params, acts))
+  acts = _record(explanation)
+  last = int(explanation.evaluator.sequences.positions[0])
+  pattern = np.asarray(_patterns(model, params, acts))
   shape = model.config.n_layer, model.config.n_head, -1
   return {
     f"{layer}.{head}": pattern[layer, 0, last, head, : last + 1]
@@ -363,6 +361,9 @@ def attention_of(explanation: Explanation) -> dict[str, np.ndarray]:
 def _record(explanation) -> dict[str, jax.Array]:
   """Returns the values at all sites, `[1, L, width]`, in the circuit."""
   return _values(explanation.evaluator, dict(explanation.circuit.node_mask))
+
+
+_patterns = jax.jit(hooks.attention_patterns, static_argnums=0)
 
 
 @jax.jit

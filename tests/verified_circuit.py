@@ -67,6 +67,7 @@ def write(root: pathlib.Path) -> pathlib.Path:
     means=means,
     edges=edges_lib.find_edges(params, mask),
     metrics={},
+    details={"examples": [{"answer": "'", "counter_answer": '"'}]},
   )
   logits = jax.jit(circuit.apply)(params, test.tokens)
   rows = np.arange(len(test.tokens))

@@ -6,6 +6,7 @@ hardest; the model is run afterwards, on what the circuit predicts, and on
 prompts that say what the prediction is worth.
 """
 
+import contextlib
 import dataclasses
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ from sparse_jax.tasks import grammar as grammar_lib
 from sparse_jax.tasks import logit_difference as logit_difference_lib
 from sparse_jax.tasks import sequences as sequences_lib
 from sparse_jax.tasks.pairs import pad_rows
-from sparse_jax.utils import bootstrap, progress
+from sparse_jax.utils import bootstrap, errors, progress
 
 # One program serves all prompts, so many a call.
 _BATCH = 64
@@ -39,12 +40,14 @@ class StressOptions:
     num_random: prompts drawn at random; the search starts from them.
     num_rounds: of the search.
     num_neighbours: prompts of each round.
-    seed: of both.
+    num_predicted: of the prompts that are predicted to fail the surest.
+    seed: of all draws.
   """
 
   num_random: int = 512
   num_rounds: int = 4
   num_neighbours: int = 256
+  num_predicted: int = 128
   seed: int = 0
 
 
@@ -79,36 +82,39 @@ class Stress:
 
   Attributes:
     task: the circuit's.
-    predicted: prompts of the search on which the circuit fails.
+    predicted: the prompts of the search on which the circuit fails, those of
+      its largest margins.
+    every: all on which it fails.
     random: prompts drawn at random, without a look at any model.
-    same_shape: random words in the shapes of `predicted`: what the shapes alone
-      predict.
-    other: prompts on which another model fails, or other circuits, searched for
-      in the same way.
+    same_shape: random prompts in the shapes of `predicted`, where they fit:
+      what the shapes alone predict.
+    other: what another model, or other circuits, predict in the same way.
     num_searched: prompts that the search looked at.
   """
 
   task: str
   predicted: Set
+  every: Set
   random: Set
   same_shape: Set
   other: Set
   num_searched: int
 
-  def against(self, other: Set) -> dict[str, Any]:
-    """Returns how many times as often predicted failures are real.
+  def times_random(self, chosen: Set) -> dict[str, float | None]:
+    """Returns how many times as often the model fails as on random prompts.
 
-    The ratio has a 90% interval: both shares are drawn from their posterior
-    under Jeffreys' prior, which also serves where one of them is 0.
+    "value", and "low" and "high" of its 90% interval: both shares are drawn
+    from their posterior under Jeffreys' prior, which also serves where one of
+    them is 0.
     """
-    if not len(self.predicted.model) or not len(other.model):
+    if chosen.rate is None:
       return {"value": None, "low": None, "high": None}
     rng = np.random.default_rng(0)
     draw = lambda s: rng.beta(
       s.num_failures + 0.5, len(s.model) - s.num_failures + 0.5, _DRAWS
     )
-    low, high = bootstrap.interval(draw(self.predicted) / draw(other))
-    value = self.predicted.rate / other.rate if other.rate else None
+    low, high = bootstrap.interval(draw(chosen) / draw(self.random))
+    value = chosen.rate / self.random.rate if self.random.rate else None
     return {"value": value, "low": low, "high": high}
 
   @property
@@ -125,10 +131,10 @@ class Stress:
     return float(less)
 
   def to_dict(self) -> dict[str, Any]:
-    """Returns shares, ratios and the predicted prompts, fit for JSON."""
+    """Returns shares and all predicted prompts, fit for JSON."""
     sets = {
       name: getattr(self, name)
-      for name in ("predicted", "random", "same_shape", "other")
+      for name in ("predicted", "every", "random", "same_shape", "other")
     }
     return {
       "task": self.task,
@@ -139,7 +145,7 @@ class Stress:
           "num_prompts": len(s.model),
           "num_failures": s.num_failures,
           "share": s.rate,
-          "ratio": None if s is self.predicted else self.against(s),
+          "times_random": None if s is self.random else self.times_random(s),
         }
         for name, s in sets.items()
       },
@@ -151,9 +157,9 @@ class Stress:
           "model": float(of_model),
         }
         for p, of_circuit, of_model in zip(
-          self.predicted.prompts,
-          self.predicted.circuit,
-          self.predicted.model,
+          self.every.prompts,
+          self.every.circuit,
+          self.every.model,
           strict=True,
         )
       ],
@@ -285,15 +291,31 @@ def measure(
 
   def predicted_by(difference):
     prompts, diff_S = search(grammar, difference, start, options)
-    return [p for p, d in zip(prompts, diff_S, strict=True) if d < 0], prompts
+    order = np.argsort(diff_S, kind="stable")
+    return [prompts[i] for i in order if diff_S[i] < 0], len(prompts)
 
-  predicted, searched = predicted_by(of_circuit)
-  by_others = [p for other in others for p in predicted_by(other)[0]]
+  every, num_searched = predicted_by(of_circuit)
+  predicted = every[: options.num_predicted]
+  by_others = [
+    prompt
+    for other in others
+    for prompt in predicted_by(other)[0][: options.num_predicted]
+  ]
   return Stress(
     task=grammar.task.name,
     predicted=examine(predicted),
+    every=examine(every),
     random=examine(start),
-    same_shape=examine([grammar.draw(rng, p.shape) for p in predicted]),
+    same_shape=examine(_in_shapes_of(predicted, grammar, rng)),
     other=examine(list({p.text: p for p in by_others}.values())),
-    num_searched=len(searched),
+    num_searched=num_searched,
   )
+
+
+def _in_shapes_of(prompts: Prompts, grammar, rng) -> list[grammar_lib.Prompt]:
+  """Returns a random prompt of each one's shape, where one fits the context."""
+  found = []
+  for prompt in prompts:
+    with contextlib.suppress(errors.InputError):
+      found.append(grammar.draw(rng, prompt.shape))
+  return found

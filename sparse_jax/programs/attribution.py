@@ -70,7 +70,7 @@ def effects(explanation: explain.Explanation) -> Effects:
     mean = circuit.means[name][layer or 0, node["index"]]
     kept.setdefault(node["site"], []).append(node["index"])
     means.setdefault(node["site"], []).append(float(mean))
-  order = [s for s in sites.all_site_ids(circuit.model_config.n_layer)]
+  order = sites.all_site_ids(circuit.model_config.n_layer)
   kept_N = {s: np.array(kept[s]) for s in order if s in kept}
   run = evaluator, dict(circuit.node_mask), kept_N, circuit.logit_scale
   values = jax.tree.map(np.asarray, _values(*run))
@@ -79,6 +79,8 @@ def effects(explanation: explain.Explanation) -> Effects:
     **{s: values[s] - np.array(means[s]) for s in kept_N},
     _ANSWERS: np.ones((1, 2)),
   }
+  # Compiled functions sort the names of what they return.
+  values = {name: values[name] for name in departures}
   return Effects(values, departures, *_sweep(run, departures))
 
 
@@ -144,8 +146,6 @@ def _run(evaluator, mask, kept, scale, moves):
       values[name] = x_LxN[:, kept[name]]
       x_LxN = jax.lax.stop_gradient(x_LxN)
       x = x_LxN.at[:, kept[name]].add(moves[name])[None]
-    if site == "final_resid" and is_rms:
-      x = x * size(x) / jax.lax.stop_gradient(size(x))
     return x
 
   of_circuit = hooks.circuit_hook(
@@ -159,8 +159,15 @@ def _run(evaluator, mask, kept, scale, moves):
     evaluator.params, sequences.tokens, hooks.compose(*all_hooks)
   )
   answers = jnp.stack([sequences.correct, sequences.incorrect], -1)
-  last = x_1xLxD[:, -1], sequences.tokens[:, -1], answers
-  values[_ANSWERS] = scale * model.unembed(evaluator.params, *last)
+  x_1xD, token_1 = x_1xLxD[:, -1], sequences.tokens[:, -1]
+  unembed = lambda x: model.unembed(evaluator.params, x, token_1, answers)
+  logits_1x2 = unembed(x_1xD)
+  if is_rms:
+    # The norm lies behind every site; the logits are linear in what it gives.
+    fixed_1x2, own = unembed(jnp.zeros_like(x_1xD)), size(x_1xD)
+    held = own / jax.lax.stop_gradient(own)
+    logits_1x2 = fixed_1x2 + (logits_1x2 - fixed_1x2) * held
+  values[_ANSWERS] = scale * logits_1x2
   return values
 
 

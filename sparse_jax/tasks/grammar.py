@@ -17,7 +17,7 @@ from sparse_jax.utils import errors
 LARGEST = {"depth": 4, "length": 8, "distractors": 4, "distance": 4}
 _SPLIT = "test"
 _PAIRS = 256
-_TRIES = 200
+_TRIES = 1000
 
 
 @dataclasses.dataclass(frozen=True)
