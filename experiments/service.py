@@ -117,7 +117,13 @@ class Worker:
     loop = asyncio.get_running_loop()
     self._waiting += 1
     future = self._pool.submit(work)
-    future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave))
+
+    def leave(future):
+      del future
+      with contextlib.suppress(RuntimeError):  # The service has ended.
+        loop.call_soon_threadsafe(self._leave)
+
+    future.add_done_callback(leave)
     try:
       return await asyncio.wait_for(asyncio.wrap_future(future), seconds)
     except TimeoutError:

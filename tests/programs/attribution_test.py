@@ -1,5 +1,6 @@
 """Attribution graphs: effects that add up, in the fields that viewers read."""
 
+import jax
 import jax.numpy as jnp
 import jsonschema
 import numpy as np
@@ -145,7 +146,8 @@ def test_effects_on_an_answer_add_up_to_what_nodes_and_tokens_give(
   circuit, sequences = explanation.circuit, explanation.evaluator.sequences
   tokens = sequences.tokens[:, : int(sequences.positions[0]) + 1]
   model = circuit.model
-  x_D = model.residual(params, tokens, circuit.hook(params, tokens))[0, -1]
+  alone = lambda p, t: model.residual(p, t, circuit.hook(p, t))
+  x_D = jax.jit(alone)(params, tokens)[0, -1]
   size = jnp.sqrt(jnp.mean(jnp.square(x_D)) + transformer.RMS_EPS)
   # What is left of the stream without tokens and nodes: all sites' means.
   rest_D = sum(
@@ -172,8 +174,9 @@ def test_effects_on_an_answer_add_up_to_what_nodes_and_tokens_give(
 def test_norms_held_at_their_own_scale_change_no_value(explained):
   explanation, params, _ = explained
   model, tokens = explanation.circuit.model, explanation.evaluator.sequences[0]
-  held = model.apply(params, tokens, hooks.freeze_norms_at(None))
-  np.testing.assert_allclose(held, model.apply(params, tokens), atol=1e-4)
+  held = lambda p, t: model.apply(p, t, hooks.freeze_norms_at(None))
+  got, want = (jax.jit(f)(params, tokens) for f in (held, model.apply))
+  np.testing.assert_allclose(got, want, atol=1e-4)
 
 
 def test_the_graph_has_the_published_fields_and_hangs_together(explained):
