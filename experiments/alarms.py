@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import circuit_paths, cli
+from experiments import cli
 from sparse_jax import checkpoint, reference, watch
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import tasks as tasks_lib
@@ -127,8 +127,8 @@ def sounds_text(found: Mapping[str, Any]) -> str:
 def main(overrides: list[str]) -> None:
   """Fits, asks and reports."""
   del overrides  # The command has no config.
-  directories = circuit_paths.find(_CIRCUITS.value)
-  circuits = circuit_paths.load_named(directories)
+  directories = reference.find_circuits(_CIRCUITS.value)
+  circuits = reference.load_named(directories)
   model, params = checkpoint.load_model(_MODEL.value)
   tokenizer = checkpoint.load_tokenizer(_MODEL.value)
   monitor = watch.Monitor(model, params, circuits, tokenizer)
@@ -184,7 +184,7 @@ def main(overrides: list[str]) -> None:
   if _FIT.value:
     for directory in directories:
       usual = {
-        which: circuits[circuit_paths.name_of(which, c)].details.get("watch")
+        which: circuits[reference.name_of(which, c)].details.get("watch")
         for which, c in circuit_lib.load_all(directory).items()
       }
       files.write_json(directory / circuit_lib.WATCH, usual)

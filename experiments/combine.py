@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 from absl import flags
 
-from experiments import circuit_paths, cli
+from experiments import cli
 from sparse_jax import checkpoint, faithfulness, reference, report
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import tasks as tasks_lib
@@ -105,8 +105,8 @@ def costs_text(costs: Sequence[tuple[str, str, float]]) -> str:
 def main(overrides: list[str]) -> None:
   """Measures, prints and writes."""
   del overrides  # The command has no config.
-  directories = circuit_paths.find(_CIRCUITS.value)
-  circuits = circuit_paths.load_named(directories)
+  directories = reference.find_circuits(_CIRCUITS.value)
+  circuits = reference.load_named(directories)
   model, params = checkpoint.load_model(_MODEL.value)
   for circuit in circuits.values():
     faithfulness.check_circuit(model, params, circuit)

@@ -13,8 +13,8 @@ import pathlib
 
 from absl import flags
 
-from experiments import circuit_paths, cli
-from sparse_jax import checkpoint, explain, faithfulness, programs
+from experiments import cli
+from sparse_jax import checkpoint, explain, faithfulness, programs, reference
 from sparse_jax import circuit as circuit_lib
 from sparse_jax.utils import files
 
@@ -34,7 +34,7 @@ def main(overrides: list[str]) -> None:
   del overrides  # The command has no config.
   directory = pathlib.Path(_CIRCUIT.value)
   circuit = circuit_lib.Circuit.load(directory, _WHICH.value)
-  where = _MODEL.value or circuit_paths.model_directory(directory)
+  where = _MODEL.value or reference.model_beside(directory)
   model, params = checkpoint.load_model(where)
   faithfulness.check_circuit(model, params, circuit)
   tokenizer = checkpoint.load_tokenizer(where)

@@ -15,8 +15,8 @@ import sys
 import numpy as np
 from absl import flags
 
-from experiments import circuit_paths, cli
-from sparse_jax import checkpoint, explain, faithfulness, reference
+from experiments import cli
+from sparse_jax import checkpoint, explain, faithfulness, programs, reference
 from sparse_jax import circuit as circuit_lib
 from sparse_jax.utils import errors, files, progress, tables
 
@@ -32,6 +32,12 @@ _PROMPT_FILE = flags.DEFINE_string(
   " input.",
 )
 _OUT = flags.DEFINE_string("out", None, "JSON file to write the metrics to.")
+_GRAPH = flags.DEFINE_string(
+  "graph",
+  None,
+  "JSON file to write the circuit's attribution graph to, for Neuronpedia or"
+  " circuit-tracer.",
+)
 
 _NUM_NODES = 12
 _NUM_LOOKS = 3
@@ -160,7 +166,7 @@ def main(overrides: list[str]) -> None:
   """Explains as the flags say."""
   del overrides
   flag, prompt = read_prompt(_PROMPT.value, _PROMPT_FILE.value)
-  directories = circuit_paths.find(_CIRCUITS.value)
+  directories = reference.find_circuits(_CIRCUITS.value)
   model, params = checkpoint.load_model(_MODEL.value)
   tokenizer = checkpoint.load_tokenizer(_MODEL.value)
   tokens = prompt_tokens(model, tokenizer, flag, prompt)
@@ -191,6 +197,15 @@ def main(overrides: list[str]) -> None:
     written = {"prompt_tokens": [tokenizer.token_text(t) for t in tokens]}
     written |= explain.to_dict(influences, chosen, parts)
     files.write_json(_OUT.value, written)
+  if _GRAPH.value:
+    graph = programs.attribution_graph(
+      *(explanation, tokenizer, prompt, probabilities),
+      slug=pathlib.Path(_GRAPH.value).stem,
+      scan=pathlib.Path(_MODEL.value).name,
+    )
+    files.write_json(_GRAPH.value, graph)
+    sizes = f"{len(graph['nodes'])} nodes, {len(graph['links'])} links"
+    print(f"\n{_GRAPH.value}: {sizes}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import pathlib
 
 from absl import flags
 
-from experiments import circuit_paths, cli
+from experiments import cli
 from sparse_jax import checkpoint, reference, report
 from sparse_jax import circuit as circuit_lib
 from sparse_jax.data import sources
@@ -89,7 +89,8 @@ def main(overrides: list[str]) -> None:
       raise errors.bad_value("--metrics", _METRICS.value, "an existing file")
     training = metric_log.read_jsonl(_METRICS.value)
   circuits = [
-    circuit_lib.load_all(path) for path in circuit_paths.find(_CIRCUITS.value)
+    circuit_lib.load_all(path)
+    for path in reference.find_circuits(_CIRCUITS.value)
   ]
   if _OUT.value:
     evidence = find_evidence(circuits) if _MODEL.value else None

@@ -16,7 +16,7 @@ import sys
 
 from absl import flags
 
-from experiments import circuit_paths, cli
+from experiments import cli
 from sparse_jax import checkpoint, reference, watch
 from sparse_jax.utils import errors, files
 from sparse_jax.watch import stream, thresholds
@@ -47,7 +47,7 @@ def main(overrides: list[str]) -> None:
   """Writes a record a prompt."""
   del overrides  # The command has no config.
   with open_prompts(_PROMPTS.value) as file:
-    circuits = circuit_paths.load_named(circuit_paths.find(_CIRCUITS.value))
+    circuits = reference.load_named(reference.find_circuits(_CIRCUITS.value))
     if _THRESHOLDS.value:
       stored = files.read_json(
         _THRESHOLDS.value, "what experiments.alarms fits"

@@ -23,6 +23,7 @@ from sparse_jax.tasks import sequences as sequences_lib
 from sparse_jax.utils import errors, tables
 
 _NUM_TOP = 5
+_LENGTH_MULTIPLE = 16
 # What a notebook shows of an explanation.
 _NUM_SHOWN, _NUM_LOOKS = 12, 3
 
@@ -182,10 +183,23 @@ def top_tokens(
   model: transformer.Model, params: transformer.Params, tokens: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns (the model's most likely next tokens, all probabilities `[V]`)."""
-  batch = jnp.asarray(tokens, jnp.int32)[None]
-  logits = jax.jit(model.apply)(params, batch)[0, -1]
+  padded, last = _padded(model, tokens)
+  logits = jax.jit(model.apply)(params, padded)[0, last]
   probabilities = np.asarray(jax.nn.softmax(logits))
   return np.argsort(-probabilities, kind="stable")[:_NUM_TOP], probabilities
+
+
+def _padded(model, tokens: Sequence[int]) -> tuple[jax.Array, int]:
+  """Returns (tokens `[1, T]` with zeros behind, the last token's position).
+
+  So prompts of many lengths share a program; no token sees what is behind it.
+  """
+  width = -(-len(tokens) // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
+  if model.config.positions != "none":
+    width = max(len(tokens), min(width, model.config.context_length))
+  padded = np.zeros((1, width), np.int32)
+  padded[0, : len(tokens)] = tokens
+  return jnp.asarray(padded), len(tokens) - 1
 
 
 def explain(
@@ -215,9 +229,10 @@ def explain(
       )
     pairs.append(sorted(ids, key=lambda i: -probabilities[i]))
   correct, incorrect = max(pairs, key=lambda ids: probabilities[ids].sum())
+  padded, last = _padded(model, tokens)
   sequence = sequences_lib.Sequences(
-    tokens=jnp.asarray(tokens, jnp.int32)[None],
-    positions=jnp.array([len(tokens) - 1]),
+    tokens=padded,
+    positions=jnp.array([last]),
     correct=jnp.array([correct]),
     incorrect=jnp.array([incorrect]),
     groups=jnp.zeros(1, jnp.int32),
@@ -300,7 +315,8 @@ def parts(explanation: Explanation, tokenizer) -> list[Part]:
   Exact leave-one-out within the circuit, with its fitted scale.
   """
   circuit, evaluator = explanation.circuit, explanation.evaluator
-  tokens = evaluator.sequences.tokens[0].tolist()
+  length = int(evaluator.sequences.positions[0]) + 1
+  tokens = evaluator.sequences.tokens[0, :length].tolist()
   acts = _record(explanation)
   kept = circuit.node_mask
   nodes = [(name, *at) for name, m in kept.items() for at in np.argwhere(m)]
@@ -313,7 +329,7 @@ def parts(explanation: Explanation, tokenizer) -> list[Part]:
   found = []
   for (name, row, index), lost in zip(nodes, lost_N, strict=True):
     site = sites.site_id(name, int(row))
-    value_L = np.asarray(acts[site][0, :, index])
+    value_L = np.asarray(acts[site][0, :length, index])
     ablated = float(circuit.means[name][row, index])
     position = int(np.argmax(np.abs(value_L - ablated)))
     token = tokenizer.token_text(tokens[position])
@@ -333,10 +349,11 @@ def attention_of(explanation: Explanation) -> dict[str, np.ndarray]:
   if value is None or not value.any():
     return {}
   acts = _record(explanation)
-  pattern = np.asarray(hooks.attention_patterns(model, params, acts))
+  last = int(explanation.evaluator.sequences.positions[0])
+  pattern = np.asarray(_patterns(model, params, acts))
   shape = model.config.n_layer, model.config.n_head, -1
   return {
-    f"{layer}.{head}": pattern[layer, 0, -1, head]
+    f"{layer}.{head}": pattern[layer, 0, last, head, : last + 1]
     for layer, head in np.argwhere(value.reshape(shape).any(-1))
   }
 
@@ -344,6 +361,9 @@ def attention_of(explanation: Explanation) -> dict[str, np.ndarray]:
 def _record(explanation) -> dict[str, jax.Array]:
   """Returns the values at all sites, `[1, L, width]`, in the circuit."""
   return _values(explanation.evaluator, dict(explanation.circuit.node_mask))
+
+
+_patterns = jax.jit(hooks.attention_patterns, static_argnums=0)
 
 
 @jax.jit

@@ -20,12 +20,14 @@ from sparse_jax.faithfulness.reproduce import (
   reproduce,
   reproduce_metrics,
 )
+from sparse_jax.faithfulness.verification import Verification, verify
 
 __all__ = [
   "THRESHOLDS",
   "Criterion",
   "Evidence",
   "FaithfulnessOptions",
+  "Verification",
   "check_circuit",
   "check_criteria",
   "evidence",
@@ -36,4 +38,5 @@ __all__ = [
   "reproduce_metrics",
   "summary",
   "verdict",
+  "verify",
 ]

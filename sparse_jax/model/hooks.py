@@ -116,7 +116,7 @@ def patch(values: Mapping[str, jax.Array]) -> transformer.Hook:
   return hook
 
 
-def freeze_norms_at(full: Mapping[str, jax.Array]) -> transformer.Hook:
+def freeze_norms_at(full: Mapping[str, jax.Array] | None) -> transformer.Hook:
   """Returns a hook that holds every RMS norm's scale at another run's.
 
   An RMS norm divides by the size of the residual stream it reads; AbsTopK
@@ -124,7 +124,8 @@ def freeze_norms_at(full: Mapping[str, jax.Array]) -> transformer.Hook:
   last norm lies behind every site and is not held.
 
   Args:
-    full: that run's `resid_in` and `resid_mid`, as `record` writes them.
+    full: that run's `resid_in` and `resid_mid`, as `record` writes them; None
+      is this run: values stay, and no gradient passes through a scale.
   """
   read_by = {"attn.act_in": "resid_in", "mlp.act_in": "resid_mid"}
   here: dict[str, jax.Array] = {}
@@ -139,7 +140,9 @@ def freeze_norms_at(full: Mapping[str, jax.Array]) -> transformer.Hook:
       here[name] = size(x)
     elif site in read_by:
       source = site_lib.site_id(read_by[site], layer)
-      x = x * here[source] / size(full[source])
+      own = here[source]
+      held = jax.lax.stop_gradient(own) if full is None else size(full[source])
+      x = x * own / held
     return x
 
   return hook

@@ -1,5 +1,6 @@
-"""Circuits as Python files that run with NumPy and `tokenizers` alone."""
+"""A circuit for other tools: a NumPy file, an attribution graph."""
 
+from sparse_jax.programs.attribution import graph as attribution_graph
 from sparse_jax.programs.source import (
   Answers,
   describe_claims,
@@ -7,4 +8,10 @@ from sparse_jax.programs.source import (
   write_source,
 )
 
-__all__ = ("Answers", "describe_claims", "find_answers", "write_source")
+__all__ = (
+  "Answers",
+  "attribution_graph",
+  "describe_claims",
+  "find_answers",
+  "write_source",
+)

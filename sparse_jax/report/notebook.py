@@ -16,6 +16,7 @@ import numpy as np
 
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import sites
+from sparse_jax.model import edges as edges_lib
 from sparse_jax.model import transformer
 from sparse_jax.report import page, picture
 from sparse_jax.utils import errors, tables
@@ -135,12 +136,21 @@ class _Parameters:
       return scope.render_to_html(self.params)
 
 
-def show_params(params: transformer.Params) -> _Parameters:
+def show_params(
+  params: transformer.Params, circuit: circuit_lib.Circuit | None = None
+) -> _Parameters:
   """Returns a tree of arrays to unfold in a notebook: zeros have no colour.
 
-  Raises InputError if treescope is not installed.
+  With a circuit of theirs only its edges are left, by matrix. Raises InputError
+  if treescope is not installed.
   """
   _treescope()
+  if circuit is not None:
+    kept = edges_lib.kept_edges(params, circuit.node_mask)
+    params = {
+      path: np.where(keep, edges_lib.parameter(params, path), 0)
+      for path, keep in kept.items()
+    }
   return _Parameters(params)
 
 

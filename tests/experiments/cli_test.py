@@ -227,12 +227,13 @@ class CommandTest(TemporaryTest):
       "learning": "workdir",
       "prune": "model",
       "report": "out",
+      "stress": "circuit",
       "task_docs": "model",
       "tasks": "model",
       "train": "config",
       "verify": "circuit",
     }
-    free = ["benchmark", "explain", "notebooks", "quickstart"]
+    free = ["benchmark", "explain", "notebooks", "quickstart", "serve"]
     self.assertCountEqual([*needs, *free], COMMANDS)
     results = run_commands(*([name] for name in needs))
     for name, (*done, _) in zip(needs, results, strict=True):

@@ -11,8 +11,7 @@ import own_task
 import pages
 from absl.testing import absltest, parameterized
 
-from experiments import circuit_paths
-from sparse_jax import checkpoint
+from sparse_jax import checkpoint, reference
 from sparse_jax import config as config_lib
 from sparse_jax.data import tokenizer as tokenizer_lib
 from sparse_jax.utils import errors
@@ -42,7 +41,7 @@ class ReportTest(parameterized.TestCase):
 
   def test_directories_of_circuits_and_each_once(self):
     root = self.dir / "circuits"
-    find = lambda *paths: circuit_paths.find(map(str, paths))
+    find = lambda *paths: reference.find_circuits(map(str, paths))
     self.assertEqual(find(root / "b"), [root / "b"])
     self.assertEqual(find(root), [root / "a", root / "b"])
     again = root / "other" / ".." / "a"

@@ -7,25 +7,10 @@ import subprocess
 import sys
 import tempfile
 
-import helpers
-import jax
-import numpy as np
+import verified_circuit
 from absl.testing import absltest
 
-from sparse_jax import checkpoint, tasks
-from sparse_jax import circuit as circuit_lib
-from sparse_jax import config as config_lib
-from sparse_jax.data import tokenizer as tokenizer_lib
-from sparse_jax.model import edges as edges_lib
-from sparse_jax.model import fingerprint as fingerprint_lib
-from sparse_jax.model import transformer
-from sparse_jax.tasks import sequences as sequences_lib
-
-_TEXT = "\n".join(
-  f"x = ['{w}', \"{w}\", ({w}, 1)]\ndef {w}():\n  return {w}"
-  for w in ("alpha", "beta", "gamma", "delta")
-)
-_TASK = "single_double_quote"
+_TASK = verified_circuit.TASK
 
 
 def run_verify(circuit, *flags):
@@ -53,62 +38,7 @@ class VerifyTest(absltest.TestCase):
     cls.root = pathlib.Path(
       cls.enterClassContext(tempfile.TemporaryDirectory())
     )
-    tokenizer = tokenizer_lib.Tokenizer.train([_TEXT] * 4, 300)
-    shape = config_lib.ModelConfig(
-      n_layer=1,
-      d_model=16,
-      d_head=4,
-      d_mlp=16,
-      vocab_size=tokenizer.vocab_size,
-      context_length=64,
-    )
-    model = transformer.Model(shape, config_lib.SparsityConfig(min_alive=0))
-    params = helpers.sparsify(
-      jax.device_get(jax.jit(model.init)(jax.random.key(0))), 0.3
-    )
-    params = jax.tree.map(np.asarray, params)
-    means = helpers.random_means(model)
-    config = config_lib.Config(
-      prune=config_lib.PruneConfig(
-        num_train=12, num_validation=8, num_test=8, ablation="mean_pretrain"
-      )
-    )
-    checkpoint.save_model(
-      cls.root / "model", model, params, tokenizer, config, means
-    )
-    checkpoint.save_model(cls.root / "bare", model, params, tokenizer, config)
-    # Trained on by a hair: the same zeros, another fingerprint.
-    moved = jax.tree.map(lambda w: w * np.float32(1 + 1e-4), params)
-    checkpoint.save_model(
-      cls.root / "moved", model, moved, tokenizer, config, means
-    )
-    mask = helpers.random_masks(model, 0.2)
-    task = tasks.make_task(_TASK, tokenizer)
-    test = sequences_lib.make_splits(task, config.prune, config.seed).test
-    circuit = circuit_lib.Circuit(
-      task=_TASK,
-      model_fingerprint=fingerprint_lib.fingerprint(model, params),
-      model_config=model.config,
-      sparsity=model.sparsity,
-      ablation="mean_pretrain",
-      target_loss=0.15,
-      logit_scale=1.0,
-      node_mask=mask,
-      means=means,
-      edges=edges_lib.find_edges(params, mask),
-      metrics={},
-    )
-    logits = jax.jit(circuit.apply)(params, test.tokens)
-    rows = np.arange(len(test.tokens))
-    last = np.asarray(logits)[rows, test.positions]
-    diff = last[rows, test.correct] - last[rows, test.incorrect]
-    circuit.metrics.update(
-      num_nodes=circuit.num_nodes,
-      num_edges=circuit.num_edges,
-      test_loss=float(np.logaddexp(0, -diff).mean()),
-    )
-    cls.directory = cls.root / "circuits" / _TASK
-    circuit.save(cls.directory)
+    cls.directory = verified_circuit.write(cls.root)
 
   def edited(self, change):
     """Returns a copy of the circuit directory whose JSON was changed."""

@@ -5,8 +5,10 @@ import html
 import re
 
 import helpers
+import numpy as np
 import pages
 import pytest
+import small_circuits
 
 import sparse_jax as sj
 from sparse_jax import report
@@ -80,6 +82,11 @@ def test_parameters_are_drawn_and_listed():
   shown = notebook.show_params({"a": {"b": half}})
   assert repr(shown) == "a/b: (40,), 50.0% not zero"
   assert "treescope" in shown._repr_html_()
+  circuit, own = small_circuits.make()
+  of_circuit = notebook.show_params(own, circuit)
+  weights = of_circuit.params.values()
+  assert sum(map(np.count_nonzero, weights)) == circuit.num_edges > 0
+  assert "layers/mlp/c_fc/kernel: (2, 16, 32)" in repr(of_circuit)
 
 
 def test_a_curve_outside_a_notebook_prints_its_evaluations(capsys):
