@@ -1,0 +1,1 @@
+"""Bridges: a sparse model beside a frozen dense one, joined at every sublayer."""
