@@ -15,6 +15,7 @@ ORDER = (
   "report",
   "faithfulness",
   "pruning",
+  "bridge",
   "training",
   "programs",
   "explain",

@@ -58,9 +58,7 @@ def tail_logits(
   What lies before the point is traced and, in a compiled program, not run.
   """
   hook = hooks.patch({point: state_BxLxD})
-  return unembedded(
-    model, params, tokens, model.residual(params, tokens, hook)
-  )
+  return unembedded(model, params, tokens, model.residual(params, tokens, hook))
 
 
 def unembedded(

@@ -95,7 +95,7 @@ def loss_and_gradients(
   hook: transformer.Hook | None = None,
   num_parts: int = 1,
 ) -> tuple[jax.Array, transformer.Params]:
-  """Returns the loss and its gradients, as means over equal parts of a batch."""
+  """Returns the loss and its gradients, by `mean_over_parts`."""
   both = jax.value_and_grad(
     lambda p, rows: loss_lib.next_token_loss(model, p, rows, hook=hook)
   )
