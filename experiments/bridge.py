@@ -107,7 +107,7 @@ def steer(workdir: pathlib.Path) -> None:
   for directory in directories:
     circuit = circuit_lib.Circuit.load(directory)
     task = tasks.make_task(_TASK.value or circuit.task, bridge.tokenizer)
-    found = bridge_lib.curves(
+    found = bridge_lib.steering_curves(
       bridge, circuit, task.pairs("test", _PAIRS, at_most=True)
     )
     out = workdir / "steering" / circuit.task

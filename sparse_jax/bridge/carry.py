@@ -35,7 +35,7 @@ def carry_over(
   `share` is that of the circuit's channels, `random` of as many others at every
   bridge, `all` of all channels: the most that these bridges carry. Each is a
   mean with its 90% interval over templates: 0 where nothing moves, 1 where the
-  dense model answers as on the counter-prompt.
+  dense model answers as on the counter-prompt. Bigram logits stay the prompt's.
 
   Args:
     bridge: of the models.

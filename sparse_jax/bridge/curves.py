@@ -12,7 +12,7 @@ from sparse_jax.utils import progress
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def curves(
+def steering_curves(
   bridge: directory.Bridge, circuit: circuit_lib.Circuit, pairs: tasks_lib.Pairs
 ) -> dict[str, Any]:
   """Returns `carry_over` of a circuit and each node's curves, fit for JSON.

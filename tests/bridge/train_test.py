@@ -1,7 +1,9 @@
 """Whole runs, minute: resumed ones, refused ones, and the directory left."""
 
+import contextlib
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -14,12 +16,13 @@ from absl.testing import absltest, parameterized
 
 import sparse_jax as sj
 from sparse_jax import config as config_lib
-from sparse_jax.bridge import run
+from sparse_jax.bridge import train
 from sparse_jax.data import tokenizer as tokenizer_lib
 from sparse_jax.model import edges, fingerprint
 from sparse_jax.training import metric_log
 from sparse_jax.utils import errors, files
 
+ROOT = pathlib.Path(__file__).parents[2]
 TASK = "single_double_quote"
 
 
@@ -45,7 +48,7 @@ class RunTest(parameterized.TestCase):
         context_length=64,
         bigram="none",
       ),
-      config_lib.SparsityConfig(density=1, activation_fraction=1),
+      config_lib.SparsityConfig(density=1.0, activation_fraction=1.0),
     )
     params = jax.device_get(jax.jit(model.init)(jax.random.key(0)))
     means = helpers.random_means(model)
@@ -80,16 +83,16 @@ class RunTest(parameterized.TestCase):
     return config_lib.from_dict(config_lib.BridgeRunConfig, values)
 
   def test_a_stopped_run_ends_as_one_that_was_not_and_its_directory_works(self):
-    whole = run.run(self.config(), self.dense, self.root / "whole")
+    whole = train.run(self.config(), self.dense, self.root / "whole")
 
     def stop(row):
       if row["step"] == 5:
         raise Stop
 
     with self.assertRaises(Stop):
-      run.run(self.config(), self.dense, self.root / "cut", stop)
-    run.run(self.config(), self.dense, self.root / "cut")
-    resumed = sj.Bridge.load(self.root / "cut" / "bridge")
+      train.run(self.config(), self.dense, self.root / "runs" / "bridge", stop)
+    train.run(self.config(), self.dense, self.root / "runs" / "bridge")
+    resumed = sj.Bridge.load(self.root / "runs" / "bridge" / "bridge")
     for name in ("dense", "sparse", "maps"):
       chex.assert_trees_all_equal(
         getattr(whole.arrays, name), getattr(resumed.arrays, name)
@@ -97,7 +100,7 @@ class RunTest(parameterized.TestCase):
     self.assertEqual(whole.figures, resumed.figures)
     rows = [
       metric_log.read_jsonl(self.root / name / "metrics.jsonl")
-      for name in ("whole", "cut")
+      for name in ("whole", "runs/bridge")
     ]
     for a, b in zip(*rows, strict=True):
       self.assertEqual(
@@ -109,8 +112,8 @@ class RunTest(parameterized.TestCase):
     )
     with self.assertRaisesRegex(errors.InputError, "bridge.kl_encode=1.0"):
       changed = self.config(bridge={"kl_encode": 2.0})
-      run.run(changed, self.dense, self.root / "cut")
-    self.steers(self.root / "cut")
+      train.run(changed, self.dense, self.root / "runs" / "bridge")
+    self.steers(self.root / "runs" / "bridge")
 
   def steers(self, workdir):
     """The command draws the curves of a circuit of the saved sparse model."""
@@ -141,7 +144,7 @@ class RunTest(parameterized.TestCase):
         f"--workdir={workdir}",
         "--steer",
       ],
-      cwd=pathlib.Path(__file__).parents[2],
+      cwd=ROOT,
       capture_output=True,
       text=True,
       check=False,
@@ -153,6 +156,10 @@ class RunTest(parameterized.TestCase):
     for node in found["nodes"]:
       for values in node["probability"].values():
         self.assertLen(values, len(found["strengths"]))
+    with contextlib.chdir(self.root):
+      text = (ROOT / "docs" / "dense.md").read_text()
+      shown = re.search(r"```python\n(.*?)```", text, re.S)[1]
+      exec(shown, {"sj": sj})
     page = (workdir / "steering" / f"{TASK}.html").read_text()
     self.assertIn(found["nodes"][0]["node"], page)
 
@@ -162,7 +169,7 @@ class RunTest(parameterized.TestCase):
   )
   def test_refused(self, groups, message):
     with self.assertRaisesRegex(errors.InputError, message):
-      run.run(self.config(**groups), self.dense, self.root / "run")
+      train.run(self.config(**groups), self.dense, self.root / "run")
 
   def test_a_damaged_directory(self):
     files.write_json(self.root / "bridge.json", {"format": "other"})
