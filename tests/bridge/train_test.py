@@ -16,7 +16,7 @@ from absl.testing import absltest, parameterized
 
 import sparse_jax as sj
 from sparse_jax import config as config_lib
-from sparse_jax.bridge import train
+from sparse_jax.bridge import directory, objective, train
 from sparse_jax.data import tokenizer as tokenizer_lib
 from sparse_jax.model import edges, fingerprint
 from sparse_jax.training import metric_log
@@ -113,16 +113,29 @@ class RunTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.InputError, "bridge.kl_encode=1.0"):
       changed = self.config(bridge={"kl_encode": 2.0})
       train.run(changed, self.dense, self.root / "runs" / "bridge")
-    self.steers(self.root / "runs" / "bridge")
 
-  def steers(self, workdir):
-    """The command draws the curves of a circuit of the saved sparse model."""
-    model, params = sj.load_model(workdir / "bridge" / "sparse")
+  def test_the_command_and_the_document_steer_a_saved_bridge(self):
+    workdir = self.root / "runs" / "bridge"
+    dense, dense_params = sj.load_model(self.dense)
+    config = config_lib.resolve(self.config(), dense.config.vocab_size)
+    model = sj.Model(config.model, config.sparsity)
+    params = jax.device_get(jax.jit(model.init)(jax.random.key(1)))
+    span = objective.Span(dense, model, config.bridge)
+    arrays = directory.Arrays(
+      span, dense_params, params, span.init_maps(jax.random.key(2))
+    )
+    bridge = sj.Bridge(span, arrays, sj.load_tokenizer(self.dense))
+    means = {
+      "dense": helpers.random_means(dense),
+      "sparse": helpers.random_means(model),
+    }
+    directory.save(workdir / "bridge", bridge, config, means)
     mask = {
       name: np.zeros(helpers.mask_shape(model, name), bool)
       for name in helpers.random_masks(model, 0)
     }
-    mask["mlp.post_act"][0, :2] = mask["attn.act_in"][0, 3] = True
+    mask["mlp.post_act"][0, :2] = True
+    found = edges.find_edges(params, mask)
     sj.Circuit(
       task=TASK,
       model_fingerprint=fingerprint.fingerprint(model, params),
@@ -133,8 +146,8 @@ class RunTest(parameterized.TestCase):
       logit_scale=1.0,
       node_mask=mask,
       means=helpers.random_means(model),
-      edges=edges.find_edges(params, mask),
-      metrics={},
+      edges=found,
+      metrics={"num_nodes": 2, "num_edges": len(found)},
     ).save(workdir / "circuits" / TASK)
     run_command = subprocess.run(
       [
@@ -152,7 +165,7 @@ class RunTest(parameterized.TestCase):
     self.assertEqual(run_command.returncode, 0, run_command.stderr)
     self.assertIn("random ones", run_command.stdout)
     found = files.read_json(workdir / "steering" / f"{TASK}.json", "curves")
-    self.assertLen(found["nodes"], 3)
+    self.assertLen(found["nodes"], 2)
     for node in found["nodes"]:
       for values in node["probability"].values():
         self.assertLen(values, len(found["strengths"]))
