@@ -302,8 +302,9 @@ def fit(
   state_shapes = jax.tree.map(place, state_shapes, shardings)
   batch_sharding = sharding.batch_sharding(mesh)
   replicated = sharding.replicated(mesh)
+  constants = jax.device_get(objective.constants)
   constants = jax.device_put(
-    objective.constants, sharding.tree_shardings(mesh, objective.constants)
+    constants, sharding.tree_shardings(mesh, constants)
   )
   step_fn = jax.jit(
     objective.step,
