@@ -181,9 +181,9 @@ def loss_and_gradients(
 ) -> tuple[Losses, Params]:
   """Returns `all_losses` and the gradients of their `weighted` sum.
 
-  Every tail is differentiated by itself, down to the sparse state at its
-  bridge, and is gone before the next one runs; the sparse body is then
-  differentiated once, with what the tails left at all bridges.
+  The tails of a bridge are differentiated by themselves, down to the sparse
+  state there; the sparse body is then differentiated once, with what the tails
+  left at all bridges.
   """
   tokens, targets = windows_BxW[:, :-1], windows_BxW[:, 1:]
   teacher = teach(span, dense, tokens)
