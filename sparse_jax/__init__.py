@@ -1,6 +1,9 @@
 """Train weight-sparse transformers, prune them to circuits, and look."""
 
 from sparse_jax import config, tasks
+from sparse_jax.bridge.carry import carry_over
+from sparse_jax.bridge.directory import Bridge
+from sparse_jax.bridge.steering import steer
 from sparse_jax.checkpoint import load_model, load_tokenizer, save_model
 from sparse_jax.circuit import Circuit
 from sparse_jax.explain import explain_prompt
@@ -16,11 +19,13 @@ from sparse_jax.utils.errors import InputError
 from sparse_jax.watch.monitor import Monitor
 
 __all__ = [
+  "Bridge",
   "Circuit",
   "InputError",
   "Model",
   "Monitor",
   "TrainingCurve",
+  "carry_over",
   "config",
   "evidence",
   "explain_prompt",
@@ -33,6 +38,7 @@ __all__ = [
   "score_model",
   "show",
   "show_params",
+  "steer",
   "tasks",
   "train",
 ]

@@ -576,6 +576,55 @@ class Config(_Checked):
     check_density(self.model, self.sparsity)
 
 
+@_group
+class BridgeConfig(_Checked):
+  """Bridges between a dense model and a sparse one, and their losses.
+
+  "Encode" is from the dense state to the sparse model's, "decode" the way back.
+  The losses of all bridges are added up (paper, section on bridges; its
+  coefficients are not published, those of Drori 2026 are all 1).
+
+  Attributes:
+    activation_fraction: share of channels that an encoder's AbsTopK keeps
+    learning_rate: peak of the bridges' own Adam; the schedule is the model's,
+      without the density factor
+    cross_entropy: coefficient of the sparse model's own loss
+    distillation: of KL(dense, sparse model)
+    nmse_encode: of the error of encoded states over the variance of the sparse
+      model's
+    nmse_decode: of the error of decoded states over the variance of the dense
+      model's
+    kl_encode: of KL(dense, hybrid pass), sparse model from an encoded state on
+    kl_decode: the same for the dense model from a decoded state on
+  """
+
+  activation_fraction: float = field(0.25, DENSITY)
+  learning_rate: float = field(3e-3, POSITIVE)
+  cross_entropy: float = field(1.0, NOT_NEGATIVE)
+  distillation: float = field(0.0, NOT_NEGATIVE)
+  nmse_encode: float = field(1.0, NOT_NEGATIVE)
+  nmse_decode: float = field(1.0, NOT_NEGATIVE)
+  kl_encode: float = field(1.0, NOT_NEGATIVE)
+  kl_decode: float = field(1.0, NOT_NEGATIVE)
+
+
+@_group
+class BridgeRunConfig(Config):
+  """A whole run of a sparse model beside a dense one.
+
+  Attributes:
+    bridge: the bridges and the losses
+  """
+
+  bridge: BridgeConfig = BridgeConfig()
+
+  @property
+  def plain(self) -> Config:
+    """What of it any model's training has."""
+    fields = dataclasses.fields(Config)
+    return Config(**{f.name: getattr(self, f.name) for f in fields})
+
+
 def check_activations(model: ModelConfig, sparsity: SparsityConfig) -> None:
   """Raises InputError for a site where AbsTopK would keep no channel."""
   for site in sparsity.activation_sites:

@@ -16,6 +16,7 @@ ORDER = (
   "report",
   "faithfulness",
   "pruning",
+  "bridge",
   "training",
   "programs",
   "explain",

@@ -58,8 +58,11 @@ def prepare(
   batch_size: int,
   frozen: bool = False,
   progress: bool = True,
+  tokenizer: tokenizer_lib.Tokenizer | None = None,
 ) -> TokenData:
   """Returns the tokens of a source, made now or earlier; they fill a batch.
+
+  They are a tokenizer's, or those of one that is learned from the source.
 
   Earlier files are made again, and a warning says why, unless their hashes, the
   fields they were made for and the source's listing are the same. `frozen` is
@@ -67,22 +70,27 @@ def prepare(
   may have changed or gone.
   """
   directory = pathlib.Path(directory)
+  if tokenizer is not None:
+    size = tokenizer.vocab_size
+    config = dataclasses.replace(config, vocab_size=size)
   if frozen:
     try:
-      data = _load(directory, config, None, progress)
+      data = _load(directory, config, None, progress, tokenizer)
     except _UnusableError as e:
       raise errors.InputError(
         f"{directory} is not accepted: {e}; need the data that the run has"
         " trained on, or a new workdir"
       ) from e
   else:
-    data = _find_or_build(directory, config, batch_size, progress)
+    data = _find_or_build(directory, config, batch_size, progress, tokenizer)
   _check_size(data.manifest["tokens"], config, batch_size)
   return data
 
 
-def _find_or_build(directory, config, batch_size, progress) -> TokenData:
-  wanted = directory, config, sources.fingerprint(config), progress
+def _find_or_build(
+  directory, config, batch_size, progress, tokenizer
+) -> TokenData:
+  wanted = directory, config, sources.fingerprint(config), progress, tokenizer
   # Without the lock: prepared data may be shared, and read-only.
   with contextlib.suppress(_UnusableError):
     return _load(*wanted)
@@ -144,7 +152,9 @@ def _sha256(path: pathlib.Path, show: bool) -> str:
   return digest.hexdigest()
 
 
-def _load(directory, config, listing: str | None, progress) -> TokenData:
+def _load(
+  directory, config, listing: str | None, progress, tokenizer
+) -> TokenData:
   """Returns prepared data; a `listing` of None leaves the source alone."""
   try:
     text = (directory / MANIFEST).read_text(encoding="utf-8")
@@ -156,13 +166,16 @@ def _load(directory, config, listing: str | None, progress) -> TokenData:
         raise _UnusableError(f"made with data.{name}={old!r}, not {value!r}")
     if listing is not None and manifest["listing"] != listing:
       raise _UnusableError("the files of its source have changed")
+    if tokenizer and tokenizer.fingerprint != manifest["sha256"][TOKENIZER]:
+      raise _UnusableError("made with another tokenizer")
     for name in (TOKENIZER, TOKENS):
       if _sha256(directory / name, progress) != manifest["sha256"][name]:
         raise _UnusableError(f"{name} is not what {MANIFEST} describes")
     num_eval, num_train = (manifest["tokens"][k] for k in ("eval", "train"))
     dtype, shape = np.dtype(manifest["dtype"]), num_eval + num_train
     tokens = np.memmap(directory / TOKENS, dtype, "r", shape=shape)
-    tokenizer = tokenizer_lib.Tokenizer.load(directory / TOKENIZER)
+    # The one on disk does not know of ids that only a model has.
+    tokenizer = tokenizer or tokenizer_lib.Tokenizer.load(directory / TOKENIZER)
     # A writer takes the manifest away before it touches anything else.
     if (directory / MANIFEST).read_text(encoding="utf-8") != text:
       raise _UnusableError("it is being remade")
@@ -194,11 +207,7 @@ def _batches(documents: Iterable[sources.Document]) -> Iterator[list[str]]:
   yield batch
 
 
-def _build(directory, config, listing: str, progress, batch_size) -> None:
-  """Makes the three files; what stood there stays until all are ready."""
-  corpus = sources.scan(config, progress)
-  if corpus.left_out:
-    logging.warning("data.source=%r: %s", config.source, corpus.left_out)
+def _learned(corpus, config, progress) -> tokenizer_lib.Tokenizer:
   sample = tqdm.tqdm(
     _sample(corpus.documents("train"), TOKENIZER_SAMPLE),
     desc="learning tokens",
@@ -211,6 +220,17 @@ def _build(directory, config, listing: str, progress, batch_size) -> None:
       f"data.source={config.source!r} gives {tokenizer.vocab_size} different"
       f" tokens, not data.vocab_size={config.vocab_size}"
     )
+  return tokenizer
+
+
+def _build(
+  directory, config, listing: str, progress, tokenizer, batch_size
+) -> None:
+  """Makes the three files; what stood there stays until all are ready."""
+  corpus = sources.scan(config, progress)
+  if corpus.left_out:
+    logging.warning("data.source=%r: %s", config.source, corpus.left_out)
+  tokenizer = tokenizer or _learned(corpus, config, progress)
   dtype = token_dtype(tokenizer.vocab_size)
   end = np.array([tokenizer.end_of_text], dtype)
   digest, num_tokens = hashlib.sha256(), {"eval": 0, "train": 0}

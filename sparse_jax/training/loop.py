@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 
 from sparse_jax import checkpoint, sites
 from sparse_jax import config as config_lib
+from sparse_jax.data import tokenizer as tokenizer_lib
 from sparse_jax.data import tokens as tokens_lib
 from sparse_jax.data import windows
 from sparse_jax.model import edges as edges_lib
@@ -96,24 +97,34 @@ def loss_and_gradients(
   hook: transformer.Hook | None = None,
   num_parts: int = 1,
 ) -> tuple[jax.Array, transformer.Params]:
-  """Returns the loss and its gradients, as means over equal parts of a batch.
-
-  A part's activations are gone before the next one's are there.
-  """
+  """Returns the loss and its gradients, by `mean_over_parts`."""
   both = jax.value_and_grad(
     lambda p, rows: loss_lib.next_token_loss(model, p, rows, hook=hook)
   )
+  return mean_over_parts(
+    functools.partial(both, params), windows_BxW, num_parts
+  )
+
+
+def mean_over_parts(
+  function: Callable[[jax.Array], Any], windows_BxW: jax.Array, num_parts: int
+) -> Any:
+  """Returns the mean of a function's results over equal parts of a batch.
+
+  A part's activations are gone before the next one's are there.
+  """
   if num_parts == 1:
-    return both(params, windows_BxW)
+    return function(windows_BxW)
 
   def add(total, rows_RxW):
-    return jax.tree.map(jnp.add, total, both(params, rows_RxW)), None
+    return jax.tree.map(jnp.add, total, function(rows_RxW)), None
 
   # Every device's own windows are dealt to all parts, so that none moves.
   parts_PxRxW = jnp.swapaxes(
     windows_BxW.reshape(-1, num_parts, windows_BxW.shape[-1]), 0, 1
   )
-  zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
+  shapes = jax.eval_shape(function, parts_PxRxW[0])
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
   total, _ = jax.lax.scan(add, zeros, parts_PxRxW)
   return jax.tree.map(lambda x: x / num_parts, total)
 
@@ -207,43 +218,109 @@ def run(
   workdir = pathlib.Path(workdir)
   dtype = compute_dtype(config.train.compute_dtype)
   kernels = kernels_lib.choose(config, dtype, jax.device_count())
-  with contextlib.ExitStack() as stack:
-    if jax.process_index() == 0:
-      stack.enter_context(files.exclusive(workdir))
-    _claim(config, workdir)
-    checkpoints = checkpoints_lib.TrainingCheckpoints(
-      workdir / "checkpoints", config.train.keep_every
-    )
-    stack.callback(checkpoints.close)
-    stack.enter_context(_lost_processes(workdir))
-    frozen = frozen_data or checkpoints.latest_step() is not None
-    data = _prepare_data(config, workdir, frozen)
+  with opened(config, workdir, frozen_data) as (data, checkpoints):
     config = config_lib.resolve(config, data.tokenizer.vocab_size)
     model = transformer.Model(
       config.model, config.sparsity, dtype, kernels, config.train.remat
     )
-    params, eval_loss = _train(
-      config, model, workdir, data, checkpoints, on_log
+    params, held_out = fit(
+      config,
+      next_token_objective(config, model),
+      workdir,
+      data,
+      checkpoints,
+      on_log,
     )
-
     model = transformer.Model(config.model, config.sparsity)
-    if jax.process_count() > 1:
-      params = multihost_utils.process_allgather(params, tiled=True)
-    params = jax.device_put(params, jax.local_devices()[0])
+    params = on_one_device(params)
     directory = workdir / "model"
     if jax.process_index() == 0:
       means = pretraining_means(config, model, params, data)
       checkpoint.save_model(
         directory, model, params, data.tokenizer, config, means
       )
-    return Trained(config, model, params, data, eval_loss, directory)
+    return Trained(config, model, params, data, held_out["loss"], directory)
+
+
+@contextlib.contextmanager
+def opened(
+  config: config_lib.Config,
+  workdir: pathlib.Path,
+  frozen_data: bool = False,
+  tokenizer: tokenizer_lib.Tokenizer | None = None,
+  groups: Mapping[str, Any] | None = None,
+) -> Iterator[tuple[tokens_lib.TokenData, checkpoints_lib.TrainingCheckpoints]]:
+  """Yields the tokens and the checkpoints of a run, which holds its directory.
+
+  A `tokenizer` makes the tokens in place of one learned from the text.
+  `groups` are settings of the run beside those of plain training.
+  """
+  with contextlib.ExitStack() as stack:
+    if jax.process_index() == 0:
+      stack.enter_context(files.exclusive(workdir))
+    _claim(config, workdir, groups or {})
+    checkpoints = checkpoints_lib.TrainingCheckpoints(
+      workdir / "checkpoints", config.train.keep_every
+    )
+    stack.callback(checkpoints.close)
+    stack.enter_context(_lost_processes(workdir))
+    frozen = frozen_data or checkpoints.latest_step() is not None
+    yield _prepare_data(config, workdir, frozen, tokenizer), checkpoints
+
+
+def on_one_device(params: Any) -> Any:
+  """Returns sharded parameters whole, on this process's first device."""
+  if jax.process_count() > 1:
+    params = multihost_utils.process_allgather(params, tiled=True)
+  return jax.device_put(params, jax.local_devices()[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """What a run trains: pure functions, which `fit` compiles and shards.
+
+  Attributes:
+    init: a key -> the `TrainState` before the first step
+    step: (state, windows, constants) -> (state, scalars); one is `train_loss`
+    evaluate: (params, windows, constants) -> scalars; one is `loss`
+    constants: arrays that steps read and never change
+    decoder: params -> the decoder's, whose densities are logged
+  """
+
+  init: Callable[[jax.Array], TrainState]
+  step: Callable[[TrainState, jax.Array, Any], tuple[TrainState, Any]]
+  evaluate: Callable[[Any, jax.Array, Any], dict[str, jax.Array]]
+  constants: Any = ()
+  decoder: Callable[[Any], transformer.Params] = lambda params: params
+
+
+def next_token_objective(
+  config: config_lib.Config, model: transformer.Model
+) -> Objective:
+  """Returns plain training of a resolved config: the recipe's step and loss."""
+  shapes = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0))
+  optimizer = transforms.sparse_adam(config, shapes)
+  step = functools.partial(
+    train_step,
+    model,
+    optimizer,
+    noise=step_noise(config.train),
+    num_parts=config.train.accumulate,
+  )
+  loss = functools.partial(loss_lib.next_token_loss, model)
+  return Objective(
+    init=functools.partial(init_state, model, optimizer),
+    step=lambda state, windows_BxW, _: step(state, windows_BxW),
+    evaluate=lambda params, windows_BxW, _: {"loss": loss(params, windows_BxW)},
+  )
 
 
 class CompiledStep(NamedTuple):
   """A step for one mesh.
 
   Attributes:
-    step: `(state, windows)` to the next state and metrics; the state is donated
+    step: `(state, windows, constants)` to the next state and metrics; the state
+      is donated
     state: the state's shapes and shardings
     init: returns the state before the first step
   """
@@ -255,7 +332,7 @@ class CompiledStep(NamedTuple):
 
 def compile_step(
   config: config_lib.Config,
-  model: transformer.Model,
+  objective: Objective,
   mesh: jax.sharding.Mesh,
   compiler_options: Mapping[str, Any] | None = None,
 ) -> CompiledStep:
@@ -272,46 +349,55 @@ def compile_step(
       need += f" times train.accumulate={num_parts}"
     raise errors.bad_value("train.batch_size", train.batch_size, need)
   rng = jax.eval_shape(jax.random.key, 0)
-  optimizer = transforms.sparse_adam(config, jax.eval_shape(model.init, rng))
-  init = functools.partial(init_state, model, optimizer)
-  shapes = jax.eval_shape(init, rng)
+  shapes = jax.eval_shape(objective.init, rng)
   shardings = sharding.tree_shardings(mesh, shapes)
   place = lambda shape, where: shape.update(sharding=where)
   shapes = jax.tree.map(place, shapes, shardings)
+  constants = jax.eval_shape(lambda: objective.constants)
+  constants = jax.tree.map(
+    place, constants, sharding.tree_shardings(mesh, constants)
+  )
   batch_sharding = sharding.batch_sharding(mesh)
   window = train.batch_size, config.data.context_length + 1
   batch_shape = jax.ShapeDtypeStruct(window, jnp.int32, sharding=batch_sharding)
-  step = functools.partial(
-    train_step, model, optimizer, noise=step_noise(train), num_parts=num_parts
-  )
   replicated = sharding.replicated(mesh)
+  step = jax.jit(
+    objective.step, out_shardings=(shardings, replicated), donate_argnums=0
+  )
   with jax.set_mesh(mesh):
-    compiled = (
-      jax.jit(step, out_shardings=(shardings, replicated), donate_argnums=0)
-      .lower(shapes, batch_shape)
-      .compile(compiler_options)
-    )
-  start = lambda: jax.jit(init, out_shardings=shardings)(
+    lowered = step.lower(shapes, batch_shape, constants)
+    compiled = lowered.compile(compiler_options)
+  start = lambda: jax.jit(objective.init, out_shardings=shardings)(
     jax.random.key(config.seed)
   )
   return CompiledStep(compiled, shapes, start)
 
 
-def _train(
+def fit(
   config: config_lib.Config,
-  model: transformer.Model,
+  objective: Objective,
   workdir: pathlib.Path,
   data: tokens_lib.TokenData,
   checkpoints: checkpoints_lib.TrainingCheckpoints,
-  on_log: Callable[[Mapping[str, Any]], None],
-) -> tuple[transformer.Params, float]:
-  """Returns the final parameters and their loss on held-out windows."""
+  on_log: Callable[[Mapping[str, Any]], None] = lambda row: None,
+) -> tuple[Any, dict[str, float]]:
+  """Returns the final parameters and what `evaluate` says of them.
+
+  Goes on from the newest checkpoint; raises as `run` does.
+  """
   train = config.train
   process, num_processes = jax.process_index(), jax.process_count()
 
   # ------------------------------- Mesh, step and state ---------------------
   mesh = sharding.make_mesh(train.model_parallel)
-  step_fn, state_shapes, init = compile_step(config, model, mesh)
+  step_fn, state_shapes, init = compile_step(config, objective, mesh)
+  shardings = jax.tree.map(lambda shape: shape.sharding, state_shapes)
+  batch_sharding = sharding.batch_sharding(mesh)
+  replicated = sharding.replicated(mesh)
+  constants = jax.device_get(objective.constants)
+  constants = jax.device_put(
+    constants, sharding.tree_shardings(mesh, constants)
+  )
   of_step = state_shapes.params, state_shapes.opt_state
   if needed := memory.estimate(step_fn, *of_step):
     needed.check_fits(host.free_memory())
@@ -320,12 +406,16 @@ def _train(
     message = f"resuming {workdir} from step {start} of {train.steps}"
   else:
     state = init()
-    message = density_table(config, state_shapes.params)
+    message = density_table(config, objective.decoder(state_shapes.params))
   if process == 0:
     print(message, *([needed.text] if needed else []), sep="\n", flush=True)
 
   # ------------------------------- Loss and batches -------------------------
-  loss_fn = jax.jit(functools.partial(loss_lib.next_token_loss, model))
+  evaluate_fn = jax.jit(
+    objective.evaluate,
+    in_shardings=(shardings.params, batch_sharding, None),
+    out_shardings=replicated,
+  )
   batches = windows.train_batches(
     data.train,
     context_length=config.data.context_length,
@@ -337,9 +427,11 @@ def _train(
   held_out = _eval_batches(config, data.eval, train.eval_batches)
   my_held_out = np.split(held_out, num_processes, 1)[process]
 
-  def evaluate(params) -> float:
+  def evaluate(params) -> dict[str, float]:
     parts = (sharding.global_batch(mesh, rows) for rows in my_held_out)
-    return float(np.mean([float(loss_fn(params, part)) for part in parts]))
+    found = [jax.device_get(evaluate_fn(params, p, constants)) for p in parts]
+    mean = lambda name: float(np.mean([float(of[name]) for of in found]))
+    return {name: mean(name) for name in found[0]}
 
   if start >= train.steps:
     return state.params, evaluate(state.params)
@@ -352,7 +444,7 @@ def _train(
   iterator = windows.iterate(batches, start)
   unread: list[Mapping[str, jax.Array]] = []  # Metrics of the last steps.
   unlogged: list[Mapping[str, float]] = []
-  eval_loss = math.nan
+  held_out = {"loss": math.nan}
   clock = time.perf_counter()
 
   def check_finite(step: int, values: Mapping[str, float]) -> None:
@@ -370,7 +462,7 @@ def _train(
     with _stop_signals() as received:
       for step in range(start + 1, train.steps + 1):
         batch = sharding.global_batch(mesh, next(iterator))
-        state, metrics = step_fn(state, batch)
+        state, metrics = step_fn(state, batch, constants)
         unread.append(metrics)
         is_last = step == train.steps
         stops = _any_process(bool(received))
@@ -385,27 +477,27 @@ def _train(
           bar.update()
         if evaluates or saves:
           # A step's loss is from before its update; what is kept must work.
-          eval_loss = evaluate(state.params)
-          check_finite(step, {"eval_loss": eval_loss})
+          held_out = evaluate(state.params)
+          check_finite(step, {f"eval_{k}": v for k, v in held_out.items()})
         if logs:
           seconds = time.perf_counter() - clock
           mean = lambda name: float(np.mean([row[name] for row in unlogged]))
+          decoder = objective.decoder(state.params)
           row = {
             "tokens": step * tokens_per_step,
-            "train_loss": mean("train_loss"),
-            "grad_rms": mean("grad_rms"),
+            **{name: mean(name) for name in unlogged[0]},
             "learning_rate": float(rates[step - 1]),
-            "density": block_density(state.params),
+            "density": block_density(decoder),
             "tokens_per_second": len(unlogged) * tokens_per_step / seconds,
           }
           if evaluates:
-            row["eval_loss"] = eval_loss
+            row |= {f"eval_{name}": value for name, value in held_out.items()}
           if writer:
-            shares = densities(state.params) if evaluates else None
+            shares = densities(decoder) if evaluates else None
             writer.write(step, row, shares)
             on_log({"step": step, **row})
           bar.set_postfix_str(
-            f"loss={row['train_loss']:.3f}, eval={eval_loss:.3f},"
+            f"loss={row['train_loss']:.3f}, eval={held_out['loss']:.3f},"
             f" density={row['density']:.3f}"
           )
           unlogged.clear()
@@ -422,7 +514,7 @@ def _train(
     bar.close()
     if writer:
       writer.close()
-  return state.params, eval_loss
+  return state.params, held_out
 
 
 def pretraining_means(
@@ -473,11 +565,14 @@ def _stop_signals() -> Iterator[list[int]]:
     yield received
 
 
-def _claim(config: config_lib.Config, workdir: pathlib.Path) -> None:
+def _claim(
+  config: config_lib.Config, workdir: pathlib.Path, groups: Mapping[str, Any]
+) -> None:
   """Writes the run's config, or checks that it is the one found."""
   path = workdir / "config.json"
-  groups = ("seed", "data", "model", "sparsity", "train")
-  mine = {k: v for k, v in config_lib.settings(config).items() if k in groups}
+  names = ("seed", "data", "model", "sparsity", "train")
+  mine = {k: v for k, v in config_lib.settings(config).items() if k in names}
+  mine |= groups
   if not path.exists():
     if jax.process_index() == 0:
       files.write_json(path, mine)
@@ -493,13 +588,14 @@ def _claim(config: config_lib.Config, workdir: pathlib.Path) -> None:
     )
 
 
-def _prepare_data(config, workdir, frozen) -> tokens_lib.TokenData:
+def _prepare_data(config, workdir, frozen, tokenizer) -> tokens_lib.TokenData:
   """Prepares in one process while the others wait, then opens in all."""
   prepare = functools.partial(
     tokens_lib.prepare,
     config.data,
     pathlib.Path(config.data.directory or workdir / "data"),
     batch_size=config.train.batch_size,
+    tokenizer=tokenizer,
   )
   if jax.process_count() == 1:
     return prepare(frozen=frozen)

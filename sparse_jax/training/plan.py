@@ -66,7 +66,9 @@ def dry_run(
     config.model, config.sparsity, dtype, remat=config.train.remat
   )
   mesh = sharding.make_mesh(config.train.model_parallel, devices)
-  compiled = loop.compile_step(config, model, mesh, _QUICK)
+  compiled = loop.compile_step(
+    config, loop.next_token_objective(config, model), mesh, _QUICK
+  )
   state = compiled.state
   return Plan(
     transformer.num_parameters(state.params),

@@ -187,3 +187,25 @@ def sparse_adam(
     {"trained": trained, "fixed": optax.set_to_zero()},
     jax.tree.map(lambda r: "trained" if r.trained else "fixed", rule_of),
   )
+
+
+def by_branch(
+  **optimizers: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+  """Gives every branch of a tree `{name: branch}` an optimizer of its own.
+
+  Unlike `optax.partition`, each sees its branch alone, paths included.
+  """
+
+  def init(params):
+    return {name: of.init(params[name]) for name, of in optimizers.items()}
+
+  def update(updates, state, params=None):
+    found = {
+      name: of.update(updates[name], state[name], params and params[name])
+      for name, of in optimizers.items()
+    }
+    pick = lambda i: {name: of[i] for name, of in found.items()}
+    return pick(0), pick(1)
+
+  return optax.GradientTransformation(init, update)

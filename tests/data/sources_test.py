@@ -15,6 +15,7 @@ from absl.testing import absltest, parameterized
 
 from sparse_jax import config as config_lib
 from sparse_jax.data import sources
+from sparse_jax.data import tokenizer as tokenizer_lib
 from sparse_jax.data import tokens as tokens_lib
 from sparse_jax.utils import errors
 
@@ -279,6 +280,7 @@ class PrepareTest(FolderTest):
   def prepare(self, **kwargs):
     kwargs = dict(batch_size=2, context_length=8, frozen=False) | kwargs
     batch_size, frozen = kwargs.pop("batch_size"), kwargs.pop("frozen")
+    tokenizer = kwargs.pop("tokenizer", None)
     config = self.config(**(dict(vocab_size=270, eval_fraction=0.2) | kwargs))
     return tokens_lib.prepare(
       config,
@@ -286,6 +288,7 @@ class PrepareTest(FolderTest):
       batch_size=batch_size,
       frozen=frozen,
       progress=False,
+      tokenizer=tokenizer,
     )
 
   def inode(self) -> int:
@@ -314,6 +317,20 @@ class PrepareTest(FolderTest):
       self.assertEqual(tokens.dtype, np.uint16)
       self.assertIsInstance(tokens, np.memmap)
       self.assertFalse(tokens.flags.writeable)
+
+  def test_a_tokenizer_that_is_given_makes_the_tokens(self):
+    given = tokenizer_lib.Tokenizer.train(["other text"], 258)
+    got = self.prepare(tokenizer=given)
+    self.assertIs(got.tokenizer, given)
+    (first, *_) = sources.documents(self.config(eval_fraction=0.2), "train")
+    want = given.encode(first.text)
+    np.testing.assert_array_equal(got.train[: len(want)], want)
+    before = self.inode()
+    self.prepare(tokenizer=given)
+    self.assertEqual(self.inode(), before)
+    other = tokenizer_lib.Tokenizer.train(["aaaa bbbb"], 258)
+    with self.assertRaisesRegex(errors.InputError, "another tokenizer"):
+      self.prepare(tokenizer=other, frozen=True)
 
   def test_manifest_describes_the_files(self):
     got = self.prepare()

@@ -42,6 +42,12 @@ COMMANDS = sorted(
   if "cli.run(" in path.read_text() and path.stem != "cli"
 )
 
+# Whose configs are of another kind.
+KINDS = {
+  "bridge": config_lib.BridgeRunConfig,
+  "frontier": frontier.FrontierConfig,
+}
+
 
 def run_commands(*commands):
   """Returns [status, standard error, standard output] of each command."""
@@ -147,10 +153,8 @@ class LoadConfigTest(TemporaryTest):
 
   def test_own_configs(self):
     for path in (ROOT / "experiments" / "configs").glob("[!_]*.py"):
-      kind = config_lib.Config
-      if path.name.startswith("frontier"):
-        kind = frontier.FrontierConfig
-      cli.load_config(str(path), kind=kind)
+      name = path.stem.partition("_")[0]
+      cli.load_config(str(path), kind=KINDS.get(name, config_lib.Config))
 
 
 class CommandTest(TemporaryTest):
@@ -220,6 +224,7 @@ class CommandTest(TemporaryTest):
 
   def test_a_missing_flag_says_what_is_needed(self):
     needs = {
+      "bridge": "workdir",
       "compile": "circuit",
       "corpus": "out",
       "export": "model",
@@ -273,9 +278,7 @@ class CommandTest(TemporaryTest):
           )
           self.assertContainsSubset(flags, known)
           self.assertContainsSubset(required, flags)
-          kind = config_lib.Config
-          if name == "frontier":
-            kind = frontier.FrontierConfig
+          kind = KINDS.get(name, config_lib.Config)
           config = flags.get("config")
           cli.load_config(config and str(ROOT / config), overrides, kind)
           shown = re.findall(r"^    (--config\.\S+=\S+);", text, re.MULTILINE)

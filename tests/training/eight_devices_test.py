@@ -45,7 +45,9 @@ def compile_on(num_devices, model_parallel):
   devices = jax.devices()[:num_devices]
   mesh = sharding.make_mesh(model_parallel, devices)
   model = transformer.Model(CONFIG.model, CONFIG.sparsity)
-  return mesh, loop.compile_step(CONFIG, model, mesh)
+  return mesh, loop.compile_step(
+    CONFIG, loop.next_token_objective(CONFIG, model), mesh
+  )
 
 
 def train(compiled, mesh, state, first, last):
@@ -53,7 +55,7 @@ def train(compiled, mesh, state, first, last):
   losses = []
   for number in range(first, last):
     rows = np.random.default_rng(number).integers(0, 264, (16, 9), np.int32)
-    state, metrics = compiled.step(state, sharding.global_batch(mesh, rows))
+    state, metrics = compiled.step(state, sharding.global_batch(mesh, rows), ())
     losses.append(float(metrics["train_loss"]))
   return state, losses
 
