@@ -21,13 +21,14 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments import circuit_paths, cli
+from experiments import cli
 from sparse_jax import bridge as bridge_lib
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
-from sparse_jax import tasks
+from sparse_jax import reference, tasks
+from sparse_jax.model import sharding
 from sparse_jax.report import charts, page
-from sparse_jax.training import loop, sharding
+from sparse_jax.training import loop
 from sparse_jax.utils import errors, files, tables
 
 _CONFIG = flags.DEFINE_string(
@@ -102,7 +103,7 @@ def figures_text(figures: dict[str, Any]) -> str:
 def steer(workdir: pathlib.Path) -> None:
   """Writes the steering curves of every circuit."""
   circuits = [_CIRCUIT.value or str(workdir / "circuits")]
-  directories = circuit_paths.find(circuits, "--circuit")
+  directories = reference.find_circuits(circuits, "--circuit")
   bridge = bridge_lib.Bridge.load(workdir / "bridge")
   for directory in directories:
     circuit = circuit_lib.Circuit.load(directory)

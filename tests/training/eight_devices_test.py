@@ -73,7 +73,7 @@ def measure():
     for name, stop in stops.items():
       mesh, compiled = meshes[name]
       start = len(losses)
-      state = kept.restore(compiled.state) if start else compiled.init()
+      state = kept.restore(compiled.state, start) if start else compiled.init()
       state, more = train(compiled, mesh, state, start, stop)
       losses += more
       kept.save(stop, state)
