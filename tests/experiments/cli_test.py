@@ -230,6 +230,7 @@ class CommandTest(TemporaryTest):
       "export": "model",
       "frontier": "workdir",
       "learning": "workdir",
+      "plan": "config",
       "prune": "model",
       "report": "out",
       "stress": "circuit",
@@ -237,8 +238,10 @@ class CommandTest(TemporaryTest):
       "tasks": "model",
       "train": "config",
       "verify": "circuit",
+      "watch": "prompts",
     }
-    free = ["benchmark", "explain", "notebooks", "quickstart", "serve"]
+    free = ["alarms", "benchmark", "combine", "explain", "mutate"]
+    free += ["notebooks", "quickstart", "serve", "survive"]
     self.assertCountEqual([*needs, *free], COMMANDS)
     results = run_commands(*([name] for name in needs))
     for name, (*done, _) in zip(needs, results, strict=True):
