@@ -424,8 +424,8 @@ def fit(
     process_index=process,
     process_count=num_processes,
   )
-  held_out = _eval_batches(config, data.eval, train.eval_batches)
-  my_held_out = np.split(held_out, num_processes, 1)[process]
+  all_held_out = _eval_batches(config, data.eval, train.eval_batches)
+  my_held_out = np.split(all_held_out, num_processes, 1)[process]
 
   def evaluate(params) -> dict[str, float]:
     parts = (sharding.global_batch(mesh, rows) for rows in my_held_out)
@@ -444,7 +444,7 @@ def fit(
   iterator = windows.iterate(batches, start)
   unread: list[Mapping[str, jax.Array]] = []  # Metrics of the last steps.
   unlogged: list[Mapping[str, float]] = []
-  held_out = {"loss": math.nan}
+  held_out: dict[str, float] = {}
   clock = time.perf_counter()
 
   def check_finite(step: int, values: Mapping[str, float]) -> None:
@@ -496,10 +496,10 @@ def fit(
             shares = densities(decoder) if evaluates else None
             writer.write(step, row, shares)
             on_log({"step": step, **row})
-          bar.set_postfix_str(
-            f"loss={row['train_loss']:.3f}, eval={held_out['loss']:.3f},"
-            f" density={row['density']:.3f}"
-          )
+          shown = {"loss": row["train_loss"], "density": row["density"]}
+          if held_out:
+            shown["eval"] = held_out["loss"]
+          bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items()})
           unlogged.clear()
           clock = time.perf_counter()
         if saves:
