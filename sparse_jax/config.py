@@ -29,6 +29,7 @@ class Accepted(NamedTuple):
 
 
 NO_WINDOW = 2**30  # More keys than any input has.
+_TOO_LARGE = 2**63  # Products of two still fit a float.
 
 AT_LEAST_1 = Accepted("at least 1", lambda x: x >= 1)
 NOT_NEGATIVE = Accepted("0 or more", lambda x: x >= 0)
@@ -773,6 +774,8 @@ def _coerce(name: str, kind, value):
     if kind is float:
       return float(value)
     if kind is int and value == int(value):
+      if abs(value) >= _TOO_LARGE:
+        raise errors.bad_value(name, value, "a whole number below 2^63")
       return int(value)
   if kind in (bool, str) and isinstance(value, kind):
     return value

@@ -17,6 +17,7 @@ REFUSED = (
   ("model.n_layer", "two", "a whole number"),
   ("model.n_layer", 2.5, "a whole number"),
   ("model.n_layer", True, "a whole number"),
+  ("model.d_mlp", 1e308, "a whole number below 2^63"),
   ("model.bias", 1, "bool"),
   ("model.norm", 5, "str"),
   ("train.learning_rate", "fast", "a finite number"),

@@ -85,8 +85,11 @@ class Tokenizer:
     if self.end_of_text is None:
       raise errors.InputError(f"a tokenizer has no token {END_OF_TEXT}")
     added = inner.get_added_tokens_decoder()
+    size = inner.get_vocab_size()
+    if (last := max(inner.get_vocab().values())) != size - 1:
+      raise errors.InputError(f"{size} tokens have numbers up to {last}")
     self._bytes = []
-    for i in range(inner.get_vocab_size()):
+    for i in range(size):
       text = inner.id_to_token(i) or ""
       is_plain = i in added or not set(text) <= set(_BYTE_OF)
       raw = text.encode() if is_plain else bytes(map(_BYTE_OF.get, text))
@@ -121,8 +124,11 @@ class Tokenizer:
     text = files.read_text(path, "a tokenizer.json")
     try:
       found = cls(tokenizers.Tokenizer.from_str(text))
-    # The library raises bare Exception for any fault of the file.
-    except Exception as e:
+    # The library raises bare Exception for any fault of the file, and panics,
+    # which are none, for a few.
+    except BaseException as e:
+      if not isinstance(e, Exception) and type(e).__name__ != "PanicException":
+        raise
       raise errors.InputError(
         f"{path} is not accepted ({e}); need a Hugging Face `tokenizers` file"
         f" with a token {END_OF_TEXT}"

@@ -181,7 +181,7 @@ def _load(
       raise _UnusableError("it is being remade")
   except (OSError, errors.InputError) as e:
     raise _UnusableError(str(e)) from e
-  except (ValueError, KeyError, TypeError) as e:
+  except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as e:
     raise _UnusableError(f"{MANIFEST} is damaged ({e!r})") from e
   return TokenData(tokens[num_eval:], tokens[:num_eval], tokenizer, manifest)
 

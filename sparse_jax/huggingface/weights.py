@@ -85,9 +85,9 @@ def _weights(path, path_of, shards) -> Weights:
 
 
 def _open(path: pathlib.Path) -> Any:
-  if not path.is_file():
-    raise errors.InputError(f"{path} is missing; need what {INDEX} lists")
   try:
+    if not path.is_file():
+      raise errors.InputError(f"{path} is missing; need what {INDEX} lists")
     return safetensors.safe_open(path, framework="numpy")
   except (safetensors.SafetensorError, OSError) as e:
     raise errors.InputError(

@@ -38,7 +38,12 @@ class TrainingCheckpoints:
       keep_period=keep_every or None,
       enable_async_checkpointing=False,
     )
-    self._manager = ocp.CheckpointManager(self._directory, options=options)
+    # Or the library would ask the newest checkpoint, which may be damaged.
+    self._manager = ocp.CheckpointManager(
+      self._directory,
+      item_handlers=ocp.StandardCheckpointHandler(),
+      options=options,
+    )
     self.latest_step = self._manager.latest_step  # None without a checkpoint.
     self.steps = self._manager.all_steps  # Ascending.
     self.close = self._manager.close

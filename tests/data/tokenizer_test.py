@@ -1,6 +1,7 @@
 """Tests for data/tokenizer.py."""
 
 import hashlib
+import json
 import pathlib
 import tempfile
 
@@ -21,6 +22,16 @@ CODE = [
 ]
 SETTINGS = hypothesis.settings(deadline=None, max_examples=50)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+def bpe_file(vocab, **fields):
+  """Returns the bytes of a tokenizer.json with end of text behind `vocab`."""
+  model = {"type": "BPE", "vocab": vocab, "merges": []} | fields
+  if "ab" in vocab:
+    model["merges"] = [["a", "b"]]
+  added = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={"a": 0}, merges=[]))
+  added.add_special_tokens([tokenizer_lib.END_OF_TEXT])
+  return json.dumps(json.loads(added.to_str()) | {"model": model}).encode()
 
 
 class TokenizerTest(parameterized.TestCase):
@@ -143,6 +154,12 @@ class TokenizerTest(parameterized.TestCase):
     (
       "no_end_of_text",
       tokenizers.Tokenizer(tokenizers.models.BPE()).to_str().encode(),
+    ),
+    ("numbers_with_a_gap", bpe_file({"a": 0, "b": 5})),
+    # The library panics: the prefix is longer than what it would be cut from.
+    (
+      "too_long_a_prefix",
+      bpe_file({"a": 0, "b": 1, "ab": 2}, continuing_subword_prefix=9 * "#"),
     ),
   )
   def test_bad_file(self, content):

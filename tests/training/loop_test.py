@@ -7,6 +7,7 @@ import os
 import pathlib
 import random
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -455,6 +456,11 @@ class ProcessTest(absltest.TestCase):
     self.assertRegex(
       self.errors(workdir), "checkpoint 40 in .* is damaged .* from step 35"
     )
+    self.check_equal(workdir, reference)
+    # So it is if nothing of the newest is left but its directory.
+    shutil.rmtree(newest)
+    newest.mkdir()
+    self.finish(workdir)
     self.check_equal(workdir, reference)
 
   def check_error(self, workdir, message):
