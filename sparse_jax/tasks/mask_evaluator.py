@@ -108,7 +108,7 @@ class MaskEvaluator:
     """Returns one mask's task loss and its slope along every gate."""
     mask = _as_floats(mask)
     found = [
-      _loss_and_gradient(self.on(part), is_used_S, mask)
+      _loss_and_gradient(part, is_used_S, mask)
       for part, is_used_S in self._parts
     ]
     total = lambda *x: np.sum(x, 0) / len(self.sequences.positions)
@@ -119,14 +119,12 @@ class MaskEvaluator:
     """Returns one mask's logit differences, `[1, S]`."""
     gates = _as_floats(mask), _as_floats(edge_mask)
     # Asked for before the first is waited for.
-    diffs = [
-      _logit_difference(self.on(part), *gates) for part, _ in self._parts
-    ]
+    diffs = [_logit_difference(part, *gates) for part, _ in self._parts]
     return np.concatenate(diffs)[None, : len(self.sequences.positions)]
 
   @functools.cached_property
-  def _parts(self) -> list[tuple[Sequences, np.ndarray]]:
-    """The prompts by call, and which of its rows are prompts `[rows]` bool.
+  def _parts(self) -> list[tuple["MaskEvaluator", np.ndarray]]:
+    """The evaluator on each call's prompts, and its rows in use, `[rows]` bool.
 
     Every call has as many rows, a power of two, so that sets of prompts share
     programs; the last repeats its own at its end.
@@ -139,7 +137,7 @@ class MaskEvaluator:
       is_used = np.arange(start, start + size) < total
       rows = np.resize(np.arange(start, start + is_used.sum()), size)
       part = (jnp.asarray(np.asarray(x)[rows]) for x in self.sequences)
-      parts.append((Sequences(*part), is_used))
+      parts.append((self.on(Sequences(*part)), is_used))
     return parts
 
   def difference(self, mask, edge_mask=None) -> jax.Array:
