@@ -27,7 +27,7 @@ def load_circuits(name: files.PathLike) -> dict[str, circuit_lib.Circuit]:
   is damaged.
   """
   directory = circuits_directory(name)
-  found = sorted(path.parent for path in directory.glob("*/circuit.json"))
+  found = _below(directory)
   if not found:
     raise errors.InputError(
       f"{directory} holds no circuits; need a directory of circuit directories"
@@ -47,8 +47,7 @@ def find_circuits(
   directories: dict[pathlib.Path, pathlib.Path] = {}
   for path in map(circuits_directory, paths):
     inside = [path] if (path / "circuit.json").is_file() else []
-    if not inside and path.is_dir():
-      inside = sorted(p.parent for p in path.glob("*/circuit.json"))
+    inside = inside or _below(path)
     if not inside:
       raise errors.InputError(
         f"{flag}={path}: no circuit.json there; need a circuit directory,"
@@ -57,6 +56,11 @@ def find_circuits(
     for directory in inside:
       directories.setdefault(directory.resolve(), directory)
   return list(directories.values())
+
+
+def _below(directory: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the circuit directories in a directory, by name."""
+  return sorted(path.parent for path in directory.glob("*/circuit.json"))
 
 
 def load_named(

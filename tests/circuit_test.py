@@ -13,7 +13,6 @@ from absl.testing import absltest, parameterized
 
 from sparse_jax import circuit, sites
 from sparse_jax.model import edges as edges_lib
-from sparse_jax.model import fingerprint as fingerprint_lib
 from sparse_jax.model import hooks
 from sparse_jax.tasks import logit_difference as logit_difference_lib
 from sparse_jax.tasks import sequences as sequences_lib
@@ -28,23 +27,12 @@ def make_circuit(share=0.4, **fields):
   model, params, tokens = helpers.tiny_model(**fields)
   params = helpers.sparsify(params, 0.5)
   mask = helpers.random_masks(model, share)
-  edges = edges_lib.find_edges(params, mask)
-  made = circuit.Circuit(
-    task="single_double_quote",
-    model_fingerprint=fingerprint_lib.fingerprint(model, params),
-    model_config=model.config,
-    sparsity=model.sparsity,
-    ablation="mean_pretrain",
-    target_loss=0.15,
+  made = helpers.make_circuit(
+    model,
+    params,
+    mask,
     logit_scale=1.5,
-    node_mask=mask,
-    means=helpers.random_means(model),
-    edges=edges,
-    metrics={
-      "num_nodes": sum(int(m.sum()) for m in mask.values()),
-      "num_edges": len(edges),
-      "test_loss": 0.1,
-    },
+    metrics={"test_loss": 0.1},
     details={"runs": [{"k_coef": 1e-3}]},
   )
   return made, model, params, tokens

@@ -6,8 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
 from sparse_jax import sites
+from sparse_jax.model import edges as edges_lib
+from sparse_jax.model import fingerprint as fingerprint_lib
 from sparse_jax.model import transformer
 from sparse_jax.tasks import mask_evaluator
 from sparse_jax.tasks import sequences as sequences_lib
@@ -81,6 +84,34 @@ def sparsify(params, share: float, seed: int = 0):
   rng = np.random.default_rng(seed)
   return jax.tree.map(
     lambda w: w * (rng.random(w.shape) < share).astype(np.float32), params
+  )
+
+
+def make_circuit(model, params, mask, **fields) -> circuit_lib.Circuit:
+  """Returns the circuit of a mask, with its numbers of nodes and edges.
+
+  `fields` are the circuit's, in place of the defaults below; metrics are added.
+  """
+  edges = edges_lib.find_edges(params, mask)
+  counts = {
+    "num_nodes": sum(int(np.sum(m)) for m in mask.values()),
+    "num_edges": len(edges),
+  }
+  return circuit_lib.Circuit(
+    **{
+      "task": "single_double_quote",
+      "model_fingerprint": fingerprint_lib.fingerprint(model, params),
+      "model_config": model.config,
+      "sparsity": model.sparsity,
+      "ablation": "mean_pretrain",
+      "target_loss": 0.15,
+      "logit_scale": 1.0,
+      "node_mask": mask,
+      "means": random_means(model),
+      "edges": edges,
+      **fields,
+      "metrics": counts | fields.get("metrics", {}),
+    }
   )
 
 

@@ -12,8 +12,6 @@ import pytest
 import sparse_jax as sj
 from sparse_jax import config as config_lib
 from sparse_jax.data import tokenizer as tokenizer_lib
-from sparse_jax.model import edges as edges_lib
-from sparse_jax.model import fingerprint as fingerprint_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -46,21 +44,8 @@ def quickstart(tmp_path_factory):
   directory = root / "runs" / "quickstart"
   sj.save_model(directory / "model", model, params, tokenizer)
   mask = helpers.random_masks(model, 0.2)
-  circuit = sj.Circuit(
-    task=TASK,
-    model_fingerprint=fingerprint_lib.fingerprint(model, params),
-    model_config=model.config,
-    sparsity=model.sparsity,
-    ablation="mean_pretrain",
-    target_loss=0.15,
-    logit_scale=1.0,
-    node_mask=mask,
-    means=means,
-    edges=edges_lib.find_edges(params, mask),
-    metrics={},
-  )
-  circuit.metrics.update(
-    num_nodes=circuit.num_nodes, num_edges=circuit.num_edges, test_loss=0.1
+  circuit = helpers.make_circuit(
+    model, params, mask, task=TASK, means=means, metrics={"test_loss": 0.1}
   )
   circuit.save(directory / "circuits" / TASK, robust=circuit)
   return root

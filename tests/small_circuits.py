@@ -5,12 +5,10 @@ import jax
 import numpy as np
 from hypothesis import strategies as st
 
-from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
 from sparse_jax import programs
 from sparse_jax.data import tokenizer as tokenizer_lib
-from sparse_jax.model import edges as edges_lib
-from sparse_jax.model import fingerprint, transformer
+from sparse_jax.model import transformer
 
 TASK = "single_double_quote"
 _TEXT = "\n".join(
@@ -67,22 +65,13 @@ def make(share=0.15, density=0.5, fraction=0.25, gate_last=False, **fields):
 
 def with_mask(model, params, mask, means):
   """Returns the circuit of a mask; scale 1.5, a loss of 0.1234."""
-  edges = edges_lib.find_edges(params, mask)
-  return circuit_lib.Circuit(
+  return helpers.make_circuit(
+    model,
+    params,
+    mask,
     task=TASK,
-    model_fingerprint=fingerprint.fingerprint(model, params),
-    model_config=model.config,
-    sparsity=model.sparsity,
-    ablation="mean_pretrain",
-    target_loss=0.15,
     logit_scale=1.5,
-    node_mask=mask,
     means=means,
-    edges=edges,
-    metrics={
-      "num_nodes": sum(int(m.sum()) for m in mask.values()),
-      "num_edges": len(edges),
-      "test_loss": 0.1234,
-    },
+    metrics={"test_loss": 0.1234},
     details={"examples": [{"answer": QUOTES[0], "counter_answer": QUOTES[1]}]},
   )

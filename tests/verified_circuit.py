@@ -5,21 +5,14 @@ import pathlib
 import helpers
 import jax
 import numpy as np
+import small_circuits
 
 from sparse_jax import checkpoint, tasks
-from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
-from sparse_jax.data import tokenizer as tokenizer_lib
-from sparse_jax.model import edges as edges_lib
-from sparse_jax.model import fingerprint as fingerprint_lib
 from sparse_jax.model import transformer
 from sparse_jax.tasks import sequences as sequences_lib
 
-TASK = "single_double_quote"
-_TEXT = "\n".join(
-  f"x = ['{w}', \"{w}\", ({w}, 1)]\ndef {w}():\n  return {w}"
-  for w in ("alpha", "beta", "gamma", "delta")
-)
+TASK = small_circuits.TASK
 
 
 def write(root: pathlib.Path) -> pathlib.Path:
@@ -28,7 +21,7 @@ def write(root: pathlib.Path) -> pathlib.Path:
   model/ is the circuit's own, bare/ lacks its means, moved/ was trained on by a
   hair: it has the same zeros and another fingerprint.
   """
-  tokenizer = tokenizer_lib.Tokenizer.train([_TEXT] * 4, 300)
+  tokenizer = small_circuits.TOKENIZER
   shape = config_lib.ModelConfig(
     n_layer=1,
     d_model=16,
@@ -55,29 +48,19 @@ def write(root: pathlib.Path) -> pathlib.Path:
   mask = helpers.random_masks(model, 0.2)
   task = tasks.make_task(TASK, tokenizer)
   test = sequences_lib.make_splits(task, config.prune, config.seed).test
-  circuit = circuit_lib.Circuit(
+  circuit = helpers.make_circuit(
+    model,
+    params,
+    mask,
     task=TASK,
-    model_fingerprint=fingerprint_lib.fingerprint(model, params),
-    model_config=model.config,
-    sparsity=model.sparsity,
-    ablation="mean_pretrain",
-    target_loss=0.15,
-    logit_scale=1.0,
-    node_mask=mask,
     means=means,
-    edges=edges_lib.find_edges(params, mask),
-    metrics={},
     details={"examples": [{"answer": "'", "counter_answer": '"'}]},
   )
   logits = jax.jit(circuit.apply)(params, test.tokens)
   rows = np.arange(len(test.tokens))
   last = np.asarray(logits)[rows, test.positions]
   diff = last[rows, test.correct] - last[rows, test.incorrect]
-  circuit.metrics.update(
-    num_nodes=circuit.num_nodes,
-    num_edges=circuit.num_edges,
-    test_loss=float(np.logaddexp(0, -diff).mean()),
-  )
+  circuit.metrics["test_loss"] = float(np.logaddexp(0, -diff).mean())
   directory = root / "circuits" / TASK
   circuit.save(directory)
   return directory

@@ -109,6 +109,14 @@ class Lab:
       if not _equal_bits(read(mine), read(want))
     )
 
+  def ended(
+    self, name: str, what: str, tried: int, good: int, said: str
+  ) -> Outcome:
+    """Returns a scenario's outcome, which none survived if the end differs."""
+    differs = self.differs(name)
+    detail = f"{said}; the end {differs or 'equal bit for bit'}"
+    return Outcome(what, tried, 0 if differs else good, detail)
+
 
 def steps_of(workdir: pathlib.Path) -> list[int]:
   """Returns the steps of a run's whole checkpoints, ascending."""
@@ -180,14 +188,8 @@ def terminated(lab: Lab, times: int, rng: random.Random) -> Outcome:
     said = f"at step {newest} of {lab.steps}" in command.last_line()
     good += status == STOPPED and said
   command.finish()
-  differs = lab.differs("terminated")
-  return Outcome(
-    "SIGTERM, training",
-    times,
-    0 if differs else good,
-    f"checkpoint and exit status {STOPPED} within"
-    f" {max(seconds):.1f} s; the end {differs or 'equal bit for bit'}",
-  )
+  said = f"checkpoint and exit status {STOPPED} within {max(seconds):.1f} s"
+  return lab.ended("terminated", "SIGTERM, training", times, good, said)
 
 
 def out_of_space(lab: Lab) -> Outcome:
@@ -322,14 +324,8 @@ def clock_jumps(lab: Lab, times: int, rng: random.Random) -> Outcome:
 
   processes.kill_again_and_again(command, times, lab.timing, rng, move_times)
   command.finish()
-  differs = lab.differs("clock")
-  return Outcome(
-    "clock jumps",
-    times,
-    0 if differs else times,
-    f"file times 40 years back and ahead in turn, a kill each; the end"
-    f" {differs or 'equal bit for bit'}",
-  )
+  said = "file times 40 years back and ahead in turn, a kill each"
+  return lab.ended("clock", "clock jumps", times, times, said)
 
 
 def launched_twice(lab: Lab) -> Outcome:

@@ -25,9 +25,7 @@ def steering_curves(
   nodes = []
   with progress.progress_bar(len(circuit.nodes), 0, "nodes") as bar:
     for node in circuit.nodes:
-      found = {"node": steering.steer(bridge, node, STRENGTHS, pairs)}
-      for kind in steering.CONTROLS:
-        found[kind] = steering.control(bridge, node, STRENGTHS, kind, pairs)
+      found = steering.curves(bridge, node, STRENGTHS, task=pairs)
       mean = lambda x: np.mean(x, 1).tolist()
       nodes.append(
         {

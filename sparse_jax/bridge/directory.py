@@ -21,6 +21,7 @@ from sparse_jax.bridge import maps as maps_lib
 from sparse_jax.bridge import objective
 from sparse_jax.data import tokenizer as tokenizer_lib
 from sparse_jax.model import transformer
+from sparse_jax.utils import arrays as arrays_lib
 from sparse_jax.utils import errors, files
 
 _FORMAT = "sparse_jax bridge 1"
@@ -137,13 +138,10 @@ def save(
 def _load_maps(path: pathlib.Path, span: objective.Span) -> maps_lib.Maps:
   shapes = jax.eval_shape(span.init_maps, jax.random.key(0))
   want = traverse_util.flatten_dict(shapes, sep="/")
-  try:
-    with np.load(path, allow_pickle=False) as arrays:
-      found = {name: arrays[name] for name in arrays.files}
-  except Exception as e:
-    raise errors.InputError(
-      f"{path}: {type(e).__name__}; need the maps that training has written"
-    ) from e
+  # A header for each beside what they hold.
+  most_bytes = sum(4 * shape.size + 4096 for shape in want.values())
+  what = "the maps that training has written"
+  found = arrays_lib.read_npz(path, what, most_bytes)
   for name, shape in want.items():
     if name not in found or found[name].shape != shape.shape:
       got = found[name].shape if name in found else "missing"

@@ -25,7 +25,7 @@ from sparse_jax.tasks import sequences as sequences_lib
 from sparse_jax.utils import errors
 
 Node = str | Mapping[str, Any]
-CONTROLS = ("random_node", "random_direction")
+NODE, CONTROLS = "node", ("random_node", "random_direction")
 
 
 class _Place(NamedTuple):
@@ -82,13 +82,7 @@ def steer(
     InputError: for a node that the sparse model does not have, or a task
       without pairs of equal sides.
   """
-  place, index = parse_node(bridge, node)
-  pairs = aligned_pairs(bridge, task)
-  strengths_K = np.atleast_1d(np.asarray(strength, np.float32))
-  arrays = bridge.arrays
-  change = _changes(arrays, place, index, strengths_K, pairs)
-  found = _answers(arrays, _behind(arrays, place), change, pairs)
-  return Steering(f"{place.name}:{index}", strengths_K, *map(np.asarray, found))
+  return curves(bridge, node, strength, (NODE,), task)[NODE]
 
 
 def control(
@@ -108,21 +102,39 @@ def control(
   """
   if kind not in CONTROLS:
     raise errors.unknown_name("control", kind, CONTROLS)
+  return curves(bridge, node, strength, (kind,), task, seed)[kind]
+
+
+def curves(
+  bridge: directory_lib.Bridge,
+  node: Node,
+  strength: float | Sequence[float],
+  kinds: Sequence[str] = (NODE, *CONTROLS),
+  task: str | tasks_lib.Pairs = "single_double_quote",
+  seed: int = 0,
+) -> dict[str, Steering]:
+  """Returns `steer`, as "node", and its `control`s, by kind."""
   place, index = parse_node(bridge, node)
   pairs = aligned_pairs(bridge, task)
   strengths_K = np.atleast_1d(np.asarray(strength, np.float32))
   arrays = bridge.arrays
   change = _changes(arrays, place, index, strengths_K, pairs)
-  if kind == "random_direction":
-    key = jax.random.key(seed)
-    other = jax.random.normal(key, change.shape[-1:]) + jnp.zeros_like(change)
-  else:
-    other_index = _active_node(arrays, place, index, pairs, seed)
-    other = _changes(arrays, place, index, strengths_K, pairs, other_index)
-  norm = lambda x: jnp.linalg.norm(x, axis=-1, keepdims=True)
-  other *= norm(change) / jnp.maximum(norm(other), 1e-12)
-  found = _answers(arrays, _behind(arrays, place), other, pairs)
-  return Steering(kind, strengths_K, *map(np.asarray, found))
+  found = {}
+  for kind in kinds:
+    other = change
+    if kind == "random_direction":
+      key = jax.random.key(seed)
+      other = jax.random.normal(key, change.shape[-1:]) + jnp.zeros_like(change)
+    elif kind == "random_node":
+      moved = _active_node(arrays, place, index, pairs, seed)
+      other = _changes(arrays, place, index, strengths_K, pairs, moved)
+    if kind != NODE:
+      norm = lambda x: jnp.linalg.norm(x, axis=-1, keepdims=True)
+      other *= norm(change) / jnp.maximum(norm(other), 1e-12)
+    answers = _answers(arrays, _behind(arrays, place), other, pairs)
+    name = f"{place.name}:{index}" if kind == NODE else kind
+    found[kind] = Steering(name, strengths_K, *map(np.asarray, answers))
+  return found
 
 
 def parse_node(bridge: directory_lib.Bridge, node: Node) -> tuple[_Place, int]:

@@ -18,13 +18,10 @@ import numpy as np
 from sparse_jax import circuit as circuit_lib
 from sparse_jax.model import transformer
 from sparse_jax.tasks import grammar as grammar_lib
-from sparse_jax.tasks import logit_difference as logit_difference_lib
 from sparse_jax.tasks import sequences as sequences_lib
 from sparse_jax.tasks.pairs import pad_rows
-from sparse_jax.utils import bootstrap, errors, progress
+from sparse_jax.utils import bootstrap, errors, progress, ranks
 
-# One program serves all prompts, so many a call.
-_BATCH = 64
 _DRAWS = 4000
 
 Prompts = Sequence[grammar_lib.Prompt]
@@ -123,12 +120,7 @@ class Stress:
 
     On random prompts; None where the model always or never fails.
     """
-    fails = self.random.model < 0
-    if fails.all() or not fails.any():
-      return None
-    bad, good = self.random.circuit[fails], self.random.circuit[~fails]
-    less = np.mean(bad[:, None] < good) + np.mean(bad[:, None] == good) / 2
-    return float(less)
+    return ranks.auroc(-self.random.circuit, self.random.model < 0)
 
   def to_dict(self) -> dict[str, Any]:
     """Returns shares and all predicted prompts, fit for JSON."""
@@ -179,19 +171,7 @@ def differences(
     mask: other nodes than its own, per site `[layers, width]`.
   """
   mask = circuit.node_mask if mask is None else mask
-  calibration = logit_difference_lib.Calibration(
-    circuit.logit_scale, circuit.details.get("answer_shift", 0.0)
-  )
-  run = _runner(circuit, params, mask)
-
-  def difference(prompts):
-    sign_S = np.array([1 if p.correct < p.incorrect else -1 for p in prompts])
-    raw_S = run(prompts)
-    return np.asarray(
-      logit_difference_lib.calibrate(raw_S, sign_S, calibration)
-    )
-
-  return difference
+  return _runner(circuit, params, mask, circuit.calibrated)
 
 
 def model_differences(
@@ -199,21 +179,18 @@ def model_differences(
 ) -> Difference:
   """Returns what runs the circuit's whole model on prompts."""
   ones = {name: np.ones_like(m) for name, m in circuit.node_mask.items()}
-  return _runner(circuit, params, ones)
+  return _runner(circuit, params, ones, lambda diff_S, sequences: diff_S)
 
 
-def _runner(circuit, params, mask) -> Difference:
+def _runner(circuit, params, mask, adjust) -> Difference:
   width = circuit.model_config.context_length
 
   def run(prompts):
-    parts = [np.zeros(0, np.float32)]
-    for start in range(0, len(prompts), _BATCH):
-      batch = prompts[start : start + _BATCH]
-      # A short batch repeats its prompts.
-      padded = [batch[i % len(batch)] for i in range(_BATCH)]
-      evaluator = circuit.evaluator(params, _sequences(padded, width))
-      parts.append(evaluator.logit_difference(mask)[: len(batch)])
-    return np.concatenate(parts)
+    if not prompts:
+      return np.zeros(0, np.float32)
+    sequences = _sequences(prompts, width)
+    evaluator = circuit.evaluator(params, sequences)
+    return adjust(evaluator.logit_difference(mask), sequences)
 
   return run
 

@@ -130,18 +130,17 @@ def freeze_norms_at(full: Mapping[str, jax.Array] | None) -> transformer.Hook:
   read_by = {"attn.act_in": "resid_in", "mlp.act_in": "resid_mid"}
   here: dict[str, jax.Array] = {}
 
-  def size(x):
-    mean_square = jnp.mean(jnp.square(x), -1, keepdims=True)
-    return jnp.sqrt(mean_square + transformer.RMS_EPS)
-
   def hook(site, layer, x):
     name = site_lib.site_id(site, layer)
     if site in read_by.values():
-      here[name] = size(x)
+      here[name] = transformer.rms(x)
     elif site in read_by:
       source = site_lib.site_id(read_by[site], layer)
       own = here[source]
-      held = jax.lax.stop_gradient(own) if full is None else size(full[source])
+      if full is None:
+        held = jax.lax.stop_gradient(own)
+      else:
+        held = transformer.rms(full[source])
       x = x * own / held
     return x
 

@@ -35,6 +35,11 @@ RMS_EPS = float(np.finfo(np.float32).eps)  # PyTorch's default, as released.
 _INIT_SCALE = 0.02
 
 
+def rms(x: jax.Array) -> jax.Array:
+  """Returns what an RMS norm divides by, the last axis kept as size one."""
+  return jnp.sqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + RMS_EPS)
+
+
 class Parameters(nn.Module):
   """Parameters of nested names, each of an (initialiser, shape)."""
 

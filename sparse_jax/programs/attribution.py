@@ -132,9 +132,6 @@ def _run(evaluator, mask, kept, scale, moves):
   """
   model, sequences = evaluator.model, evaluator.sequences
   values = {_TOKENS: jnp.zeros(moves[_TOKENS].shape)}
-  size = lambda x: jnp.sqrt(
-    jnp.mean(jnp.square(x), -1, keepdims=True) + transformer.RMS_EPS
-  )
   is_rms = model.config.norm == "rms"
 
   def hook(site, layer, x):
@@ -164,7 +161,7 @@ def _run(evaluator, mask, kept, scale, moves):
   logits_1x2 = unembed(x_1xD)
   if is_rms:
     # The norm lies behind every site; the logits are linear in what it gives.
-    fixed_1x2, own = unembed(jnp.zeros_like(x_1xD)), size(x_1xD)
+    fixed_1x2, own = unembed(jnp.zeros_like(x_1xD)), transformer.rms(x_1xD)
     held = own / jax.lax.stop_gradient(own)
     logits_1x2 = fixed_1x2 + (logits_1x2 - fixed_1x2) * held
   values[_ANSWERS] = scale * logits_1x2

@@ -172,7 +172,9 @@ def cut(target: target_lib.Target, order: np.ndarray, count: int) -> Candidate:
   """
   if target.accuracy_lost is None:
     return keep_first(target, order, count)
-  candidate = grow(target, keep(target, order, count), _MOST_GROWTH * count)
+  candidate = keep(target, order, count)
+  if not candidate.meets_target:
+    candidate = grow(target, candidate, _MOST_GROWTH * count)
   if not candidate.meets_target:
     return keep_first(target, order, count)
   kept = candidate.order[: candidate.num_nodes]

@@ -85,15 +85,20 @@ def _batches(
   positions: np.ndarray, limit: int | None
 ) -> Iterator[tuple[int, np.ndarray]]:
   """Yields (width, rows) with rows of about that length, at most `_ROWS`."""
-  # The next power of two, but no more than a limit that the row keeps to.
-  widths = [max(_MIN_WIDTH, 1 << int(n).bit_length()) for n in positions]
-  if limit is not None:
-    fits = np.asarray(positions) < limit
-    widths = np.where(fits, np.minimum(widths, limit), widths)
-  for width in np.unique(np.asarray(widths, int)):
+  widths = np.array([padded_width(int(n) + 1, limit) for n in positions], int)
+  for width in np.unique(widths):
     rows = np.flatnonzero(widths == width)
     for start in range(0, len(rows), _ROWS):
       yield int(width), rows[start : start + _ROWS]
+
+
+def padded_width(length: int, limit: int | None = None) -> int:
+  """Returns the width that a prompt is padded to, so that few programs serve.
+
+  The next power of two, but no more than a limit that the prompt keeps to.
+  """
+  width = max(_MIN_WIDTH, 1 << (length - 1).bit_length())
+  return width if limit is None or length > limit else min(width, limit)
 
 
 def score(

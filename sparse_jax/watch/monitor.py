@@ -20,15 +20,13 @@ import numpy as np
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import explain, faithfulness, programs, sites
 from sparse_jax.model import hooks, transformer
-from sparse_jax.tasks import mask_evaluator
+from sparse_jax.tasks import evaluation, mask_evaluator
 from sparse_jax.tasks import sequences as sequences_lib
 from sparse_jax.utils import errors
 from sparse_jax.watch import thresholds as thresholds_lib
 
 ALARMS = thresholds_lib.ALARMS
-# Programs are compiled for so many rows, and for widths that are powers of two.
-_ROWS = (8, 64)
-_MIN_WIDTH = 16
+_ROWS = (8, 64)  # That programs are compiled for.
 # What is read of a prompt, in tokens, where the model sets no limit.
 _LONGEST = 4096
 _DIGITS = 4
@@ -368,17 +366,12 @@ def batches(prompts: Sequence[Sequence[int]], limit: int):
 def _batches(prompts, rows, limit: int):
   """Yields rows of prompts of about one length, at most `_ROWS[-1]`."""
   rows = np.asarray(rows, int)
-  widths = np.array([_width(len(prompts[row]), limit) for row in rows])
+  width_of = lambda row: evaluation.padded_width(len(prompts[row]), limit)
+  widths = np.array([width_of(row) for row in rows])
   for width in np.unique(widths):
     same = rows[widths == width]
     for start in range(0, len(same), _ROWS[-1]):
       yield same[start : start + _ROWS[-1]]
-
-
-def _width(length: int, limit: int) -> int:
-  """Returns the next power of two, but no more than the limit."""
-  width = max(_MIN_WIDTH, 1 << (length - 1).bit_length())
-  return min(width, limit)
 
 
 def _padded(prompts, rows, limit: int) -> _Batch:
@@ -386,7 +379,7 @@ def _padded(prompts, rows, limit: int) -> _Batch:
   count = next(size for size in _ROWS if size >= len(rows))
   lengths = np.array([len(prompts[row]) for row in np.resize(rows, count)])
   # A causal model does not see what is padded behind the last token.
-  width = _width(int(lengths.max()), limit)
+  width = evaluation.padded_width(int(lengths.max()), limit)
   tokens = np.zeros((count, width), np.int32)
   for i, row in enumerate(np.resize(rows, count)):
     tokens[i, : lengths[i]] = prompts[row]

@@ -13,10 +13,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.stats
 
 from sparse_jax import circuit as circuit_lib
-from sparse_jax.utils import bootstrap
+from sparse_jax.utils import bootstrap, ranks
 from sparse_jax.watch import held_out, thresholds
 from sparse_jax.watch.monitor import Monitor, Reading
 
@@ -148,25 +147,17 @@ def worth(
   }
 
 
-def auroc(score_R: np.ndarray, is_error_R: np.ndarray) -> float:
-  """Returns the chance that an error scores higher, ties counted half."""
-  num_errors = int(is_error_R.sum())
-  rank_R = scipy.stats.rankdata(score_R)
-  least = num_errors * (num_errors + 1) / 2
-  num_pairs = num_errors * (len(rank_R) - num_errors)
-  return float((rank_R[is_error_R].sum() - least) / num_pairs)
-
-
 def _with_interval(score_R, is_error_R, groups) -> Mapping[str, float] | None:
-  if is_error_R.all() or not is_error_R.any():
+  value = ranks.auroc(score_R, is_error_R)
+  if value is None:
     return None
   rows_of = [np.flatnonzero(groups == g) for g in np.unique(groups)]
   rng, drawn = np.random.default_rng(0), []
   for _ in range(_RESAMPLES):
     picked = rng.integers(0, len(rows_of), len(rows_of))
     rows = np.concatenate([rows_of[i] for i in picked])
-    if 0 < is_error_R[rows].sum() < len(rows):
-      drawn.append(auroc(score_R[rows], is_error_R[rows]))
-  value = auroc(score_R, is_error_R)
+    again = ranks.auroc(score_R[rows], is_error_R[rows])
+    if again is not None:
+      drawn.append(again)
   low, high = bootstrap.interval(drawn) if drawn else (value, value)
   return {"value": value, "low": low, "high": high}

@@ -18,7 +18,6 @@ import sparse_jax as sj
 from sparse_jax import config as config_lib
 from sparse_jax.bridge import directory, objective, train
 from sparse_jax.data import tokenizer as tokenizer_lib
-from sparse_jax.model import edges, fingerprint
 from sparse_jax.training import metric_log
 from sparse_jax.utils import errors, files
 
@@ -135,20 +134,8 @@ class RunTest(parameterized.TestCase):
       for name in helpers.random_masks(model, 0)
     }
     mask["mlp.post_act"][0, :2] = True
-    found = edges.find_edges(params, mask)
-    sj.Circuit(
-      task=TASK,
-      model_fingerprint=fingerprint.fingerprint(model, params),
-      model_config=model.config,
-      sparsity=model.sparsity,
-      ablation="mean_pretrain",
-      target_loss=0.15,
-      logit_scale=1.0,
-      node_mask=mask,
-      means=helpers.random_means(model),
-      edges=found,
-      metrics={"num_nodes": 2, "num_edges": len(found)},
-    ).save(workdir / "circuits" / TASK)
+    circuit = helpers.make_circuit(model, params, mask, task=TASK)
+    circuit.save(workdir / "circuits" / TASK)
     run_command = subprocess.run(
       [
         sys.executable,

@@ -266,22 +266,7 @@ class IdentityTest(absltest.TestCase):
       name: np.asarray(m) | (share == 1)
       for name, m in helpers.random_masks(model, share).items()
     }
-    circuit = circuit_lib.Circuit(
-      task="x",
-      model_fingerprint=fingerprint_lib.fingerprint(model, params),
-      model_config=model.config,
-      sparsity=model.sparsity,
-      ablation="mean_pretrain",
-      target_loss=0.15,
-      logit_scale=1.0,
-      node_mask=mask,
-      means=means,
-      edges=edges_lib.find_edges(params, mask),
-      metrics={},
-    )
-    circuit.metrics.update(
-      num_nodes=circuit.num_nodes, num_edges=circuit.num_edges
-    )
+    circuit = helpers.make_circuit(model, params, mask, task="x", means=means)
     return context.make_context(model, params, circuit, sequences, 3)
 
   def test_a_longer_search_for_the_worst_ablation_is_never_milder(self):

@@ -6,6 +6,7 @@ from absl.testing import absltest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparse_jax.utils import ranks
 from sparse_jax.watch import monitor, value
 
 
@@ -42,7 +43,7 @@ class ValueTest(absltest.TestCase):
       (a > b) + (a == b) / 2 for a in score[error] for b in score[~error]
     ]
     if pairs:
-      self.assertAlmostEqual(value.auroc(score, error), np.mean(pairs))
+      self.assertAlmostEqual(ranks.auroc(score, error), np.mean(pairs))
 
   def test_false_alarms_are_as_rare_as_asked_for_on_other_prompts(self):
     circuit, _ = small_circuits.make()
