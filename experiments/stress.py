@@ -17,7 +17,7 @@ from absl import flags
 from experiments import cli
 from sparse_jax import checkpoint, faithfulness, reference, tasks
 from sparse_jax import circuit as circuit_lib
-from sparse_jax.faithfulness import stress
+from sparse_jax.faithfulness import stress, sufficiency
 from sparse_jax.report import stress as picture
 from sparse_jax.tasks import grammar as grammar_lib
 from sparse_jax.utils import errors, files, tables
@@ -79,7 +79,9 @@ def measure(directory: pathlib.Path) -> stress.Stress:
     others = [stress.model_differences(circuit, other_params)]
   else:
     others = [
-      stress.differences(circuit, params, stress.random_mask(circuit, seed))
+      stress.differences(
+        circuit, params, sufficiency.random_mask(circuit.node_mask, seed)
+      )
       for seed in range(_SEED.value, _SEED.value + _NUM_OTHERS.value)
     ]
   return stress.measure(

@@ -206,15 +206,6 @@ def _sequences(prompts: Prompts, width: int) -> sequences_lib.Sequences:
   )
 
 
-def random_mask(
-  circuit: circuit_lib.Circuit, seed: int
-) -> dict[str, np.ndarray]:
-  """Returns as many random nodes at every site as the circuit has there."""
-  rng = np.random.default_rng(seed)
-  shuffled = lambda m: rng.permutation(m.ravel()).reshape(m.shape)
-  return {name: shuffled(m) for name, m in circuit.node_mask.items()}
-
-
 def search(
   grammar: grammar_lib.Grammar,
   difference: Difference,

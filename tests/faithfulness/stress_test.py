@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparse_jax import tasks
-from sparse_jax.faithfulness import stress
+from sparse_jax.faithfulness import stress, sufficiency
 from sparse_jax.report import stress as picture
 from sparse_jax.tasks import grammar as grammar_lib
 from sparse_jax.tasks import pairs
@@ -135,7 +135,7 @@ def test_circuit_and_model_are_run_as_they_are(grammar, tmp_path):
       last = logits[i, lengths[i] - 1]
       difference = float(last[p.correct] - last[p.incorrect])
       assert want[i] == pytest.approx(difference, rel=1e-3, abs=1e-4)
-  shuffled = stress.random_mask(circuit, 0)
+  shuffled = sufficiency.random_mask(circuit.node_mask, 0)
   for name, mask in circuit.node_mask.items():
     assert shuffled[name].sum() == mask.sum()
   found = stress.measure(
