@@ -1,9 +1,7 @@
 """The pytest plugin: circuits as tests, which fail where one is lost."""
 
-import configparser
-import importlib
+import importlib.metadata
 import json
-import pathlib
 
 import pytest
 import verified_circuit
@@ -11,17 +9,9 @@ import verified_circuit
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import faithfulness
 
-ROOT = pathlib.Path(__file__).parents[1]
-
-
-def plugin():
-  """Returns the module that setup.cfg registers with pytest."""
-  config = configparser.ConfigParser()
-  config.read(ROOT / "setup.cfg")
-  entry = config["options.entry_points"]["pytest11"].strip()
-  name, module = (part.strip() for part in entry.split("="))
-  assert (name, module) in {("sparse_jax", config["options"]["py_modules"])}
-  return importlib.import_module(module)
+# The name of the entry point, too: pytest then registers it once, whether it
+# is asked for, installed, or both.
+PLUGIN = "pytest_sparse_jax"
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +29,15 @@ def measured(tmp_path_factory):
 def run(capsys, tmp_path, *args) -> tuple[int, str]:
   """Returns (status, output) of pytest where there are no other tests."""
   alone = ["-p", "no:xdist", "-p", "no:cacheprovider", "--capture=no"]
+  alone += ["-p", PLUGIN]
   where = [f"--rootdir={tmp_path}", str(tmp_path)]
-  status = pytest.main([*alone, *where, *args], plugins=[plugin()])
+  status = pytest.main([*alone, *where, *args])
   return int(status), capsys.readouterr().out
+
+
+def test_it_is_installed_under_its_own_name():
+  points = importlib.metadata.entry_points(group="pytest11")
+  assert points[PLUGIN].value == PLUGIN
 
 
 def test_a_circuit_in_its_own_model_is_a_test_that_passes(
@@ -74,8 +70,11 @@ def test_a_model_that_lost_a_circuit_fails(measured, capsys, tmp_path):
 
 def test_what_is_no_circuit_is_a_usage_error(capsys, tmp_path):
   status = pytest.main(
-    ["-p", "no:xdist", f"--rootdir={tmp_path}", f"--circuit={tmp_path}"],
-    plugins=[plugin()],
+    [
+      *("-p", "no:xdist", "-p", PLUGIN),
+      f"--rootdir={tmp_path}",
+      f"--circuit={tmp_path}",
+    ]
   )
   assert status == pytest.ExitCode.USAGE_ERROR
   assert "need a circuit directory" in capsys.readouterr().err
