@@ -36,12 +36,14 @@ class RealCode:
   Attributes:
     snippets: a few whole lines of code each, not indented.
     prompts: the decisions of tasks in real files, by task name.
+    max_tokens: most tokens of a prompt behind a snippet: the model's context.
   """
 
   snippets: Sequence[str] = ()
   prompts: Mapping[str, Prompts | None] = dataclasses.field(
     default_factory=dict
   )
+  max_tokens: int | None = None
 
 
 def collect(tasks: Sequence[base.Task], config: config_lib.Config) -> RealCode:
@@ -58,7 +60,8 @@ def collect(tasks: Sequence[base.Task], config: config_lib.Config) -> RealCode:
   )
   random.Random(f"snippets/{config.seed}").shuffle(documents)
   runs = itertools.chain.from_iterable(map(snippets, documents))
-  return RealCode(tuple(itertools.islice(runs, _NUM_SNIPPETS)), prompts)
+  chosen = tuple(itertools.islice(runs, _NUM_SNIPPETS))
+  return RealCode(chosen, prompts, config.data.context_length)
 
 
 def snippets(document) -> Iterator[str]:
@@ -91,12 +94,18 @@ def surround(
   what they are.
   """
 
+  def fits(pair: PairText) -> bool:
+    if len(pair.prompt) > _MAX_PROMPT:
+      return False
+    sides = task.tokenizer.encode_batch([pair.prompt, pair.counter_prompt])
+    return code.max_tokens is None or max(map(len, sides)) <= code.max_tokens
+
   def generate(split: str, key: str) -> Iterator[PairText]:
     rng = random.Random(f"{key}/snippets")
     for pair in task.generate(split, key):
       if split != "test" and rng.random() < config.behind_code:
         longer = _behind(rng.choice(code.snippets), pair)
-        pair = longer if len(longer.prompt) <= _MAX_PROMPT else pair
+        pair = longer if fits(longer) else pair
       yield pair
 
   def augment(split: str, pairs: Pairs) -> Pairs:

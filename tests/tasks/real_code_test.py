@@ -1,6 +1,7 @@
 """Real code around prompts: what is taken, and where it may stand."""
 
 import ast
+import dataclasses
 import types
 
 import numpy as np
@@ -79,6 +80,15 @@ class RealCodeTest(absltest.TestCase):
         indent = len(last) - len(last.lstrip(" "))
         if len(before) == 1:
           self.assertEqual(before[0], " " * indent + "x = 1")
+
+  def test_a_snippet_leaves_the_prompt_in_the_models_context(self):
+    own = self.task.pairs("train", 60)
+    limit = int(own.lengths.max()) + 2
+    code = dataclasses.replace(self.code, max_tokens=limit)
+    prune = config_lib.PruneConfig(behind_code=1.0, real_prompts=0.0)
+    pairs = real_code.surround(self.task, code, prune).pairs("train", 60)
+    self.assertLessEqual(pairs.lengths.max(), limit)
+    self.assertTrue(any("\n" in text for text in pairs.prompt_texts))
 
   def test_test_pairs_stay_what_they_are(self):
     task = self.surround(behind_code=1.0, real_prompts=0.5)

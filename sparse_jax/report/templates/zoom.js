@@ -2,7 +2,7 @@
 
 const LEAST_ZOOM = 0.2, MOST_ZOOM = 5;
 // Below this, labels are too small to read: the box scrolls instead.
-const LEAST_START = 0.7;
+const LEAST_START = 0.65;
 
 function zoomable(box, svg) {
   const width = Number(svg.getAttribute("width"));
