@@ -83,7 +83,7 @@ def main(overrides: list[str]) -> int:
   manifest = collect(listing, out)
   data = tokens.prepare(
     config_lib.DataConfig(
-      source=str(out / "files"), vocab_size=_VOCAB_SIZE.value
+      source=str(out / "files"), clean=False, vocab_size=_VOCAB_SIZE.value
     ),
     out / "tokens",
     batch_size=1,

@@ -121,6 +121,8 @@ class DataConfig(_Checked):
     text_field: of JSONL and Hugging Face sources
     max_megabytes: most text read, documents in the order of their content hash;
       0 is all
+    clean: whether .py files that are generated, tables, copies of packages or
+      very long are left out (`data/cleaning.py`)
     vocab_size: tokens of the byte-level BPE, end of text included
     context_length: tokens predicted a window
     eval_fraction: share of documents held out, by content hash
@@ -130,6 +132,7 @@ class DataConfig(_Checked):
   source: str = field("python", Accepted("a source", bool))
   text_field: str = "text"
   max_megabytes: float = field(0.0, NO_LIMIT)
+  clean: bool = True
   vocab_size: int = field(2048, BYTES_AND_END)
   context_length: int = field(256, AT_LEAST_1)
   eval_fraction: float = field(0.02, BETWEEN)

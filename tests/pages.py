@@ -231,7 +231,8 @@ def faithfulness_metrics():
       "zero": {
         "circuit": score(0.1, 0.97),
         "without_circuit": score(0.9, 0.5),
-        "without_random_circuit": score(0.06, 0.98),
+        "without_random_circuit": score(0.3, 0.8),
+        "without_random_others": score(0.06, 0.98),
       },
     },
     "agreement": {

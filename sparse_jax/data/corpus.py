@@ -13,18 +13,9 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from sparse_jax.data import cleaning
 from sparse_jax.utils import errors, files
 
-# What a file says of itself before its code: comments, then a docstring.
-_HEADER = re.compile(
-  r"\A(?:[ \t]*#.*\n|[ \t]*\n)*(?:[rRuU]?(\"{3}|'{3})[\s\S]*?\1)?"
-)
-_GENERATED = re.compile(
-  r"(auto|automatically)[ -]?generated|^\s*\W*\s*generated (by|from|using|with)"
-  r"|generated (file|code)[ .,;:-]+do not|do not (edit|modify|change)\b"
-  r"|(file|module|code|script) (is|was|has been) generated|@generated\b",
-  re.I | re.M,
-)
 # Single files may be under other terms than their package.
 _OTHER_LICENCE = re.compile(
   r"non-?commercial|\bCC[- ]BY|creative commons|\bEUPL|\b[AL]?GPL"
@@ -32,15 +23,7 @@ _OTHER_LICENCE = re.compile(
   re.I,
 )
 _LICENCE_CHARACTERS = 4000  # From a file's start, where terms are stated.
-_TEST_DATA = re.compile(
-  r"(^|/)(test_?data|testdata|fixtures?|test_?cases?/input|data/tests?"
-  r"|tests?/(.*/)?(data|samples?|snapshots?|resources|roots))/"
-)
-_VENDORED = re.compile(r"(^|/)_?vendor(ed)?/")
-# Statements of Python 2, which no parser of today reads.
-_PYTHON_2 = re.compile(r"^\s*(print [\"']|except \w+, \w+:)", re.M)
 _MAX_BYTES = 1 << 20
-_MAX_LINE = 1000  # Longer lines are data.
 
 
 class Package(NamedTuple):
@@ -170,20 +153,10 @@ def why_dropped(path: str, text: str | None) -> str | None:
     return "too large or not UTF-8"
   if not text.strip():
     return "empty"
-  if _VENDORED.search(path):
-    return "a copy of another package"
-  if _TEST_DATA.search(path):
-    return "test data"
-  if _OTHER_LICENCE.search(text[:_LICENCE_CHARACTERS]):
-    return "another licence"
-  header = _HEADER.match(text)[0]
-  if path.endswith(("_pb2.py", "_pb2_grpc.py")) or _GENERATED.search(header):
-    return "generated"
-  if max(map(len, text.splitlines())) > _MAX_LINE:
-    return "data"
-  if _PYTHON_2.search(text):
-    return "Python 2"
-  return None
+  if why := cleaning.why_not_code(path, text):
+    return why
+  is_other = _OTHER_LICENCE.search(text[:_LICENCE_CHARACTERS])
+  return "another licence" if is_other else None
 
 
 def whole_hash(documents: Iterable[tuple[str, str]]) -> str:

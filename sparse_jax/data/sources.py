@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 from sparse_jax import config as config_lib
+from sparse_jax.data import cleaning
 from sparse_jax.utils import errors
 from sparse_jax.utils import progress as progress_lib
 
@@ -340,12 +341,18 @@ def scan(config: config_lib.DataConfig, progress: bool = False) -> Corpus:
         continue
       bar.update(len(content))
       try:
-        parts = [p.encode() for p in _parts(reader.text(where, content))]
+        text = reader.text(where, content)
+        parts = [part.encode() for part in _parts(text)]
       except UnicodeDecodeError as e:
         reasons["binary" if 0 in e.object else "not UTF-8"] += 1
         continue
       except UnicodeEncodeError:  # Escaped in JSON.
         reasons["with a lone surrogate"] += 1
+        continue
+      if why := config.clean and cleaning.why_left_out(
+        reader.name(where), text
+      ):
+        reasons[why] += 1
         continue
       for part, raw in enumerate(parts):
         digest = hashlib.sha256(raw).digest()

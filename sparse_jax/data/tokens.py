@@ -31,7 +31,9 @@ FORMAT_VERSION = 1
 TOKENS, TOKENIZER, MANIFEST = "tokens.bin", "tokenizer.json", "manifest.json"
 
 # Fields of DataConfig on which the token file depends.
-FIELDS = "source text_field max_megabytes vocab_size eval_fraction".split()
+FIELDS = (
+  "source text_field max_megabytes clean vocab_size eval_fraction".split()
+)
 
 TOKENIZER_SAMPLE = 20_000_000  # Characters that the BPE is learnt from.
 BATCH_CHARACTERS = 4_000_000  # Characters that are encoded at once.

@@ -13,7 +13,8 @@ THRESHOLDS: Mapping[str, float] = {
   "sufficient_over_target": 1.0,
   # Without the circuit the model is near chance: accuracy at most this.
   "necessary_accuracy": 0.75,
-  # Without a random circuit it loses at most this much accuracy.
+  # Without as many random nodes outside it, the model loses at most this much
+  # accuracy.
   "specific_accuracy_lost": 0.1,
   # Circuit and model prefer the same answer at least this often.
   "agreement": 0.9,
@@ -107,7 +108,8 @@ def check_criteria(faithfulness: Mapping[str, Any]) -> list[Criterion]:
   loss = own["circuit"]["loss"]
   most = t["sufficient_over_target"] * faithfulness["target_loss"]
   without = own["without_circuit"]["accuracy"]
-  random = own["without_random_circuit"]["accuracy"]
+  others = own["without_random_others"]["accuracy"]
+  anywhere = own["without_random_circuit"]["accuracy"]["value"]
   checked = [
     Criterion(
       "sufficient",
@@ -123,9 +125,10 @@ def check_criteria(faithfulness: Mapping[str, Any]) -> list[Criterion]:
     ),
     Criterion(
       "specific",
-      full["value"] - random["value"] <= t["specific_accuracy_lost"],
-      f"accuracy without random circuits of its size {_interval(random)}, of"
-      f" the full model {full['value']:.3f}",
+      full["value"] - others["value"] <= t["specific_accuracy_lost"],
+      f"accuracy without as many random nodes outside it {_interval(others)},"
+      f" of the full model {full['value']:.3f}; drawn anywhere, its own among"
+      f" them, {anywhere:.3f}",
       f"at most {t['specific_accuracy_lost']:g} lost",
     ),
   ]

@@ -16,16 +16,24 @@ def sufficiency_and_necessity(
 ) -> dict[str, Any]:
   """Returns, by ablation, scores of circuit, of model without it, of controls.
 
-  The model without a random circuit of the same sites and sizes has to keep
-  what the model without the circuit loses (Wang et al. 2022, "Interpretability
-  in the wild": faithfulness and completeness).
+  The model without as many random nodes has to keep what the model without the
+  circuit loses (Wang et al. 2022, "Interpretability in the wild": faithfulness
+  and completeness). They are drawn outside the circuit, site by site and layer
+  by layer: drawn anywhere, as `without_random_circuit`, some are its own.
 
   Args:
     context: of the circuit.
     ablations: by name, values of closed nodes per site `[layers, width]`.
   """
   mask = context.mask
-  random = [random_mask(mask, context.seed + i) for i in range(_NUM_RANDOM)]
+  draws = {
+    "without_random_circuit": random_mask,
+    "without_random_others": random_others,
+  }
+  random = {
+    name: [draw(mask, context.seed + i) for i in range(_NUM_RANDOM)]
+    for name, draw in draws.items()
+  }
   result = {}
   for ablation, means in ablations.items():
     evaluator = context.evaluator.with_means(means)
@@ -39,9 +47,9 @@ def sufficiency_and_necessity(
     result[ablation] = {
       "circuit": context.score(diff_S),
       "without_circuit": context.score(without(mask)),
-      "without_random_circuit": context.score(
-        np.stack([without(kept) for kept in random])
-      ),
+    } | {
+      name: context.score(np.stack([without(kept) for kept in masks]))
+      for name, masks in random.items()
     }
   result["full_model"] = context.score(context.full_difference())
   return result
@@ -51,3 +59,18 @@ def random_mask(mask: context_lib.Mask, seed: int) -> dict[str, np.ndarray]:
   """Returns a mask with as many random nodes in every site and layer."""
   rng = np.random.default_rng(seed)
   return {name: rng.permuted(m, axis=1) for name, m in mask.items()}
+
+
+def random_others(mask: context_lib.Mask, seed: int) -> dict[str, np.ndarray]:
+  """Returns a mask of random nodes that the given one closes.
+
+  As many in every site and layer as that keeps, or all where there are fewer.
+  """
+  rng = np.random.default_rng(seed)
+  others = {}
+  for name, m in mask.items():
+    # Closed nodes in random order come first, open ones last.
+    rank = np.argsort(np.argsort(rng.random(m.shape) + (m > 0), axis=1), axis=1)
+    kept = (m > 0).sum(1, keepdims=True)
+    others[name] = ((rank < kept) & (m == 0)).astype(m.dtype)
+  return others

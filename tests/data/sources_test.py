@@ -120,6 +120,16 @@ class DocumentsTest(FolderTest):
     self.assertCountEqual([d.text for d in documents], ["one\n", "two two\n"])
     self.assertCountEqual([d.name for d in documents], ["a.txt", "b.txt"])
 
+  def test_what_is_no_code_is_left_out_and_counted(self):
+    self.write("source/a.py", "a = 1\n")
+    self.write("source/b.py", "b = 2\n")
+    self.write("source/sub/c_pb2.py", "c = 3\n")
+    corpus = sources.scan(self.config())
+    self.assertEqual(corpus.counts["documents"], 2)
+    self.assertEqual(corpus.left_out, "1 file left out: 1 generated")
+    everything = sources.scan(self.config(clean=False))
+    self.assertEqual(everything.counts["documents"], 3)
+
   def test_glob(self):
     self.write("source/a.py", "a\n")
     self.write("source/deep/er/b.py", "b\n")
@@ -393,7 +403,8 @@ class PrepareTest(FolderTest):
     self.assertEqual(first.tokenizer.fingerprint, second.tokenizer.fingerprint)
 
   @parameterized.parameters(
-    ("vocab_size", 271), ("eval_fraction", 0.3), ("max_megabytes", 1.0)
+    *(("vocab_size", 271), ("eval_fraction", 0.3)),
+    *(("max_megabytes", 1.0), ("clean", False)),
   )
   def test_other_fields_remake(self, field, value):
     self.prepare()

@@ -251,6 +251,19 @@ class PlantedTest(absltest.TestCase):
           drawn[name].sum(1), gate.sum(1), err_msg=name
         )
 
+  def test_random_others_lie_outside_and_keep_the_sizes(self):
+    rng = np.random.default_rng(0)
+    # A site of few nodes, one that is full, one with fewer closed than open.
+    kept = np.array([[2] + [0] * 7, [8] + [0] * 7, [5, 0, 0, 0, 0, 0, 0, 0]])
+    gates = {"attn.v": np.arange(8) < kept[:, :1]}
+    gates = {name: rng.permuted(gate, axis=1) for name, gate in gates.items()}
+    drawn = [sufficiency.random_others(gates, s)["attn.v"] for s in range(40)]
+    for others in drawn:
+      self.assertFalse((others & gates["attn.v"]).any())
+      np.testing.assert_array_equal(others.sum(1), [2, 0, 3])
+    # Every closed node has its turn.
+    np.testing.assert_array_equal(np.any(drawn, axis=0)[0], ~gates["attn.v"][0])
+
 
 class IdentityTest(absltest.TestCase):
   @classmethod
