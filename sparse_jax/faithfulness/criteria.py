@@ -101,7 +101,19 @@ def evidence(circuit: circuit_lib.Circuit) -> Evidence:
 
 
 def check_criteria(faithfulness: Mapping[str, Any]) -> list[Criterion]:
-  """Returns every criterion that `metrics.faithfulness` allows to check."""
+  """Returns every criterion that `metrics.faithfulness` allows to check.
+
+  Raises InputError if a measure is missing.
+  """
+  try:
+    return _check(faithfulness)
+  except KeyError as e:
+    raise errors.InputError(
+      f"metrics.faithfulness has no {e}; need what experiments.verify measures"
+    ) from e
+
+
+def _check(faithfulness: Mapping[str, Any]) -> list[Criterion]:
   t = THRESHOLDS
   scores = faithfulness["sufficiency_and_necessity"]
   own, full = scores[faithfulness["ablation"]], scores["full_model"]["accuracy"]
