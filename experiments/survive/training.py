@@ -195,7 +195,7 @@ def terminated(lab: Lab, times: int, rng: random.Random) -> Outcome:
 def out_of_space(lab: Lab) -> Outcome:
   """A disk that is full while a checkpoint is written, then is not."""
   workdir, command = lab.fresh("full"), lab.command("full")
-  good, where = 0, []
+  where, faults = [], []
   for how, full in {"file size limit": _limited, "full tmpfs": _tmpfs}.items():
     lab.fresh("full").mkdir()
     with full(workdir) as limit:
@@ -213,13 +213,17 @@ def out_of_space(lab: Lab) -> Outcome:
       )
       limit(None)
       command.finish()
-      good += bool(status == 2 and told and kept and not lab.differs("full"))
+      if differs := lab.differs("full"):
+        faults.append(f"{how}: {differs} differ")
+      elif status != 2 or not told or not kept:
+        faults.append(f"{how}: status {status}, {line!r}, checkpoints {kept}")
   return Outcome(
     "disk full while saving",
     len(where),
-    good,
-    f"{', '.join(where)}: one line, status 2, earlier checkpoints whole, equal"
-    " bit for bit once there is space",
+    len(where) - len(faults),
+    "; ".join(faults)
+    or f"{', '.join(where)}: one line, status 2, earlier checkpoints whole,"
+    " equal bit for bit once there is space",
   )
 
 
