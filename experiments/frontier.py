@@ -3,8 +3,8 @@
   python -m experiments.frontier --workdir=runs/frontier
 
 The same command resumes and skips what is finished. --engine=ray hands the runs
-to a Ray cluster whose nodes see the workdir. Writes frontier.json, .csv and .html,
-results.md, and the pictures frontier.png, tasks.png and followup.png.
+to a Ray cluster whose nodes see the workdir. Writes frontier.json, .csv and
+.html, results.md, and the pictures frontier.png, tasks.png and followup.png.
 """
 
 import pathlib

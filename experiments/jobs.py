@@ -155,7 +155,7 @@ def _on_ray(todo: Sequence[Job], logs: pathlib.Path) -> Iterator[Ended]:
   """Hands the jobs to Ray; all nodes see this directory and `logs`."""
   os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
   try:
-    import ray
+    import ray  # noqa: PLC0415
   except ImportError as e:
     need = "Ray: pip install 'sparse_jax[cluster]'; or --engine=local"
     raise errors.bad_value("--engine", "ray", need) from e
@@ -183,6 +183,7 @@ def _try(arguments, directory: str, log: str) -> tuple[int, str]:
   """Runs a job on a node; returns its status, and what it has printed."""
   os.chdir(directory)
   path = pathlib.Path(log)
+  path.parent.mkdir(parents=True, exist_ok=True)
   for number in range(_TRIES):
     if number:
       time.sleep(_PAUSE_SECONDS)

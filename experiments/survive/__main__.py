@@ -22,7 +22,7 @@ _KILLS = flags.DEFINE_integer(
   "kills", 50, "SIGKILLs in a row of the training.", lower_bound=1
 )
 _SEARCH_KILLS = flags.DEFINE_integer(
-  "search_kills", 20, "SIGKILLs of the search, the bridge and the grid.", lower_bound=1
+  "search_kills", 20, "SIGKILLs of search, bridge and grid.", lower_bound=1
 )
 _WORKDIR = flags.DEFINE_string(
   "workdir", "runs/survive", "A directory for the runs and survive.json."

@@ -11,9 +11,11 @@ import platform
 import re
 import resource
 import signal
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -137,6 +139,23 @@ def end_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
   threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def told_if_killed(message: str) -> Iterator[None]:
+  """Prints a line on standard error if this process ends by abort() or a kill.
+
+  A shell waits for that: it reads a line, or the end of the pipe.
+  """
+  program = ["sh", "-c", 'read -r _ || echo "$0" >&2', message]
+  # In a session of its own: what signals the group shall not end it.
+  with subprocess.Popen(
+    program, stdin=subprocess.PIPE, start_new_session=True
+  ) as watcher:
+    try:
+      yield
+    finally:
+      watcher.communicate(b"\n")
 
 
 def environment() -> dict[str, Any]:

@@ -8,11 +8,9 @@ import json
 import math
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from unittest import mock
 
 import browser
