@@ -63,17 +63,20 @@ def command(overrides: list[str]) -> str:
 
 def run_grid(config: frontier.FrontierConfig, workdir: pathlib.Path) -> None:
   """Makes the runs that are not finished, in this process or in others."""
-  on_cpu = jax.default_backend() == "cpu"
-  count = _WORKERS.value or (len(host.usable_cores()) if on_cpu else 1)
+  is_local = jobs.ENGINE.value == "local"
+  count = _WORKERS.value
+  if is_local and not count:  # On Ray this process leaves accelerators alone.
+    on_cpu = jax.default_backend() == "cpu"
+    count = len(host.usable_cores()) if on_cpu else 1
   say = lambda text: print(text, flush=True)
   before = frontier.status(config, workdir)
   count = min(count, len(before.missing))
-  if count == 0 or (count == 1 and jobs.ENGINE.value == "local"):
+  if not before.missing or (is_local and count == 1):
     frontier.run_grid(config, workdir, say)
     return
   frontier.prepare_data(config, workdir)
   logs = workdir / "logs"
-  remaining = frontier.remaining_text(config, before, count)
+  remaining = frontier.remaining_text(config, before, count or 1)
   say(f"{remaining}; {logs} holds what they print")
   program = ["experiments.frontier", *sys.argv[1:], "--engine=local"]
   todo = [jobs.Job(n, [*program, f"--run={n}"]) for n in before.missing]

@@ -5,6 +5,7 @@ times the steps of one process with both (quickstart's shape, docs/performance).
 """
 
 import contextlib
+import logging
 import os
 import pathlib
 import signal
@@ -161,7 +162,11 @@ def _on_ray(todo: Sequence[Job], logs: pathlib.Path) -> Iterator[Ended]:
     raise errors.bad_value("--engine", "ray", need) from e
   # Or each of Ray's own processes would load JAX to find one function.
   ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-  ray.init(include_dashboard=False, log_to_driver=False)
+  ray.init(
+    include_dashboard=False,
+    log_to_driver=False,
+    logging_level=logging.WARNING,
+  )
   try:
     task = ray.remote(
       num_cpus=_CPUS.value,

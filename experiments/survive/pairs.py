@@ -53,7 +53,7 @@ def _log(lab: training.Lab, index: int) -> pathlib.Path:
   return lab.root / f"process_{index}.log"
 
 
-def one_of_two(root: pathlib.Path, steps: int = 60) -> Outcome:
+def one_of_two(root: pathlib.Path, steps: int = 30) -> Outcome:
   """Kills each of the two once; the other has to stop, and both to resume."""
   lab = training.Lab(root, steps)
   good, seconds, lines = 0, [], []

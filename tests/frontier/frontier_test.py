@@ -765,8 +765,8 @@ class CommandTest(absltest.TestCase):
       self.assertRegex(done.stderr, "^error: .*run is in use by another proc")
     loaded = cli.load_config(config, [], frontier.FrontierConfig)
     frontier.prepare_data(loaded, root / "run")
-    with self.assertRaisesRegex(errors.InputError, "run 'dense'; did you mean"):
-      frontier.make_run(loaded, "dense", root / "run")
+    with self.assertRaisesRegex(errors.InputError, "'dense_d16'; did you mean"):
+      frontier.make_run(loaded, "dense_d16", root / "run")
     frontier.make_run(loaded, "dense_d16_s0", root / "run")
     run = root / "run" / "runs" / "dense_d16_s0" / "run.json"
     before = run.read_bytes()
