@@ -73,8 +73,9 @@ def main(overrides: list[str]) -> None:
   if not _DENSE.value:
     raise errors.InputError("--dense is missing; need a model directory")
   config = cli.load_config(_CONFIG.value, overrides, config_lib.BridgeRunConfig)
-  with sharding.joined_processes(_DISTRIBUTED.value):
-    bridge = bridge_lib.run(config, _DENSE.value, workdir)
+  if _DISTRIBUTED.value:
+    sharding.join_processes()
+  bridge = bridge_lib.run(config, _DENSE.value, workdir)
   if jax.process_index() == 0:
     print(figures_text(bridge.figures))
     share = 100 * (1 - loop.block_density(bridge.arrays.sparse))

@@ -32,8 +32,9 @@ cli.require("config", "workdir")
 def main(overrides: list[str]) -> None:
   """Trains as the flags say."""
   config = cli.load_config(_CONFIG.value, overrides)
-  with sharding.joined_processes(_DISTRIBUTED.value):
-    trained = loop.run(config, _WORKDIR.value)
+  if _DISTRIBUTED.value:
+    sharding.join_processes()
+  trained = loop.run(config, _WORKDIR.value)
   if jax.process_index() == 0:
     print(
       f"held-out loss {trained.eval_loss:.4f} nats a token, block weights"

@@ -6,10 +6,10 @@ processes started with `jax.distributed`. What is traced under `jax.set_mesh`
 splits its work as the functions below say, and runs whole without a mesh.
 """
 
-import contextlib
+import atexit
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -41,25 +41,15 @@ _KILLED = (
 )
 
 
-@contextlib.contextmanager
-def joined_processes(several: bool) -> Iterator[None]:
-  """Joins the processes of a run, if there are `several`.
+def join_processes() -> None:
+  """Joins the processes of a run; call it before the first computation.
 
-  Enter it before the first computation. A cluster that JAX knows says who they
-  are; without one the environment does: JAX_COORDINATOR_ADDRESS,
-  JAX_NUM_PROCESSES and JAX_PROCESS_ID. Where JAX's
+  A cluster that JAX knows says who they are; without one the environment does:
+  JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Where JAX's
   coordination service is the first to miss a process it calls abort(), after
   which a last line still says what to do.
   """
-  if not several:
-    yield
-    return
-  with host.told_if_killed(_KILLED):
-    _join_processes()
-    yield
-
-
-def _join_processes() -> None:
+  atexit.register(host.tell_if_killed(_KILLED))
   numbers = {}
   for name in ("num_processes", "process_id"):
     variable = f"JAX_{name.upper()}"

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -141,21 +141,18 @@ def end_with_parent() -> None:
   threading.Thread(target=watch, daemon=True).start()
 
 
-@contextlib.contextmanager
-def told_if_killed(message: str) -> Iterator[None]:
-  """Prints a line on standard error if this process ends by abort() or a kill.
+def tell_if_killed(message: str) -> Callable[[], None]:
+  """Makes a line the last on standard error if this process is killed.
 
-  A shell waits for that: it reads a line, or the end of the pipe.
+  A shell waits for the end of this process, by abort() too, and prints it,
+  unless what is returned was called before.
   """
   program = ["sh", "-c", 'read -r _ || echo "$0" >&2', message]
   # In a session of its own: what signals the group shall not end it.
-  with subprocess.Popen(
+  watcher = subprocess.Popen(
     program, stdin=subprocess.PIPE, start_new_session=True
-  ) as watcher:
-    try:
-      yield
-    finally:
-      watcher.communicate(b"\n")
+  )
+  return lambda: watcher.communicate(b"\n") and None
 
 
 def environment() -> dict[str, Any]:
