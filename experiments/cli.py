@@ -99,6 +99,7 @@ def _status(main, argv: Sequence[str], help_text: Callable[[bool], str]) -> int:
       raise errors.InputError(
         f"{overrides[0]!r} is not accepted; this command takes no config"
       )
+    host.end_with_parent()
     host.keep_freed_memory()
     host.cache_compilations()
     host.count_compilations()

@@ -2,12 +2,11 @@
 
   python -m experiments.frontier --workdir=runs/frontier
 
-The same command resumes and skips what is finished, and may be started on
-several machines that share the workdir. Writes frontier.json, .csv and .html,
-results.md, and the pictures frontier.png, tasks.png and followup.png.
+The same command resumes and skips what is finished. --engine=ray hands the runs
+to a Ray cluster whose nodes see the workdir. Writes frontier.json, .csv and
+.html, results.md, and the pictures frontier.png, tasks.png and followup.png.
 """
 
-import os
 import pathlib
 import shlex
 import sys
@@ -15,10 +14,9 @@ import sys
 import jax
 from absl import flags
 
-from experiments import cli
+from experiments import cli, jobs
 from sparse_jax import frontier
-from sparse_jax.frontier import workers
-from sparse_jax.utils import errors, host
+from sparse_jax.utils import errors, files, host
 
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "A directory for the grid; the same one resumes."
@@ -34,17 +32,17 @@ _DOCS = flags.DEFINE_string(
 _WORKERS = flags.DEFINE_integer(
   "workers",
   0,
-  "Processes that share the cores; 0 is one a core, and 1 on accelerators.",
+  "Local processes that share the cores; 0 is one a core, 1 on accelerators.",
   lower_bound=0,
 )
 _REPORT = flags.DEFINE_bool(
   "report", False, "Whether only to write down what is finished."
 )
 _RUNS_ONLY = flags.DEFINE_bool(
-  "runs_only", False, "Whether to write nothing down: a worker among several."
+  "runs_only", False, "Whether to write nothing down."
 )
-_PARENT = flags.DEFINE_integer(
-  "parent", 0, "A worker's parent, with which it ends; 0 is none."
+_RUN = flags.DEFINE_string(
+  "run", None, "Only this run, of a grid whose tokens are made."
 )
 cli.require("workdir")
 
@@ -64,38 +62,38 @@ def command(overrides: list[str]) -> str:
 
 
 def run_grid(config: frontier.FrontierConfig, workdir: pathlib.Path) -> None:
-  """Makes the runs that are not finished, in this process or in several."""
-  on_cpu = jax.default_backend() == "cpu"
-  count = _WORKERS.value or (len(workers.usable_cores()) if on_cpu else 1)
+  """Makes the runs that are not finished, in this process or in others."""
+  is_local = jobs.ENGINE.value == "local"
+  count = _WORKERS.value
+  if is_local and not count:  # On Ray this process leaves accelerators alone.
+    on_cpu = jax.default_backend() == "cpu"
+    count = len(host.usable_cores()) if on_cpu else 1
   say = lambda text: print(text, flush=True)
   before = frontier.status(config, workdir)
-  total = len(before.missing)
-  count = min(count, total)
-  if count <= 1:
+  count = min(count, len(before.missing))
+  if not before.missing or (is_local and count == 1):
     frontier.run_grid(config, workdir, say)
     return
   frontier.prepare_data(config, workdir)
-  remaining = frontier.remaining_text(config, before, count)
   logs = workdir / "logs"
-  say(f"{remaining}; {count} processes, {logs} holds what they print")
-  program = [sys.executable, "-m", "experiments.frontier", *sys.argv[1:]]
-  workers.run_workers(
-    [*program, "--workers=1", "--runs_only", f"--parent={os.getpid()}"],
-    count,
-    logs,
-    total,
-    lambda: total - len(frontier.status(config, workdir).missing),
-  )
+  remaining = frontier.remaining_text(config, before, count or 1)
+  say(f"{remaining}; {logs} holds what they print")
+  program = ["experiments.frontier", *sys.argv[1:], "--engine=local"]
+  todo = [jobs.Job(n, [*program, f"--run={n}"]) for n in before.missing]
+  for ended in [end for end in jobs.run(todo, logs, count) if end.status]:
+    raise ended.error(logs)
 
 
 def main(overrides: list[str]) -> None:
   """Runs the grid as the flags say."""
-  if _PARENT.value:
-    workers.end_with(_PARENT.value)
   config = cli.load_config(_CONFIG.value, overrides, frontier.FrontierConfig)
   workdir = pathlib.Path(_WORKDIR.value)
+  if _RUN.value:
+    frontier.make_run(config, _RUN.value, workdir)
+    return
   if not _REPORT.value:
-    run_grid(config, workdir)
+    with files.exclusive(workdir):
+      run_grid(config, workdir)
   if _RUNS_ONLY.value:
     return
   status = frontier.status(config, workdir)

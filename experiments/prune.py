@@ -3,8 +3,9 @@
   python -m experiments.prune --model=runs/quickstart/model --tasks=all \\
     --workdir=runs/circuits
 
-The same command again resumes and repeats nothing. Writes a circuit directory
-per task, circuits.csv, circuits.json, curves.png and a page, report.html.
+The same command again resumes and repeats nothing. --engine=ray hands each task
+to a Ray cluster whose nodes see the workdir. Writes a circuit directory per
+task, circuits.csv, circuits.json, curves.png and a page, report.html.
 
 A released or a Hugging Face model comes without the means that closed nodes
 take: they are measured on the text of config.data, this machine's Python files
@@ -13,10 +14,12 @@ by default, and kept in means.npz.
 
 import dataclasses
 import pathlib
+import shutil
+import sys
 
 from absl import flags
 
-from experiments import cli
+from experiments import cli, jobs
 from sparse_jax import checkpoint, faithfulness, report, tasks
 from sparse_jax import circuit as circuit_lib
 from sparse_jax.faithfulness import pipeline
@@ -83,6 +86,8 @@ def main(overrides: list[str]) -> int | None:
       whose = _MODEL.value, model, params
       means = checkpoint.find_means(*whose, workdir / "means.npz", config)
       pipe = dataclasses.replace(pipe, means=means)
+    if jobs.ENGINE.value == "ray":
+      search_in_jobs([task.name for task in learned], tokenizer, workdir)
     storage = _STORAGE.value or workdir / "search.journal"
     found = pipe.run(learned, workdir, storage)
     rows = [table_lib.row(*circuits) for circuits in found.values()]
@@ -101,6 +106,33 @@ def main(overrides: list[str]) -> int | None:
   print(f"\ncompiled {host.compiled()}")
   print(f"report: {page}")
   return None
+
+
+def search_in_jobs(names: list[str], tokenizer, workdir: pathlib.Path) -> None:
+  """Fills the work directory with circuits that jobs find, a task each."""
+  # A task of one's own is known by its file.
+  own = [text for text in _TASKS.value if text != "all"]
+  given = {tasks.make_task(text, tokenizer).name: text for text in own}
+  program = ["experiments.prune", *sys.argv[1:], "--engine=local"]
+  todo = []
+  for name in names:
+    directory = workdir / "jobs" / name
+    with files.disk_errors(directory):
+      directory.mkdir(parents=True, exist_ok=True)
+      if (means := workdir / "means.npz").exists():
+        shutil.copyfile(means, directory / means.name)
+    text = given.get(name, name)
+    own_flags = f'--tasks="{text}"', f"--workdir={directory}"
+    todo.append(jobs.Job(name, [*program, *own_flags]))
+  logs = workdir / "logs"
+  ended = list(jobs.run(todo, logs))
+  for job in ended:
+    if job.status == 0:
+      found = workdir / "jobs" / job.name / job.name
+      shutil.copytree(found, workdir / job.name, dirs_exist_ok=True)
+  for job in ended:
+    if job.status:
+      raise job.error(logs)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@
 Of a directory that holds several circuits each is measured, and "reference" is
 the shipped atlas. Held-out real prompts and controls need the model's corpus.
 
+--engine=ray hands each circuit to a Ray cluster.
+
 Exit status 0 if all that is stored reproduces within its interval, 1 if not,
 2 if it cannot be measured. A circuit without stored measures gets them.
 
@@ -16,10 +18,12 @@ fine-tuned, exported and read again), every claim is measured there: exit status
 """
 
 import pathlib
+import sys
+import tempfile
 
 from absl import flags
 
-from experiments import cli
+from experiments import cli, jobs
 from sparse_jax import faithfulness, reference
 
 _CIRCUIT = flags.DEFINE_string(
@@ -47,7 +51,19 @@ def main(overrides: list[str]) -> int:
   """Verifies as the flags say; returns the worst of the exit statuses."""
   del overrides  # The command has no config.
   directories = reference.find_circuits([_CIRCUIT.value], "--circuit")
-  return max(verify(directory) for directory in directories)
+  if jobs.ENGINE.value == "local":
+    return max(verify(directory) for directory in directories)
+  program = ["experiments.verify", *sys.argv[1:], "--engine=local"]
+  todo = [
+    jobs.Job(f"{number}_{d.name}", [*program, f"--circuit={d.absolute()}"])
+    for number, d in enumerate(directories)
+  ]
+  statuses = []
+  with tempfile.TemporaryDirectory() as logs:
+    for ended in jobs.run(todo, pathlib.Path(logs)):
+      print(ended.text, end="", flush=True)
+      statuses.append(ended.status)
+  return max(statuses)
 
 
 def verify(directory: pathlib.Path) -> int:

@@ -30,6 +30,7 @@ class Accepted(NamedTuple):
 
 NO_WINDOW = 2**30  # More keys than any input has.
 _TOO_LARGE = 2**63  # Products of two still fit a float.
+MOST_SIZE = 2**31 - 1  # Of a dimension in others' files: four still fit int64.
 
 AT_LEAST_1 = Accepted("at least 1", lambda x: x >= 1)
 NOT_NEGATIVE = Accepted("0 or more", lambda x: x >= 0)

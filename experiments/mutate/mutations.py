@@ -6,12 +6,13 @@ made again from its seed and number.
 
 import functools
 import io
+import itertools
 import json
 import pickletools
 import random
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 Mutation = Callable[[random.Random, bytes], bytes]
@@ -244,14 +245,14 @@ def _zipped(entries) -> bytes:
   return buffer.getvalue()
 
 
-@functools.cache
-def _npy_of_zeros(megabytes: int) -> bytes:
-  """Returns the .npy file of that many zeros, which a zip makes small."""
+def _npy_of_zeros(megabytes: int) -> Iterator[bytes]:
+  """Yields the .npy file of that many zeros, which a zip makes small."""
   shape = f"({megabytes << 18},)"
   text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}"
   header = text.encode().ljust(117) + b"\n"
   start = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
-  return start + bytes(megabytes << 20)
+  yield start
+  yield from itertools.repeat(bytes(1 << 20), megabytes)
 
 
 def mutate_npy(rng: random.Random, raw: bytes) -> bytes:
@@ -289,12 +290,18 @@ def mutate_npz(rng: random.Random, raw: bytes) -> bytes:
 
 
 @functools.cache
-def _with_bomb(raw: bytes) -> bytes:
+def _with_bomb(raw: bytes, megabytes: int = 768) -> bytes:
   with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-    names = archive.namelist()
-    entries = [(n, archive.read(n), zipfile.ZIP_DEFLATED) for n in names]
-  entries[0] = names[0], _npy_of_zeros(768), zipfile.ZIP_DEFLATED
-  return _zipped(entries)
+    first, *rest = archive.namelist()
+    entries = [(n, archive.read(n), zipfile.ZIP_DEFLATED) for n in rest]
+  buffer = io.BytesIO(_zipped(entries))
+  # Piece by piece: the process that makes it has no memory for the whole.
+  with (
+    zipfile.ZipFile(buffer, "a", zipfile.ZIP_DEFLATED) as archive,
+    archive.open(first, "w", force_zip64=True) as member,
+  ):
+    member.writelines(_npy_of_zeros(megabytes))
+  return buffer.getvalue()
 
 
 def mutate_pt(rng: random.Random, raw: bytes) -> bytes:

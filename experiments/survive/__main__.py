@@ -4,7 +4,7 @@
 
 Trains a tiny model undisturbed, then again under SIGKILL, SIGTERM, a full disk,
 damaged checkpoints, jumping clocks, a second launch and the death of one of two
-processes; then kills searches and grids and counts their runs. Writes
+processes; then kills searches, bridges and grids and counts their runs. Writes
 survive.json; exit status 1 if anything was lost. docs/reliability.md has
 results.
 """
@@ -22,7 +22,7 @@ _KILLS = flags.DEFINE_integer(
   "kills", 50, "SIGKILLs in a row of the training.", lower_bound=1
 )
 _SEARCH_KILLS = flags.DEFINE_integer(
-  "search_kills", 20, "SIGKILLs of the search and of the grid.", lower_bound=1
+  "search_kills", 20, "SIGKILLs of search, bridge and grid.", lower_bound=1
 )
 _WORKDIR = flags.DEFINE_string(
   "workdir", "runs/survive", "A directory for the runs and survive.json."
@@ -51,6 +51,9 @@ def main(overrides: list[str]) -> int:
       "twice": lambda rng: training.launched_twice(lab),
       "pair": lambda rng: pairs.one_of_two(root / "pair"),
       "prune": lambda rng: searches.prune(root / "prune", lab, fewer, rng),
+      "bridge": lambda rng: training.killed(
+        training.bridge_lab(root / "bridge", lab), fewer, rng
+      ),
       "frontier": lambda rng: searches.grid(root / "grid", lab, fewer, rng),
     }
     names = ", ".join(scenarios)

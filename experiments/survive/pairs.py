@@ -12,6 +12,7 @@ from experiments.survive import training
 from experiments.survive.outcome import Outcome
 
 _MOST_SECONDS = 60.0
+_LINE_SECONDS = 10.0  # Until a shell has printed what JAX's abort() leaves out.
 
 
 @contextlib.contextmanager
@@ -52,7 +53,7 @@ def _log(lab: training.Lab, index: int) -> pathlib.Path:
   return lab.root / f"process_{index}.log"
 
 
-def one_of_two(root: pathlib.Path, steps: int = 200) -> Outcome:
+def one_of_two(root: pathlib.Path, steps: int = 30) -> Outcome:
   """Kills each of the two once; the other has to stop, and both to resume."""
   lab = training.Lab(root, steps)
   good, seconds, lines = 0, [], []
@@ -73,9 +74,13 @@ def one_of_two(root: pathlib.Path, steps: int = 200) -> Outcome:
         processes[1 - victim].wait(2 * _MOST_SECONDS)
       status = processes[1 - victim].poll()
     seconds.append(time.monotonic() - begin)
-    text = _log(lab, 1 - victim).read_text(errors="replace")
-    lines.append((text.strip().splitlines() or [""])[-1])
-    told = lines[-1].startswith("error: ") and "process" in lines[-1]
+    told = False
+    while not told and time.monotonic() < begin + seconds[-1] + _LINE_SECONDS:
+      time.sleep(0.01)
+      text = _log(lab, 1 - victim).read_text(errors="replace")
+      last = (text.strip().splitlines() or [""])[-1]
+      told = last.startswith("error: ") and "process" in last
+    lines.append(last)
     good += bool(status) and told and seconds[-1] < _MOST_SECONDS
   with _pair(lab, "pair") as processes:
     statuses = [process.wait(1800) for process in processes]

@@ -122,11 +122,11 @@ def get_config():
   c = grid.to_config_dict(frontier.FrontierConfig())
   run = runpy.run_path(CONFIG)["get_config"]()
   c.run.update(run)
-  c.dense_widths = (8, 16)
+  c.dense_widths = (8,)
   c.sparse_widths = (16,)
   c.densities = (0.5,)
-  c.dense_steps = 60
-  c.sparse_steps = 60
+  c.dense_steps = 30
+  c.sparse_steps = 30
   c.seeds = (0, 1)
   c.tasks = (TASK,)
   c.faithfulness = False

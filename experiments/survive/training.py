@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -63,10 +64,22 @@ def write_text(path: pathlib.Path) -> None:
 
 
 class Lab:
-  """One training: its files, its command, and how it ends undisturbed."""
+  """One training: its files, its command, and how it ends undisturbed.
 
-  def __init__(self, root: pathlib.Path, steps: int = STEPS):
-    self.root, self.steps = root, steps
+  `what` is the command that trains, `flags` are those of its own, `model` is
+  where a work directory then has a model.
+  """
+
+  def __init__(
+    self,
+    root: pathlib.Path,
+    steps: int = STEPS,
+    what: str = "train",
+    flags: Sequence[str] = (),
+    model: str = "model",
+  ):
+    self.root, self.steps, self.what = root, steps, what
+    self.flags, self.model = flags, model
     root.mkdir(parents=True, exist_ok=True)
     write_text(root / "text.txt")
     text = CONFIG.replace("SOURCE", repr(str(root / "text.txt")))
@@ -76,8 +89,9 @@ class Lab:
 
   def command(self, name: str) -> processes.Command:
     """Returns the command that trains in a directory of that name."""
-    arguments = [f"--config={self.config}", f"--workdir={self.root / name}"]
-    return processes.Command("train", arguments, self.root / f"{name}.log")
+    own = f"--config={self.config}", f"--workdir={self.root / name}"
+    arguments = [*own, *self.flags]
+    return processes.Command(self.what, arguments, self.root / f"{name}.log")
 
   @functools.cached_property
   def timing(self) -> processes.Timing:
@@ -100,7 +114,7 @@ class Lab:
     mine, want = self.root / name, self.root / "undisturbed"
     parts = {
       "the final state": _final_state,
-      "the model": lambda workdir: checkpoint.load_model(workdir / "model")[1],
+      "the model": lambda path: checkpoint.load_model(path / self.model)[1],
       "metrics.jsonl": _timeless_rows,
     }
     return ", ".join(
@@ -146,6 +160,13 @@ def _equal_bits(a, b) -> bool:
   return all(jax.tree.leaves(same))
 
 
+def bridge_lab(root: pathlib.Path, dense: Lab) -> Lab:
+  """Returns the training of a bridge to another lab's model."""
+  _ = dense.timing  # There is a model.
+  of_dense = f"--dense={dense.root / 'undisturbed' / 'model'}"
+  return Lab(root, 200, "bridge", [of_dense], "bridge/sparse")
+
+
 def killed(lab: Lab, kills: int, rng: random.Random) -> Outcome:
   """SIGKILL at random moments, again and again."""
   workdir, command = lab.fresh("killed"), lab.command("killed")
@@ -161,10 +182,10 @@ def killed(lab: Lab, kills: int, rng: random.Random) -> Outcome:
   command.finish()
   differs = lab.differs("killed")
   if differs:
-    return Outcome("SIGKILL, training", kills, 0, f"{differs} differ")
+    return Outcome(f"SIGKILL, {lab.what}", kills, 0, f"{differs} differ")
   resumed = len(set(newest)) - 1
   return Outcome(
-    "SIGKILL, training",
+    f"SIGKILL, {lab.what}",
     kills,
     kills,
     f"weights, optimizer state and metrics equal bit for bit; resumed at"
@@ -194,8 +215,9 @@ def terminated(lab: Lab, times: int, rng: random.Random) -> Outcome:
 
 def out_of_space(lab: Lab) -> Outcome:
   """A disk that is full while a checkpoint is written, then is not."""
+  _ = lab.timing  # There is an undisturbed end.
   workdir, command = lab.fresh("full"), lab.command("full")
-  good, where = 0, []
+  where, faults = [], []
   for how, full in {"file size limit": _limited, "full tmpfs": _tmpfs}.items():
     lab.fresh("full").mkdir()
     with full(workdir) as limit:
@@ -213,13 +235,17 @@ def out_of_space(lab: Lab) -> Outcome:
       )
       limit(None)
       command.finish()
-      good += bool(status == 2 and told and kept and not lab.differs("full"))
+      if differs := lab.differs("full"):
+        faults.append(f"{how}: {differs} differ")
+      elif status != 2 or not told or not kept:
+        faults.append(f"{how}: status {status}, {line!r}, checkpoints {kept}")
   return Outcome(
     "disk full while saving",
     len(where),
-    good,
-    f"{', '.join(where)}: one line, status 2, earlier checkpoints whole, equal"
-    " bit for bit once there is space",
+    len(where) - len(faults),
+    "; ".join(faults)
+    or f"{', '.join(where)}: one line, status 2, earlier checkpoints whole,"
+    " equal bit for bit once there is space",
   )
 
 

@@ -10,6 +10,7 @@ from sparse_jax.frontier.grid import VARIANTS, FrontierConfig, Run, make_runs
 from sparse_jax.frontier.report import headline, write
 from sparse_jax.frontier.runs import (
   check_faithfulness,
+  make_run,
   prepare_data,
   remaining_text,
   run_grid,
@@ -23,6 +24,7 @@ __all__ = [
   "check_faithfulness",
   "compare_runs",
   "headline",
+  "make_run",
   "make_runs",
   "prepare_data",
   "remaining_text",

@@ -1,7 +1,7 @@
 """One run after another: train, check what was learned, prune, keep metrics.
 
-A finished run has `run.json` and is skipped. Several processes, on one machine
-or several, may share a directory: each takes runs that no other holds.
+A finished run has `run.json` and is skipped. Runs do not know of each other:
+whoever starts them (`run_grid`, or a process each) says which.
 """
 
 import contextlib
@@ -92,10 +92,9 @@ def run_grid(
   workdir: files.PathLike,
   say: Callable[[str], None] = print,
 ) -> Status:
-  """Trains and prunes every run that is not finished.
+  """Trains and prunes every run that is not finished, one after another.
 
-  Runs that another process works on stay missing; `say` is told of them, of
-  those that diverge, and of what remains, line by line.
+  `say` is told of those that diverge, and of what remains, line by line.
   """
   workdir = pathlib.Path(workdir).absolute()
   wanted, left_out = grid.make_runs(config)
@@ -109,15 +108,30 @@ def run_grid(
       continue
     remaining = remaining_text(config, so_far)
     say(f"run {number} of {len(wanted)}: {run.name}; {remaining}")
-    try:
-      with files.exclusive(workdir / "locks" / run.name):
-        if run.name in status(config, workdir).missing:
-          _train_and_prune(config, run, workdir)
-    except files.InUseError:
-      say(f"{run.name}: another process is at it")
-    except loop.DivergedError as e:
-      say(f"{run.name}: left out, {e}")
+    make_run(config, run.name, workdir, say)
   return status(config, workdir)
+
+
+def make_run(
+  config: grid.FrontierConfig,
+  name: str,
+  workdir: files.PathLike,
+  say: Callable[[str], None] = print,
+) -> None:
+  """Trains and prunes one run of a grid, unless it is finished.
+
+  The grid's data is prepared. Raises InputError for a name that it has not.
+  """
+  workdir = pathlib.Path(workdir).absolute()
+  known = {run.name: run for run in grid.make_runs(config)[0]}
+  if name not in known:
+    raise errors.unknown_name("run", name, known)
+  if name not in status(config, workdir).missing:
+    return
+  try:
+    _train_and_prune(config, known[name], workdir)
+  except loop.DivergedError as e:
+    say(f"{name}: left out, {e}")
 
 
 def prepare_data(

@@ -11,7 +11,7 @@ import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from sparse_jax.config import Accepted
+from sparse_jax.config import MOST_SIZE, Accepted
 from sparse_jax.utils import errors
 
 _REQUIRED = object()
@@ -25,7 +25,7 @@ class Field(NamedTuple):
   default: Any = _REQUIRED
 
 
-def _is_whole(x: Any, most: int = 2**31 - 1) -> bool:
+def _is_whole(x: Any, most: int = MOST_SIZE) -> bool:
   return isinstance(x, int) and not isinstance(x, bool) and 1 <= x <= most
 
 

@@ -6,6 +6,7 @@ processes started with `jax.distributed`. What is traced under `jax.set_mesh`
 splits its work as the functions below say, and runs whole without a mesh.
 """
 
+import atexit
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sparse_jax import sites
-from sparse_jax.utils import errors
+from sparse_jax.utils import errors, host
 
 # First match wins, on the end of the path, so that the optimizer's moments are
 # split as their parameters are. Units (columns read, rows write) are split.
@@ -33,12 +34,22 @@ _SPECS = (
 _HEARTBEAT_SECONDS = 30
 
 
+_KILLED = (
+  "error: this process was killed, or JAX ended it because another process has"
+  " ended or cannot be reached: start all of them again, the same commands"
+  " resume"
+)
+
+
 def join_processes() -> None:
   """Joins the processes of a run; call it before the first computation.
 
   A cluster that JAX knows says who they are; without one the environment does:
-  JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+  JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Where JAX's
+  coordination service is the first to miss a process it calls abort(), after
+  which a last line still says what to do.
   """
+  atexit.register(host.tell_if_killed(_KILLED))
   numbers = {}
   for name in ("num_processes", "process_id"):
     variable = f"JAX_{name.upper()}"

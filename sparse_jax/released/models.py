@@ -132,8 +132,10 @@ def read_config(
     if name in fields and not _is_of(fields[name], kind):
       refuse(name, _TYPE_NAMES[kind])
     value = fields.get(name, default)
-    if kind in (int, int | None) and value is not None and value < 1:
-      refuse(name, "at least 1")
+    if kind not in (int, int | None) or value is None:
+      continue
+    if not 1 <= value <= config_lib.MOST_SIZE:
+      refuse(name, "a whole number from 1 to 2^31 - 1")
 
   f = types.SimpleNamespace(**{n: d for n, (_, d) in _FIELDS.items()} | fields)
   if f.d_model % f.n_head:

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from sparse_jax import sites
 from sparse_jax.utils import errors, files, orbax_errors
 
-_SUMS = "sums"
+_SUMS, _BESIDE = "sums", "beside"
 
 
 class _DamagedError(Exception):
@@ -48,16 +48,23 @@ class TrainingCheckpoints:
     self.steps = self._manager.all_steps  # Ascending.
     self.close = self._manager.close
 
-  def save(self, step: int, state) -> None:
-    """Writes the state after `step` steps, unless it is there already."""
+  def save(self, step: int, state, beside: Any = None) -> None:
+    """Writes the state after `step` steps, unless it is there already.
+
+    `beside` is JSON that `beside(step)` returns.
+    """
     if step == self.latest_step():
       return
-    metadata = {_SUMS: checksums(state)}
+    metadata = {_SUMS: checksums(state), _BESIDE: beside}
     with orbax_errors.writing(f"checkpoint {step} in {self._directory}"):
       self._manager.save(
         step, args=ocp.args.StandardSave(state), custom_metadata=metadata
       )
       self._manager.wait_until_finished()
+
+  def beside(self, step: int) -> Any:
+    """Returns what was saved beside a state, None if nothing was."""
+    return (self._manager.metadata(step).custom_metadata or {}).get(_BESIDE)
 
   def restore(self, state, step: int):
     """Returns a step's state in the shapes and the shardings of `state`.

@@ -443,9 +443,12 @@ def fit(
   bar = progress.progress_bar(train.steps, start, "training")
   iterator = windows.iterate(batches, start)
   unread: list[Mapping[str, jax.Array]] = []  # Metrics of the last steps.
+  # Of steps since the last row: a resumed run's next one averages them too.
   unlogged: list[Mapping[str, float]] = []
+  if start:
+    unlogged += checkpoints.beside(start) or ()
   held_out: dict[str, float] = {}
-  clock = time.perf_counter()
+  clock, timed = time.perf_counter(), start
 
   def check_finite(step: int, values: Mapping[str, float]) -> None:
     for name, value in values.items():
@@ -488,7 +491,7 @@ def fit(
             **{name: mean(name) for name in unlogged[0]},
             "learning_rate": float(rates[step - 1]),
             "density": block_density(decoder),
-            "tokens_per_second": len(unlogged) * tokens_per_step / seconds,
+            "tokens_per_second": (step - timed) * tokens_per_step / seconds,
           }
           if evaluates:
             row |= {f"eval_{name}": value for name, value in held_out.items()}
@@ -501,9 +504,9 @@ def fit(
             shown["eval"] = held_out["loss"]
           bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items()})
           unlogged.clear()
-          clock = time.perf_counter()
+          clock, timed = time.perf_counter(), step
         if saves:
-          checkpoints.save(step, state)
+          checkpoints.save(step, state, unlogged)
         if stops and not is_last:
           raise Interrupted(
             f"interrupted at step {step} of {train.steps}; checkpoint saved;"

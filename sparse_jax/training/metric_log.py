@@ -3,10 +3,12 @@
 import json
 import math
 import pathlib
+import time
 from collections.abc import Mapping
 from typing import Any
 
-import tensorboardX
+from tensorboardX import event_file_writer, summary
+from tensorboardX.proto import event_pb2
 
 from sparse_jax.utils import errors, files
 
@@ -45,9 +47,17 @@ class MetricWriter:
     files.write_bytes(self._path, text.encode())
     with files.disk_errors(workdir):
       self._file = open(self._path, "a", encoding="utf-8")
-      self._board = tensorboardX.SummaryWriter(
-        str(workdir / "tensorboard"), purge_step=resumed_step + 1
-      )
+      directory = workdir / "tensorboard"
+      directory.mkdir(exist_ok=True)
+      # Not SummaryWriter: its thread dies of a full disk, and who waits for
+      # that thread waits for ever.
+      self._board = event_file_writer.EventsWriter(str(directory / "events"))
+      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      self._add(resumed_step + 1, session_log=start)
+
+  def _add(self, step: int, **content) -> None:
+    event = event_pb2.Event(step=step, wall_time=time.time(), **content)
+    self._board.write_event(event)
 
   def write(
     self,
@@ -66,9 +76,12 @@ class MetricWriter:
       self._file.write(json.dumps(row) + "\n")
       self._file.flush()
       for name, value in scalars.items():
-        self._board.add_scalar(name, value, step)
+        self._add(step, summary=summary.scalar(name, value))
+      if densities:
+        self._board.flush()
 
   def close(self) -> None:
     """Flushes and closes both."""
-    self._file.close()
-    self._board.close()
+    with files.disk_errors(self._path.parent):
+      self._file.close()
+      self._board.close()

@@ -10,11 +10,19 @@ import pathlib
 import platform
 import re
 import resource
+import signal
+import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+
+PARENT = "SPARSE_JAX_PARENT"  # An environment variable: a process's number.
+_POLL_SECONDS = 1.0
 
 # Options of glibc's mallopt (malloc.h) and their values.
 _MALLOPT = (
@@ -107,15 +115,53 @@ def peak_memory() -> int:
   return peak if sys.platform == "darwin" else 1024 * peak
 
 
+def usable_cores() -> set[int]:
+  """Returns the cores that this process may use."""
+  if hasattr(os, "sched_getaffinity"):
+    return os.sched_getaffinity(0)
+  return set(range(os.cpu_count() or 1))
+
+
+def end_with_parent() -> None:
+  """Makes this process stop, as by SIGTERM, once the one in `PARENT` has ended.
+
+  A killed parent stops nobody: its jobs would go on unseen, and hold the
+  directories that the same command, started again, wants.
+  """
+  # Not for processes that this one starts.
+  parent = os.environ.pop(PARENT, None)
+  if parent is None:
+    return
+
+  def watch() -> None:
+    while os.getppid() == int(parent):
+      time.sleep(_POLL_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  threading.Thread(target=watch, daemon=True).start()
+
+
+def tell_if_killed(message: str) -> Callable[[], None]:
+  """Makes a line the last on standard error if this process is killed.
+
+  A shell waits for the end of this process, by abort() too, and prints it,
+  unless what is returned was called before.
+  """
+  program = ["sh", "-c", 'read -r _ || echo "$0" >&2', message]
+  # In a session of its own: what signals the group shall not end it.
+  watcher = subprocess.Popen(
+    program, stdin=subprocess.PIPE, start_new_session=True
+  )
+  return lambda: watcher.communicate(b"\n") and None
+
+
 def environment() -> dict[str, Any]:
   """Returns the machine and the versions of what computes on it."""
   packages = ("jax", "jaxlib", "flax", "optax", "numpy")
   return {
     "machine": {
       "processor": _processor(),
-      "cores": len(os.sched_getaffinity(0))
-      if hasattr(os, "sched_getaffinity")
-      else os.cpu_count(),
+      "cores": len(usable_cores()),
       "free_bytes": free_memory(),
       "load_average": os.getloadavg(),
       "platform": platform.platform(),

@@ -1,11 +1,15 @@
 """Mutated inputs: they are made again, and readers are held to their limits."""
 
+import io
 import os
 import pathlib
 import random
 import tempfile
+import tracemalloc
+import zipfile
 from unittest import mock
 
+import numpy as np
 from absl.testing import absltest, parameterized
 
 from experiments.mutate import inputs, mutations, worker
@@ -53,6 +57,17 @@ class InputsTest(parameterized.TestCase):
     self.assertGreater(len(changed), 15)
     for raw in changed:
       self.assertTrue(raw.startswith(b"PK\3\4"))
+
+  def test_a_small_file_of_many_zeros_is_made_in_little_memory(self):
+    raw = inputs.good("circuits")[0]["arrays.npz"]
+    tracemalloc.start()
+    self.addCleanup(tracemalloc.stop)
+    bomb = mutations._with_bomb(raw, megabytes=64)
+    self.assertLess(tracemalloc.get_traced_memory()[1], 8 << 20)
+    names = lambda file: sorted(zipfile.ZipFile(io.BytesIO(file)).namelist())
+    self.assertEqual(names(bomb), names(raw))
+    with np.load(io.BytesIO(bomb)) as arrays:
+      self.assertIn((64 << 18,), {arrays[name].shape for name in arrays.files})
 
 
 def _import_os(path):

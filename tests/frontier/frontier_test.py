@@ -8,11 +8,9 @@ import json
 import math
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from unittest import mock
 
 import browser
@@ -25,7 +23,7 @@ from matplotlib import colors, image
 from experiments import cli
 from sparse_jax import config as config_lib
 from sparse_jax import frontier
-from sparse_jax.frontier import compare, figures, grid, report, runs, workers
+from sparse_jax.frontier import compare, figures, grid, report, runs
 from sparse_jax.utils import bootstrap, errors, files, host
 
 _ROOT = pathlib.Path(__file__).parents[2]
@@ -559,36 +557,6 @@ class VariantsTest(absltest.TestCase):
     self.assertIn("3.625 (1), 3.500 (0.25), 3.750 (0.125): least at 0.25", line)
 
 
-class WorkersTest(parameterized.TestCase):
-  @parameterized.parameters(
-    (1, [{0, 1, 2}]), (2, [{0, 2}, {1}]), (3, [{0}, {1}, {2}])
-  )
-  def test_shares_by_hand(self, count, want):
-    self.assertEqual(workers.shares([0, 1, 2], count), want)
-
-  def test_a_worker_that_fails_is_named_with_its_last_line(self):
-    logs = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
-    code = "import sys; print('error: no room'); sys.exit(2)"
-    command = [sys.executable, "-c", code]
-    self.enterContext(mock.patch.object(workers, "_POLL_SECONDS", 0.05))
-    with self.assertRaisesRegex(
-      errors.InputError, "status 2: error: no room.*worker-0.log"
-    ):
-      workers.run_workers(command, 1, logs, 1, lambda: 0)
-
-  def test_a_worker_stops_once_its_parent_has_ended(self):
-    stopped = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-    self.addCleanup(signal.signal, signal.SIGTERM, before)
-    self.enterContext(mock.patch.object(workers, "_POLL_SECONDS", 0.01))
-    parent = os.getppid()
-    with mock.patch.object(os, "getppid", lambda: parent):
-      workers.end_with(parent)
-      self.assertFalse(stopped.wait(0.1))
-      parent = 1
-      self.assertTrue(stopped.wait(30))
-
-
 class DivergedTest(absltest.TestCase):
   def test_a_diverged_run_is_kept_as_such_and_not_tried_again(self):
     root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
@@ -790,18 +758,20 @@ class CommandTest(absltest.TestCase):
       f"--workdir={root / 'run'}",
       "--workers=1",
     )
-    # Another process holds one run: it is left to it.
-    held = root / "run" / "locks" / "sparse_d16_p0.5_s0"
-    said = []
-    with files.exclusive(held):
-      loaded = cli.load_config(config, [], frontier.FrontierConfig)
-      found = frontier.run_grid(loaded, root / "run", said.append)
-    self.assertIn(f"{held.name}: another process is at it", said)
-    self.assertEqual(found.missing, [held.name])
+    # Another process holds the grid.
+    with files.exclusive(root / "run"):
+      done = self.run_command(*flags)
+      self.assertEqual(done.returncode, 2)
+      self.assertRegex(done.stderr, "^error: .*run is in use by another proc")
+    loaded = cli.load_config(config, [], frontier.FrontierConfig)
+    frontier.prepare_data(loaded, root / "run")
+    with self.assertRaisesRegex(errors.InputError, "'dense_d16'; did you mean"):
+      frontier.make_run(loaded, "dense_d16", root / "run")
+    frontier.make_run(loaded, "dense_d16_s0", root / "run")
     run = root / "run" / "runs" / "dense_d16_s0" / "run.json"
     before = run.read_bytes()
-    left = root / "run" / "runs" / held.name / "run.json"
-    self.assertFalse(left.exists())
+    frontier.make_run(loaded, "dense_d16_s0", root / "run")
+    self.assertEqual(run.read_bytes(), before)
     done = self.run_command(*flags)
     self.assertEqual(done.returncode, 0, done.stderr)
     self.assertIn("1 of 2 runs remain, about", done.stdout)

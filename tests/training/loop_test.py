@@ -319,6 +319,43 @@ class DivergenceTest(absltest.TestCase):
     self.assertTrue(np.isfinite(logits).all())
 
 
+class RowsTest(absltest.TestCase):
+  def test_a_resumed_row_averages_the_steps_before_the_checkpoint_too(self):
+    root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    write_corpus(root / "text.txt")
+    every = {"checkpoint_every": 3, "log_every": 4, "eval_every": 100}
+    config = run_config(root / "text.txt", train={"steps": 12, **every})
+
+    def run(name, on_log=lambda row: None):
+      with loop.opened(config, root / name) as (data, checkpoints):
+        resolved = config_lib.resolve(config, data.tokenizer.vocab_size)
+        model = transformer.Model(resolved.model, resolved.sparsity)
+        count = lambda state: state.replace(step=state.step + 1)
+        loss = lambda state: {"train_loss": 0.1 * state.step}
+        objective = loop.Objective(
+          init=lambda key: loop.TrainState(
+            jax.numpy.int32(0), model.init(key), ()
+          ),
+          step=lambda state, windows, _: (count(state), loss(state)),
+          evaluate=lambda params, windows, _: {"loss": jax.numpy.float32(0)},
+        )
+        loop.fit(resolved, objective, root / name, data, checkpoints, on_log)
+      rows = metric_log.read_jsonl(root / name / "metrics.jsonl")
+      return [(row["step"], row["train_loss"]) for row in rows]
+
+    def stop(row):
+      if row["step"] == 8:
+        raise KeyboardInterrupt
+
+    with self.assertRaises(KeyboardInterrupt):
+      run("stopped", stop)
+    rows = run("stopped")
+    self.assertEqual([step for step, _ in rows], [4, 8, 12])
+    means = [0.15, 0.55, 0.95]
+    np.testing.assert_allclose([mean for _, mean in rows], means, rtol=1e-5)
+    self.assertEqual(rows, run("undisturbed"))
+
+
 class ProcessTest(absltest.TestCase):
   """The train command as a process; a test's runs share compiled code."""
 

@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import resource
 import struct
 import tempfile
 
@@ -93,6 +94,15 @@ class MetricsTest(absltest.TestCase):
       if value.tag == "train_loss"
     ]
     self.assertEqual(scalars, [(1, 0.5), (2, 1.0), (3, 1.5)])
+
+  def test_a_full_disk_is_one_error_and_no_wait(self):
+    writer = metric_log.MetricWriter(self.root, 0)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    self.addCleanup(resource.setrlimit, resource.RLIMIT_FSIZE, limits)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 15, limits[1]))
+    with self.assertRaisesRegex(errors.InputError, "^cannot write .*too large"):
+      for step in range(5000):
+        writer.write(step, {"train_loss": 1.0, "other": 1.0})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,11 @@
 """The host process."""
 
+import faulthandler
+import os
 import pathlib
+import signal
+import tempfile
+import time
 
 import jax
 from absl.testing import absltest
@@ -29,6 +34,31 @@ class HostTest(absltest.TestCase):
     after = host.compiled()
     self.assertEqual(after.programs, before.programs + 1)
     self.assertGreater(after.seconds, before.seconds)
+
+  def test_a_line_tells_of_an_abort_and_of_nothing_else(self):
+    root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    ends = {
+      "abort": os.abort,
+      "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+      "return": lambda: None,
+    }
+    for name, end in ends.items():
+      if (pid := os.fork()) == 0:
+        handle = os.open(root / name, os.O_WRONLY | os.O_CREAT)
+        os.dup2(handle, 2)
+        faulthandler.disable()
+        all_is_well = host.tell_if_killed("error: gone")
+        end()
+        all_is_well()
+        os._exit(0)
+      os.waitpid(pid, 0)
+    deadline = time.monotonic() + 60
+    texts = []
+    while time.monotonic() < deadline and sum(map(bool, texts)) < 2:
+      texts = [(root / name).read_text() for name in ends]
+      time.sleep(0.01)
+    gone = "error: gone\n"
+    self.assertEqual([t[-len(gone) :] for t in texts], [gone, gone, ""])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,82 @@
+"""A grid on a Ray cluster of two nodes, of which one is lost midway."""
+
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+from experiments import cli
+from experiments.survive import training
+from sparse_jax import frontier
+
+cluster_utils = pytest.importorskip(
+  "ray.cluster_utils", reason="no ray: install the [cluster] extra"
+)
+
+TIMEOUT = 600  # Seconds, on a machine that does other things too.
+ROOT = pathlib.Path(__file__).parents[2]
+
+_GRID = """
+import runpy
+from sparse_jax import frontier
+from sparse_jax.frontier import grid
+
+def get_config():
+  c = grid.to_config_dict(frontier.FrontierConfig())
+  c.run.update(runpy.run_path(CONFIG)["get_config"]())
+  c.dense_widths = c.sparse_widths = (16,)
+  c.densities = (0.5,)
+  c.dense_steps = c.sparse_steps = 100
+  c.seeds = (0,)
+  c.tasks = ("single_double_quote",)
+  return c
+"""
+
+
+def test_a_grid_that_loses_one_of_two_nodes_ends_as_a_local_one(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+  # Its workers would wait for all else that this machine does.
+  monkeypatch.setenv("RAY_worker_niceness", "0")
+  lab = training.Lab(tmp_path / "lab")
+  text = _GRID.replace("CONFIG", repr(str(lab.config)))
+  (tmp_path / "grid.py").write_text(text)
+  workdir, local = tmp_path / "grid", tmp_path / "local"
+
+  def start(directory, *flags):
+    program = [sys.executable, "-m", "experiments.frontier", "--runs_only"]
+    own = f"--config={tmp_path / 'grid.py'}", f"--workdir={directory}"
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([*program, *own, *flags], cwd=ROOT, **how)
+
+  node = {"num_cpus": 1, "object_store_memory": 80 << 20}
+  cluster = cluster_utils.Cluster(
+    initialize_head=True, head_node_args={**node, "include_dashboard": False}
+  )
+  try:
+    doomed = cluster.add_node(**node)
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    with start(workdir, "--engine=ray") as driver:
+      begun = lambda: list(workdir.glob("runs/*/checkpoints/*0"))
+      while len({path.parts[-3] for path in begun()}) < 2:
+        assert driver.poll() is None, driver.stdout.read()
+        time.sleep(0.05)
+      cluster.remove_node(doomed, allow_graceful=False)
+      assert driver.wait(TIMEOUT) == 0, driver.stdout.read()
+  finally:
+    cluster.shutdown()
+  logs = [path.read_text() for path in (workdir / "logs").glob("*.log")]
+  assert sorted("resuming" in log for log in logs) == [False, True]
+
+  with start(local, "--workers=1") as driver:
+    assert driver.wait(TIMEOUT) == 0, driver.stdout.read()
+  path, kind = str(tmp_path / "grid.py"), frontier.FrontierConfig
+  config = cli.load_config(path, (), kind)
+  found, want = (frontier.status(config, d).finished for d in (workdir, local))
+  same = ("name", "model_fingerprint", "eval_loss", "tasks")
+  pick = lambda results: [[result[key] for key in same] for result in results]
+  assert len(want) == 2
+  assert pick(found) == pick(want)
