@@ -415,6 +415,8 @@ class PruneConfig(_Checked):
       beside the scale
     edge_steps: gradient steps that learn which edges are essential; 0 leaves
       that out
+    edge_k_coefs: cost of an open edge, a training each; the fewest edges that
+      meet the target are kept
     curve_targets: further target losses whose circuit sizes are reported
     ablation: value of a closed node: its mean over the pretraining
       distribution, over the task's prompts, or zero
@@ -473,6 +475,7 @@ class PruneConfig(_Checked):
   site_costs: tuple[str, ...] = ()
   shift_answers: bool = False
   edge_steps: int = field(200, NOT_NEGATIVE)
+  edge_k_coefs: tuple[float, ...] = field((1e-3,), COSTS)
   curve_targets: tuple[float, ...] = field(
     (0.05, 0.1, 0.15, 0.2, 0.3, 0.5), ALL_POSITIVE
   )

@@ -24,8 +24,9 @@ def get_config() -> ml_collections.ConfigDict:
   c.model.n_layer = 2
   c.model.d_model = 256
   c.model.positions = "learned"
+  c.model.bigram = "fixed"  # The dense model's: behind every bridge.
   c.sparsity.density = 1 / 8
-  c.sparsity.activation_fraction = 1 / 8
+  c.sparsity.activation_fraction = 1 / 4
   c.sparsity.anneal_stop = 0.25
   c.bridge.distillation = 1.0
   c.train.steps = 4000

@@ -38,13 +38,13 @@ def figures(
 
   Args:
     span: the models.
-    params: the sparse model's and the bridges'.
+    params: the sparse model's and the plain bridges'.
     dense: the dense model's.
     train_batches: int `[batches, B, W]` windows.
     held_out: the same, of other text.
   """
   linear, mean = baselines(span, params, dense, train_batches)
-  # A baseline has no AbsTopK.
+  # A baseline has no AbsTopK, nor has what it is to give.
   settings = dataclasses.replace(span.settings, activation_fraction=1.0)
   open_span = dataclasses.replace(span, settings=settings)
   kinds = {
@@ -84,7 +84,9 @@ def _mean_losses(span, params, dense, batches, bar) -> dict[str, np.ndarray]:
   return jax.tree.map(lambda *x: np.mean(np.stack(x), 0), *rows)
 
 
-_losses = jax.jit(objective.all_losses, static_argnums=0)
+_losses = jax.jit(
+  functools.partial(objective.all_losses, in_units=False), static_argnums=0
+)
 
 
 def baselines(
@@ -105,6 +107,33 @@ def baselines(
   linear = {n: _linear(*of) for n, of in zip(names, both, strict=True)}
   mean = {n: _mean(*of) for n, of in zip(names, both, strict=True)}
   return linear, mean
+
+
+def plain_maps(
+  span: objective.Span,
+  params: objective.Params,
+  dense: transformer.Params,
+  batches: np.ndarray,
+) -> maps_lib.Maps:
+  """Returns the trained maps of plain states: their units are those of text.
+
+  Batches are int `[batches, B, W]` windows.
+  """
+  of = [
+    _units(span, params["sparse"], dense, windows[:, :-1])
+    for windows in batches
+  ]
+  units = jax.tree.map(lambda *x: jnp.mean(jnp.stack(x), 0), *of)
+  return maps_lib.out_of_units(params["maps"], *units)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _units(span, sparse, dense, tokens):
+  models = (span.dense, dense), (span.sparse, sparse)
+  return tuple(
+    maps_lib.units_of(points.body_states(*of, tokens, span.points))
+    for of in models
+  )
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,9 +1,15 @@
 """The bridges themselves: linear maps with AbsTopK one way, without it back.
 
-Axes: N tokens of a batch in any shape, D dense residual, S sparse residual.
+They are trained in units: the two models' states differ by orders of magnitude,
+from bridge to bridge and over the training, and a rate that suits a kernel from
+one to the other does not suit the kernel back.
+
+Axes: N tokens of a batch in any shape, D dense residual, S sparse residual, P
+bridge points, W either residual.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +46,45 @@ def identity(num_points: int, width: int) -> Maps:
     "bias": jnp.zeros((num_points, width)),
   }
   return {"encoder": one, "decoder": one}
+
+
+class Units(NamedTuple):
+  """Where a model's states lie: mean `[P, W]`, spread `[P]`.
+
+  The spread is the root of the variance, as a mean over channels. One bridge's
+  units, `P = 1`, hold for all.
+  """
+
+  mean_PxW: jax.Array
+  spread_P: jax.Array
+
+
+def units_of(states: Sequence[jax.Array]) -> Units:
+  """Returns the units of a batch. They pass gradients: what is measured in its
+  own units wins nothing by growing, nor by shrinking."""
+  x_PxNxW = jnp.stack([x.reshape(-1, x.shape[-1]) for x in states])
+  x_PxNxW = x_PxNxW.astype(jnp.float32)
+  spread_P = jnp.sqrt(jnp.mean(jnp.var(x_PxNxW, 1), -1))
+  return Units(jnp.mean(x_PxNxW, 1), jnp.maximum(spread_P, 1e-6))
+
+
+def out_of_units(maps: Maps, dense: Units, sparse: Units) -> Maps:
+  """Returns maps of states that do what `maps` do of states in their units.
+
+  y = mean + spread (x' W + b), where x' is x less its mean, over its spread.
+  """
+
+  def plain(p, source, target):
+    ratio_P = target.spread_P / source.spread_P
+    kernel = p["kernel"] * ratio_P[:, None, None]
+    bias = target.mean_PxW + target.spread_P[:, None] * p["bias"]
+    bias -= jnp.squeeze(source.mean_PxW[:, None] @ kernel, 1)
+    return {"kernel": kernel, "bias": bias}
+
+  return {
+    "encoder": plain(maps["encoder"], dense, sparse),
+    "decoder": plain(maps["decoder"], sparse, dense),
+  }
 
 
 def encode(

@@ -1,7 +1,7 @@
 """The losses of bridges, and their gradients with one pass back per body.
 
 loss = CE(sparse) + sum over bridges of
-  NMSE(encode(dense state), sparse state) + NMSE(decode(sparse), dense state)
+  NMSE(encode(dense state), AbsTopK(sparse)) + NMSE(decode(sparse), dense state)
   + KL(dense, sparse tail from the encoded state)
   + KL(dense, dense tail from the decoded state),
 
@@ -20,11 +20,12 @@ import jax.numpy as jnp
 
 from sparse_jax import config as config_lib
 from sparse_jax.bridge import maps, points
-from sparse_jax.model import hooks, transformer
+from sparse_jax.model import hooks, top_k, transformer
 from sparse_jax.model import loss as loss_lib
 
 Losses = Mapping[str, jax.Array]
-# What is trained: {"sparse": the decoder's parameters, "maps": the bridges}.
+# What is trained: {"sparse": the decoder's parameters, "maps": the bridges, in
+# units of the states (`maps.Units`)}.
 Params = Mapping[str, Any]
 
 PER_BRIDGE = ("nmse_encode", "nmse_decode", "kl_encode", "kl_decode")
@@ -59,6 +60,10 @@ class Span:
     """Returns a dense state at a bridge as the sparse model's."""
     return maps.encode(params, index, state, self.num_active)
 
+  def code(self, state: jax.Array) -> jax.Array:
+    """Returns what an encoder is to give for a sparse state: its AbsTopK."""
+    return top_k.abs_top_k(state, self.num_active)
+
 
 class Teacher(NamedTuple):
   """The dense model on a batch: what everything is compared with."""
@@ -87,15 +92,16 @@ def teach(span: Span, dense: transformer.Params, tokens: jax.Array) -> Teacher:
 def normalized_error(found: jax.Array, target: jax.Array) -> jax.Array:
   """Returns the mean squared error over the target's variance, float32.
 
-  The variance is around the batch's mean, summed over channels, and passes no
-  gradient: nothing is won by blowing a state up.
+  The variance is around the batch's mean, summed over channels. It passes
+  gradients: a target that is trained would otherwise shrink toward what is
+  found, for as long as little is, and never stop.
   """
   found, target = (
     x.astype(jnp.float32).reshape(-1, x.shape[-1]) for x in (found, target)
   )
   size = lambda x: jnp.mean(jnp.sum(jnp.square(x), -1))
   variance = size(target - jnp.mean(target, 0))
-  return size(found - target) / jax.lax.stop_gradient(variance)
+  return size(found - target) / variance
 
 
 def bridge_losses(
@@ -106,17 +112,25 @@ def bridge_losses(
   tokens: jax.Array,
   teacher: Teacher,
   sparse_state: jax.Array,
+  in_units: bool = True,
 ) -> Losses:
-  """Returns one bridge's losses, by the names of `PER_BRIDGE`."""
+  """Returns one bridge's losses, by the names of `PER_BRIDGE`.
+
+  Its maps are in units of the states, or plain.
+  """
   point, dense_state = span.points[index], teacher.states[index]
-  encoded = span.encode(params["maps"], index, dense_state)
-  decoded = maps.decode(params["maps"], index, sparse_state)
+  own = params["maps"]
+  if in_units:
+    units = maps.units_of([dense_state]), maps.units_of([sparse_state])
+    own = maps.out_of_units(own, *units)
+  encoded = span.encode(own, index, dense_state)
+  decoded = maps.decode(own, index, sparse_state)
   to_sparse = points.tail_logits(
     span.sparse, params["sparse"], tokens, point, encoded
   )
   to_dense = points.tail_logits(span.dense, dense, tokens, point, decoded)
   return {
-    "nmse_encode": normalized_error(encoded, sparse_state),
+    "nmse_encode": normalized_error(encoded, span.code(sparse_state)),
     "nmse_decode": normalized_error(decoded, dense_state),
     "kl_encode": teacher.divergence(to_sparse),
     "kl_decode": teacher.divergence(to_dense),
@@ -154,10 +168,12 @@ def all_losses(
   dense: transformer.Params,
   windows_BxW: jax.Array,
   hook: transformer.Hook = hooks.identity,
+  in_units: bool = True,
 ) -> Losses:
   """Returns every loss, in nats or shares of variance, `[bridges]` or scalar.
 
-  Windows are int `[B, L + 1]` tokens. `hook` acts in the sparse body.
+  Windows are int `[B, L + 1]` tokens. `hook` acts in the sparse body. Maps are
+  in units of the windows' states, or plain.
   """
   tokens, targets = windows_BxW[:, :-1], windows_BxW[:, 1:]
   teacher = teach(span, dense, tokens)
@@ -165,7 +181,7 @@ def all_losses(
     span.sparse, params["sparse"], tokens, span.points, hook
   )
   per_bridge = [
-    bridge_losses(span, i, params, dense, tokens, teacher, state)
+    bridge_losses(span, i, params, dense, tokens, teacher, state, in_units)
     for i, state in enumerate(states)
   ]
   of_model = model_losses(span, params, tokens, targets, teacher, states[-1])

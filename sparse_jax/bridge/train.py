@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sparse_jax import checkpoint
+from sparse_jax import checkpoint, sites
 from sparse_jax import config as config_lib
 from sparse_jax.bridge import directory as directory_lib
 from sparse_jax.bridge import figures, objective
@@ -71,6 +71,8 @@ def run(
     )
     train = batches(data.train, num_batches=config.prune.mean_batches)
     held_out = batches(data.eval, num_batches=config.train.eval_batches)
+    maps = figures.plain_maps(span, params, dense_params, train)
+    params = {**params, "maps": maps}
     found = figures.figures(span, params, dense_params, train, held_out)
     arrays = directory_lib.Arrays(
       span, dense_params, params["sparse"], params["maps"]
@@ -110,11 +112,20 @@ def make_objective(
   config: config_lib.BridgeRunConfig,
   dense: transformer.Params,
 ) -> loop.Objective:
-  """Returns what `loop.fit` trains."""
-  init_params = lambda rng: {
-    "sparse": span.sparse.init(rng),
-    "maps": span.init_maps(jax.random.fold_in(rng, 1)),
-  }
+  """Returns what `loop.fit` trains.
+
+  A sparse model with a bigram table starts from the dense one's, if that has
+  one: it lies behind every bridge, and no circuit has a part in it.
+  """
+
+  def init_params(rng):
+    sparse = span.sparse.init(rng)
+    shared = {sites.BIGRAM} & sparse.keys() & dense.keys()
+    return {
+      "sparse": sparse | {name: jnp.asarray(dense[name]) for name in shared},
+      "maps": span.init_maps(jax.random.fold_in(rng, 1)),
+    }
+
   optimizer = make_optimizer(
     config, jax.eval_shape(init_params, jax.random.key(0))
   )

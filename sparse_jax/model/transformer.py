@@ -227,6 +227,8 @@ class Model:
     h_xD = self._norm(params["ln_f"], x_xD)
     w_VxD = params["wte" if self.config.tied else "lm_head"]["embedding"]
     bigram_VxV = params.get("bigram_table")
+    if self.config.bigram == "fixed":  # A gradient of its size costs time.
+      bigram_VxV = jax.lax.stop_gradient(bigram_VxV)
     if candidates is None:
       logits = (h_xD @ w_VxD.astype(h_xD.dtype).T).astype(jnp.float32)
       logits += params["logit_bias"]

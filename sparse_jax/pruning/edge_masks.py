@@ -26,7 +26,6 @@ from sparse_jax.tasks import mask_evaluator
 from sparse_jax.tasks import sequences as sequences_lib
 from sparse_jax.utils import progress
 
-_EDGE_COST = 1e-3
 _INIT_TAU = 0.3
 
 
@@ -40,14 +39,14 @@ def find_essential(
 ) -> dict[str, np.ndarray] | None:
   """Returns the fewest edges seen to meet the target, by matrix.
 
-  Trains one mask per edge at a fixed cost, orders the edges by it and keeps as
-  many as the target takes on validation pairs.
+  Trains one mask per edge at each cost of `edge_k_coefs`, orders the edges by
+  it and keeps as many as the target takes on validation pairs.
 
   Args:
     target: what the edges have to reach; its sites must be gated ones.
     candidate: the circuit whose edges are in question.
     train: training pairs.
-    config: target, `edge_steps`, `batch_size` and the optimizer's values.
+    config: costs, `edge_steps`, `batch_size` and the optimizer's values.
     seed: of the batches.
     description: for the progress bar.
 
@@ -55,31 +54,42 @@ def find_essential(
     Boolean masks like the matrices, or None where not even all edges meet the
     target.
   """
+  kept = edges_lib.kept_edges(target.evaluator.params, candidate.node_mask)
+  total = len(config.edge_k_coefs) * config.edge_steps
+  found = []
+  with progress.progress_bar(total, 0, description) as bar:
+    for k_coef in config.edge_k_coefs:
+      state = _train(target, candidate, kept, train, config, k_coef, seed, bar)
+      found.append(_threshold(target, candidate, kept, state))
+  size = lambda essential: sum(int(np.sum(m)) for m in essential.values())
+  return min((e for e in found if e is not None), key=size, default=None)
+
+
+def _train(target, candidate, kept, train, config, k_coef, seed, bar):
+  """Returns mask parameters and the optimizer's state at one cost."""
   evaluator = target.evaluator
-  kept = edges_lib.kept_edges(evaluator.params, candidate.node_mask)
   tau = {path: jnp.where(keep, _INIT_TAU, -1.0) for path, keep in kept.items()}
   hyperparameters = masks_lib.Hyperparameters.from_config(
-    config, k_coef=_EDGE_COST, seed=seed
+    config, k_coef=k_coef, seed=seed
   )
   optimizer = masks_lib.mask_optimizer(hyperparameters, config.edge_steps)
   state = tau, optimizer.init(tau)
   num_pairs = len(train.tokens) // 2
-  with progress.progress_bar(config.edge_steps, 0, description) as bar:
-    for i in range(config.edge_steps):
-      rows = batched.draw_rows(num_pairs, config.batch_size, seed, i)
-      batch = sequences_lib.Sequences(*(x[rows] for x in train))
-      state, num_open = _train_step(
-        evaluator.on(batch),
-        config.edge_steps,
-        candidate.node_mask,
-        kept,
-        hyperparameters,
-        candidate.calibration.scale,
-        state,
-      )
-      bar.update()
-    bar.set_postfix(edges=int(num_open))
-  return _threshold(target, candidate, kept, state)
+  for i in range(config.edge_steps):
+    rows = batched.draw_rows(num_pairs, config.batch_size, seed, i)
+    batch = sequences_lib.Sequences(*(x[rows] for x in train))
+    state, num_open = _train_step(
+      evaluator.on(batch),
+      config.edge_steps,
+      candidate.node_mask,
+      kept,
+      hyperparameters,
+      candidate.calibration.scale,
+      state,
+    )
+    bar.update()
+  bar.set_postfix(edges=int(num_open))
+  return state
 
 
 @functools.partial(jax.jit, static_argnames="steps")

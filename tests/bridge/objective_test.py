@@ -78,6 +78,28 @@ class LossesTest(absltest.TestCase):
     sizes = [float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(found[1])]
     self.assertGreater(np.median(sizes), 1e-3)
 
+  def test_the_scale_of_the_sparse_stream_is_no_matter(self):
+    # Nor is anything won by it: its gradient is zero.
+    span, params, dense, windows = imperfect(activation_fraction=0.5)
+    writes = ("attn", "c_proj"), ("mlp", "c_proj")
+
+    def scaled(scale):
+      def grow(path, x):
+        names = tuple(key.key for key in path)
+        is_write = names[0] in ("wte", "wpe") or names[1:3] in writes
+        return scale * x if is_write else x
+
+      sparse = jax.tree_util.tree_map_with_path(grow, params["sparse"])
+      losses = objective.all_losses(
+        span, {**params, "sparse": sparse}, dense, windows
+      )
+      return objective.weighted(span.settings, losses), losses
+
+    of = jax.jit(jax.value_and_grad(scaled, has_aux=True))
+    ((_, losses), slope), ((_, large), _) = of(1.0), of(30.0)
+    chex.assert_trees_all_close(losses, large, rtol=1e-3, atol=1e-4)
+    self.assertAlmostEqual(float(slope), 0, 2)
+
   def test_normalized_error_by_hand(self):
     # Around the mean (2, 0) the variance is 1; every row is off by 1.
     target = jnp.array([[[1.0, 0.0], [3.0, 0.0]]])

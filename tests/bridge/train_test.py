@@ -163,6 +163,22 @@ class RunTest(parameterized.TestCase):
     page = (workdir / "steering" / f"{TASK}.html").read_text()
     self.assertIn(found["nodes"][0]["node"], page)
 
+  def test_the_sparse_model_starts_from_the_dense_ones_bigram_table(self):
+    sparse, _, _ = helpers.tiny_model(n_layer=1, bigram="fixed")
+    dense, dense_params, _ = helpers.tiny_model(n_layer=1)
+    config = config_lib.BridgeRunConfig(
+      model=sparse.config, sparsity=sparse.sparsity
+    )
+    span = objective.Span(dense, sparse, config.bridge)
+    goal = train.make_objective(span, config, dense_params)
+    params = jax.jit(goal.init)(jax.random.key(0)).params["sparse"]
+    np.testing.assert_array_equal(
+      params["bigram_table"], dense_params["bigram_table"]
+    )
+    self.assertFalse(
+      np.allclose(params["wte"]["embedding"], dense_params["wte"]["embedding"])
+    )
+
   @parameterized.parameters(
     ({"model": {"n_layer": 2}}, "model.n_layer=2.*1, the dense model's depth"),
     ({"train": {"batch_size": 6}}, "train.batch_size=6"),

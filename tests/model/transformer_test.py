@@ -184,6 +184,14 @@ class ModelTest(parameterized.TestCase):
     self.assertEqual(rows[39], 0)
     self.assertGreater(rows[int(tokens[1, 1])], 0)
 
+  def test_a_fixed_bigram_table_gets_no_gradient(self):
+    model, params, tokens = helpers.tiny_model(bigram="fixed")
+    grad = jax.grad(
+      lambda p: jnp.sum(model.unembed(p, jnp.ones((3, 9, 16)), tokens) ** 2)
+    )(params)
+    self.assertFalse(np.any(grad["bigram_table"]))
+    self.assertTrue(np.any(grad["logit_bias"]))
+
   def test_compute_in_bfloat16_stays_close(self):
     model, params, tokens = helpers.tiny_model(activation_fraction=1.0)
     half = transformer.Model(model.config, model.sparsity, jnp.bfloat16)

@@ -1,5 +1,6 @@
 """A planted circuit beside a decoy that plain pruning falls for."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,7 +10,7 @@ from absl.testing import absltest
 from sparse_jax import config as config_lib
 from sparse_jax import sites
 from sparse_jax.model import transformer
-from sparse_jax.pruning import batched, thresholding
+from sparse_jax.pruning import batched, edge_masks, thresholding
 from sparse_jax.pruning import masks as masks_lib
 from sparse_jax.pruning import target as target_lib
 from sparse_jax.tasks import mask_evaluator, outside
@@ -189,6 +190,47 @@ class PlantedTest(absltest.TestCase):
     opened = grown.order[: grown.num_nodes - len(decoy)]
     self.assertNotEmpty(opened)
     self.assertContainsSubset(opened, true)
+
+  def test_edge_masks_find_a_path_in_a_dense_circuit(self):
+    # Six nodes more, and a small weight wherever there is none: 24 edges.
+    nodes = {
+      "mlp.act_in": [*_TRUE["mlp.act_in"], (0, 3), (1, 3)],
+      "mlp.post_act": [*_TRUE["mlp.post_act"], (0, 7), (1, 7)],
+      "mlp.resid_delta": [*_TRUE["mlp.resid_delta"], (0, 9), (1, 9)],
+    }
+    params = jax.tree.map(np.copy, self.params)
+    mlp = params["layers"]["mlp"]
+    for name in ("c_fc", "c_proj"):
+      mlp[name]["kernel"] += 1e-3 * (mlp[name]["kernel"] == 0)
+    evaluator = dataclasses.replace(self.evaluator, params=params)
+    target = target_lib.Target(evaluator, 0.15)
+    mask = mask_of(nodes, evaluator.shapes)
+    order = np.flatnonzero(masks_lib.flatten(mask))
+    whole = thresholding.keep(target, order, len(order))
+    self.assertEqual((whole.num_nodes, whole.num_edges), (14, 24))
+    config = config_lib.PruneConfig(
+      batch_size=8, edge_k_coefs=(1e-3, 4e-3, 1e-2)
+    )
+    essential = edge_masks.find_essential(
+      target, whole, evaluator.sequences, config, 0, ""
+    )
+    # One neuron of each pair is enough for two tokens.
+    found = {
+      (path.split("/")[2], *map(int, at))
+      for path, mask in essential.items()
+      for at in np.argwhere(mask)
+    }
+    planted = [
+      {("c_fc", layer, source, neuron), ("c_proj", layer, neuron, written)}
+      for layer, source, written, neurons in (
+        (0, 0, 1, (0, 1)),
+        (1, 1, 8, (4, 5)),
+      )
+      for neuron in neurons
+    ]
+    self.assertLess(found, set.union(*planted))
+    for pair in (planted[:2], planted[2:]):
+      self.assertTrue(any(edges <= found for edges in pair))
 
 
 if __name__ == "__main__":
