@@ -19,7 +19,7 @@ from sparse_jax.pruning import calibrate
 from sparse_jax.tasks import evaluation, mask_evaluator, outside
 from sparse_jax.tasks import sequences as sequences_lib
 
-_ATTACK_PAIRS = 48
+_ATTACK_PAIRS = 96
 
 
 class Reached(NamedTuple):
