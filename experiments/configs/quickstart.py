@@ -2,12 +2,12 @@
 
   make quickstart
 
-A two-layer decoder, block weights 90% zero, trained on 7 million tokens of the
+A two-layer decoder, block weights 90% zero, trained on 10 million tokens of the
 machine's own Python files, then pruned on the tasks it has learned.
 docs/quickstart.md holds what it reached and how long it took.
 
-No text is seen twice, and as many files as possible are seen at all: a model of
-varied code has circuits a third the size (docs/robust.md).
+Many files, and no text twice where there are 30 MB of it. Circuits that hold are
+small where the task is learned to the last percent (docs/robust.md).
 
 Many short windows rather than few long ones: prompts are short, and it is the
 number of updates that teaches so small a model to look back at the quote. For
@@ -37,7 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.sparsity.density = 0.1
   c.sparsity.activation_fraction = 1 / 16
   c.sparsity.anneal_stop = 0.25
-  c.train.steps = 3500
+  c.train.steps = 5000
   c.train.batch_size = 32
   c.train.learning_rate = 2e-2
   c.train.adam_eps = 0.01
@@ -50,6 +50,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.prune.num_seeds = 0
   c.prune.robust_k_coefs = (3e-5, 1e-4)
   c.prune.num_robust_runs = 2
+  # Half of what the claim allows: test templates are harder on some models.
+  c.prune.target_accuracy_lost = 0.05
   # Sizes are decided by a bound over templates, so each wants several pairs.
   c.prune.num_validation = 256
   return c

@@ -1,6 +1,6 @@
 """Which Python files are not code that somebody wrote to be read.
 
-A model of seven million tokens learns what is common. Tables, generated
+A model of ten million tokens learns what is common. Tables, generated
 bindings and second copies of packages are a good part of what lies on a
 machine, and teach it nothing of how code goes on.
 """
