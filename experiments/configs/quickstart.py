@@ -48,6 +48,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.prune.k_coefs = (1e-3, 2e-3, 4e-3, 8e-3)
   c.prune.num_runs = 4
   c.prune.num_seeds = 0
+  c.prune.real_prompts = 0.5
   c.prune.robust_k_coefs = (3e-5, 1e-4)
   c.prune.num_robust_runs = 2
   # Half of what the claim allows: test templates are harder on some models.
