@@ -2,8 +2,10 @@
 
 import os
 import pathlib
+import sys
 
 import hypothesis
+import pytest
 
 # Tests compile much and compute little: the older emitters, without LLVM's
 # optimizations, make the same programs in a third of the time.
@@ -26,3 +28,19 @@ hypothesis.settings.register_profile(
   "ci", deadline=None, derandomize=True, database=None
 )
 hypothesis.settings.load_profile("ci")
+
+
+_MAPS = pathlib.Path("/proc/self/maps")
+_MANY = 20_000  # Of the 65,530 that Linux allows a process.
+
+
+@pytest.fixture(scope="module", autouse=True)
+def room_for_programs():
+  """Drops compiled programs when they take much of a process's mappings.
+
+  Beyond the limit of the kernel, XLA ends in a segmentation fault.
+  """
+  yield
+  if _MAPS.exists() and len(_MAPS.read_bytes().splitlines()) > _MANY:
+    # Not imported above: it reads the environment that is set there.
+    sys.modules["jax"].clear_caches()
