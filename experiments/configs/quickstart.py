@@ -6,8 +6,8 @@ A two-layer decoder, block weights 90% zero, trained on 10 million tokens of the
 machine's own Python files, then pruned on the tasks it has learned.
 docs/quickstart.md holds what it reached and how long it took.
 
-Many files, and no text twice where there are 30 MB of it. Circuits that hold are
-small where the task is learned to the last percent (docs/robust.md).
+Many files, and no text twice where there are 30 MB of it. Circuits that hold
+are small where the task is learned to the last percent (docs/robust.md).
 
 Many short windows rather than few long ones: prompts are short, and it is the
 number of updates that teaches so small a model to look back at the quote. For
