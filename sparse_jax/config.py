@@ -446,7 +446,7 @@ class PruneConfig(_Checked):
       sides of a pair; "per_pair" their sum, as the released files store it
     num_train: distinct training pairs; 0 is as many as the steps take, so that
       each is seen once
-    behind_code: share of training and validation pairs that stand behind lines
+    behind_code: share of training pairs that stand behind lines
       of the files that the model was trained on
     real_prompts: share of training pairs that are the task's decisions in those
       files

@@ -87,11 +87,12 @@ def snippets(document) -> Iterator[str]:
 def surround(
   task: base.Task, code: RealCode, config: config_lib.PruneConfig
 ) -> base.Task:
-  """Returns the task with real code in its training and validation pairs.
+  """Returns the task with real code in its training pairs.
 
-  A share `config.behind_code` of them stands behind a snippet; a share
-  `config.real_prompts` of the training pairs are real prompts. Test pairs stay
-  what they are.
+  A share `config.behind_code` of them stands behind a snippet, a share
+  `config.real_prompts` are real prompts. Validation pairs stay what they are:
+  they decide sizes, and claims are made of such pairs. An adversary does less
+  to prompts behind code.
   """
 
   def fits(pair: PairText) -> bool:
@@ -103,7 +104,7 @@ def surround(
   def generate(split: str, key: str) -> Iterator[PairText]:
     rng = random.Random(f"{key}/snippets")
     for pair in task.generate(split, key):
-      if split != "test" and rng.random() < config.behind_code:
+      if split == "train" and rng.random() < config.behind_code:
         longer = _behind(rng.choice(code.snippets), pair)
         pair = longer if fits(longer) else pair
       yield pair

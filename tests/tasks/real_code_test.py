@@ -5,7 +5,7 @@ import dataclasses
 import types
 
 import numpy as np
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
 from sparse_jax import config as config_lib
 from sparse_jax import tasks
@@ -32,7 +32,7 @@ def _document(text, name="a"):
   return types.SimpleNamespace(text=text, name=name)
 
 
-class RealCodeTest(absltest.TestCase):
+class RealCodeTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
@@ -73,13 +73,12 @@ class RealCodeTest(absltest.TestCase):
 
   def test_a_snippet_takes_the_prompts_indent(self):
     task = self.surround(behind_code=1.0, real_prompts=0.0)
-    for split in ("train", "validation"):
-      for text in task.pairs(split, 40).prompt_texts:
-        *before, last = text.split("\n")
-        self.assertNotEmpty(before)
-        indent = len(last) - len(last.lstrip(" "))
-        if len(before) == 1:
-          self.assertEqual(before[0], " " * indent + "x = 1")
+    for text in task.pairs("train", 40).prompt_texts:
+      *before, last = text.split("\n")
+      self.assertNotEmpty(before)
+      indent = len(last) - len(last.lstrip(" "))
+      if len(before) == 1:
+        self.assertEqual(before[0], " " * indent + "x = 1")
 
   def test_a_snippet_leaves_the_prompt_in_the_models_context(self):
     own = self.task.pairs("train", 60)
@@ -90,11 +89,12 @@ class RealCodeTest(absltest.TestCase):
     self.assertLessEqual(pairs.lengths.max(), limit)
     self.assertTrue(any("\n" in text for text in pairs.prompt_texts))
 
-  def test_test_pairs_stay_what_they_are(self):
+  @parameterized.parameters("validation", "test")
+  def test_other_pairs_stay_what_they_are(self, split):
     task = self.surround(behind_code=1.0, real_prompts=0.5)
     for a, b in zip(
-      task.pairs("test", 30).sequences(),
-      self.task.pairs("test", 30).sequences(),
+      task.pairs(split, 30).sequences(),
+      self.task.pairs(split, 30).sequences(),
       strict=True,
     ):
       np.testing.assert_array_equal(a, b)
