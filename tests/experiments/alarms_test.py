@@ -35,7 +35,9 @@ class CommandsTest(absltest.TestCase):
       lines = [f"v = 'a{i}{j}'\nw = \"b{j}\"\n" for j in range(40)]
       (root / "code" / f"{i}.py").write_text("".join(lines))
     config = config_lib.to_config_dict()
-    config.data.update(source=str(root / "code"), eval_fraction=0.7)
+    config.data.update(
+      source=str(root / "code"), eval_fraction=0.7, clean=False
+    )
     checkpoint.save_model(
       root / "model",
       circuit.model,
