@@ -33,7 +33,7 @@ _GPUS = flags.DEFINE_float(
   "gpus", 0.0, "GPUs that a job asks Ray for.", lower_bound=0.0
 )
 
-_PARENT = host.PARENT
+_PARENT = host.PARENT  # Its own name: Ray's workers would load `host`, and JAX.
 _POLL_SECONDS = 0.2
 _PATIENCE_SECONDS = 60.0
 # On a cluster: of a job that fails, and after the loss of its node.

@@ -446,8 +446,8 @@ class PruneConfig(_Checked):
       sides of a pair; "per_pair" their sum, as the released files store it
     num_train: distinct training pairs; 0 is as many as the steps take, so that
       each is seen once
-    behind_code: share of training pairs that stand behind lines
-      of the files that the model was trained on
+    behind_code: share of training pairs that stand behind lines of the files
+      that the model was trained on
     real_prompts: share of training pairs that are the task's decisions in those
       files
     num_validation: pairs that choose the size and the run

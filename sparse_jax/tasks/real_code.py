@@ -98,8 +98,10 @@ def surround(
   def fits(pair: PairText) -> bool:
     if len(pair.prompt) > _MAX_PROMPT:
       return False
+    if code.max_tokens is None:
+      return True
     sides = task.tokenizer.encode_batch([pair.prompt, pair.counter_prompt])
-    return code.max_tokens is None or max(map(len, sides)) <= code.max_tokens
+    return max(map(len, sides)) <= code.max_tokens
 
   def generate(split: str, key: str) -> Iterator[PairText]:
     rng = random.Random(f"{key}/snippets")
