@@ -411,6 +411,7 @@ class PruneConfig(_Checked):
     round_size: runs a task that are proposed at once
     site_costs: such as "mlp.post_act=0.5": what an open gate of a site costs,
       in units of the coefficient; 1 where nothing is said
+    edge_cost: what an edge between open gates costs, in the same units
     shift_answers: whether calibration fits a shift between the two answers
       beside the scale
     edge_steps: gradient steps that learn which edges are essential; 0 leaves
@@ -442,6 +443,8 @@ class PruneConfig(_Checked):
     target_loss: task loss the binarized circuit has to reach, in nats
     target_accuracy_lost: most accuracy that a robust circuit loses to the worst
       ablation outside it, of the whole model's
+    target_share: share of these targets that a circuit may take on validation
+      prompts; the rest is room for templates that are harder than those
     loss_unit: what `target_loss` counts: "per_side" is the mean over the two
       sides of a pair; "per_pair" their sum, as the released files store it
     num_train: distinct training pairs; 0 is as many as the steps take, so that
@@ -473,6 +476,7 @@ class PruneConfig(_Checked):
   num_seeds: int = 3
   round_size: int = field(8, AT_LEAST_1)
   site_costs: tuple[str, ...] = ()
+  edge_cost: float = field(0.0, NOT_NEGATIVE)
   shift_answers: bool = False
   edge_steps: int = field(200, NOT_NEGATIVE)
   edge_k_coefs: tuple[float, ...] = field((1e-3,), COSTS)
@@ -492,6 +496,7 @@ class PruneConfig(_Checked):
   sites: tuple[str, ...] = field(sites.LAYER_NODE_SITES, SOME_SITES)
   target_loss: float = field(0.15, POSITIVE)
   target_accuracy_lost: float = field(0.1, POSITIVE)
+  target_share: float = field(1.0, DENSITY)
   loss_unit: str = field("per_side", one_of("per_side", "per_pair"))
   num_train: int = field(0, NOT_NEGATIVE)
   behind_code: float = field(0.5, FRACTION)

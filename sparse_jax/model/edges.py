@@ -74,6 +74,29 @@ def count_edges(
   )
 
 
+def open_edges(
+  params: transformer.Params, gates: Mapping[str, jax.Array]
+) -> jax.Array:
+  """Returns the sum over nonzero weights of what their two gates multiply to.
+
+  Of gates 0 and 1, per site `[layers, width]`, this is `count_edges`; it has a
+  slope along them.
+  """
+  total = jnp.zeros([])
+  for kind in sites.EDGE_KINDS:
+    matrix = parameter(params, kind.matrix)
+    is_edge_LxIxO = (matrix[..., columns(kind, matrix)] != 0).astype(
+      jnp.float32
+    )
+    layers, *widths = is_edge_LxIxO.shape
+    source_LxI, target_LxO = (
+      gates.get(site, jnp.ones((layers, width)))
+      for site, width in zip((kind.source, kind.target), widths, strict=True)
+    )
+    total += jnp.einsum("li,lio,lo->", source_LxI, is_edge_LxIxO, target_LxO)
+  return total
+
+
 def find_edges(
   params: transformer.Params, node_mask: Mapping[str, np.ndarray]
 ) -> list[dict[str, Any]]:

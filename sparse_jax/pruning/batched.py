@@ -132,6 +132,7 @@ def compile_runs(
     steps=config.steps,
     sites=config.sites,
     site_costs=config.site_costs,
+    edge_cost=config.edge_cost,
     freeze_norms=config.freeze_norms,
     ablation_outside=config.ablation_outside,
     outside_weight=config.outside_weight,

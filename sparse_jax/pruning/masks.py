@@ -20,6 +20,7 @@ import optax
 
 from sparse_jax import config as config_lib
 from sparse_jax import sites
+from sparse_jax.model import edges as edges_lib
 from sparse_jax.model import hooks, transformer
 from sparse_jax.tasks import logit_difference as logit_difference_lib
 from sparse_jax.tasks import mask_evaluator, outside
@@ -231,6 +232,8 @@ def prune_step(
     }
     counts = {name: jnp.sum(g) for name, g in gates.items()}
     cost = sum(costs.get(name, 1.0) * count for name, count in counts.items())
+    if config.edge_cost:
+      cost += config.edge_cost * edges_lib.open_edges(params, gates)
     if weight:
       loss, robust_loss = both_losses(gates, outside.leave_on(gates, r))
     else:

@@ -368,7 +368,7 @@ def objective(candidate: thresholding.Candidate) -> float:
   """
   if candidate.meets_target:
     return float(np.log(max(candidate.num_edges, 1)))
-  return 100.0 + candidate.validation_loss
+  return 100.0 + candidate.share
 
 
 def _hyperparameters(config, trials) -> masks.Hyperparameters:

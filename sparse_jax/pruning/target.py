@@ -66,12 +66,12 @@ class Target:
     evaluator: mask_evaluator.MaskEvaluator,
     seed: int,
   ) -> "Target":
-    """Returns the target that the config states."""
-    is_plain = config.ablation_outside == "plain"
+    """Returns the share of its targets that the config allows a circuit."""
+    lost = config.target_share * config.target_accuracy_lost
     return cls(
       evaluator,
-      config.target_per_side,
-      None if is_plain else config.target_accuracy_lost,
+      config.target_share * config.target_per_side,
+      None if config.ablation_outside == "plain" else lost,
       config.outside_steps,
       config.shift_answers,
       seed,

@@ -71,6 +71,21 @@ class EdgeMaskTest(absltest.TestCase):
       from_first = edge["from"] == edges[0]["from"]
       self.assertEqual(edge["essential"], not from_first)
 
+  def test_open_edges_have_what_a_node_adds_as_slope(self):
+    masks = helpers.random_masks(self.model, 0.4)
+    gates = {name: jnp.float32(mask) for name, mask in masks.items()}
+    count = edges_lib.open_edges(self.params, gates)
+    self.assertEqual(count, edges_lib.count_edges(self.params, masks))
+    opened = {name: mask.copy() for name, mask in masks.items()}
+    opened["mlp.act_in"][1, 3] = True
+    closed = {name: mask.copy() for name, mask in opened.items()}
+    closed["mlp.act_in"][1, 3] = False
+    want = edges_lib.count_edges(self.params, opened)
+    want -= edges_lib.count_edges(self.params, closed)
+    self.assertGreater(want, 0)
+    slope = jax.grad(edges_lib.open_edges, argnums=1)(self.params, gates)
+    self.assertAlmostEqual(slope["mlp.act_in"][1, 3], want, places=3)
+
   def test_gradient_reaches_the_gates(self):
     seqs = helpers.random_sequences()
     grad = jax.jit(

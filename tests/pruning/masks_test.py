@@ -12,6 +12,7 @@ from absl.testing import absltest, parameterized
 
 from sparse_jax import config as config_lib
 from sparse_jax import sites
+from sparse_jax.model import edges as edges_lib
 from sparse_jax.model import hooks
 from sparse_jax.model import means as means_lib
 from sparse_jax.pruning import masks as masks_lib
@@ -170,6 +171,29 @@ class StepTest(parameterized.TestCase):
       open_gates.append(int(jnp.sum(state.tau["attn.q"] >= 0)))
     self.assertGreater(open_gates[0], open_gates[1])
     self.assertEqual(open_gates[1], 0)
+
+  def test_edges_that_cost_are_closed(self):
+    model, params, _ = helpers.tiny_model()
+    open_edges = []
+    for cost in (0.0, 1e4):
+      config = config_lib.PruneConfig(
+        learning_rate=0.3, steps=8, edge_cost=cost
+      )
+      run = masks_lib.Run(
+        masks_lib.Hyperparameters.from_config(config, k_coef=1e-6, seed=0),
+        helpers.random_means(model),
+        helpers.random_sequences(),
+        helpers.random_masks(model, 1.0),
+      )
+      step = jax.jit(functools.partial(masks_lib.prune_step, model, config))
+      state = masks_lib.init_prune(
+        model.config, config, run.hyperparameters, run.allowed
+      )
+      for _ in range(8):
+        state, _ = step(state, params, run)
+      gates = {name: np.asarray(tau) >= 0 for name, tau in state.tau.items()}
+      open_edges.append(edges_lib.count_edges(params, gates))
+    self.assertLess(open_edges[1], 0.5 * open_edges[0])
 
   def test_the_adversary_climbs_and_draws_are_new(self):
     model, params, _ = helpers.tiny_model()

@@ -126,6 +126,7 @@ class ObjectiveTest(absltest.TestCase):
     cases += [mask(1, 1.1), mask(1, 4.0)]
     values = [search.objective(c) for c in cases]
     self.assertEqual(values, sorted(values))
+    self.assertLess(values[3], values[4])
 
 
 class FindCircuitsTest(absltest.TestCase):

@@ -62,6 +62,14 @@ class TargetTest(absltest.TestCase):
     made = target_lib.Target.of(config.robust, self.evaluator, 0)
     self.assertEqual(made.accuracy_lost, 0.2)
 
+  def test_a_share_leaves_room_in_both_targets(self):
+    config = config_lib.PruneConfig(
+      target_loss=0.4, target_accuracy_lost=0.2, target_share=0.25
+    )
+    made = target_lib.Target.of(config, self.evaluator, 0)
+    self.assertAlmostEqual(made.loss, 0.1)
+    self.assertAlmostEqual(made.accuracy_lost, 0.05)
+
 
 if __name__ == "__main__":
   absltest.main()
