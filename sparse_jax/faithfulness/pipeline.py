@@ -162,6 +162,11 @@ class Pipeline:
       self._add_metrics(circuits, plain[name], code)
       for circuit in filter(None, circuits):
         circuit.metrics["learned"] = learned[plain[name]]
+        # Of every measure: `verify` takes its pairs as these say.
+        circuit.details["settings"] = {
+          "prune": config_lib.to_dict(prune),
+          "seed": self.config.seed,
+        }
       circuits.core.save(directory / name, robust=circuits.robust)
       found[name] = circuits
 

@@ -93,7 +93,10 @@ def verify(
     )
   made = tasks.make_task(task or core.task, checkpoint.load_tokenizer(where))
   run = checkpoint.load_run(where)
-  config = _as_stored(run or config_lib.Config(), stored["core"])
+  config = _as_stored(
+    run or config_lib.Config(),
+    stored["core"] or core.details.get("settings"),
+  )
   options = measure.FaithfulnessOptions(
     config.prune,
     # What prune measured lies beside the circuit, if the model had none.
@@ -130,17 +133,20 @@ def verify(
 
 
 def _as_stored(
-  config: config_lib.Config, stored: Measures | None
+  config: config_lib.Config, stored: Mapping[str, Any] | None
 ) -> config_lib.Config:
-  """Returns the config with the settings that claims were measured with."""
+  """Returns the config with the settings that a circuit was measured with.
+
+  Without any, the model's own: its pairs may then be others.
+  """
   if stored is None:
     return config
   try:
     settings, seed = stored["prune"], stored["seed"]
   except (KeyError, TypeError) as e:
     raise errors.InputError(
-      "circuit.json: metrics.faithfulness has no settings; need what the search"
-      " returned"
+      "circuit.json: no settings where they belong, `prune` and `seed`; need"
+      " what the search wrote"
     ) from e
   prune = config_lib.from_dict(config_lib.PruneConfig, settings, "prune.")
   return config_lib.from_dict(
