@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from unittest import mock
 
 import chex
 import helpers
@@ -19,7 +20,7 @@ from sparse_jax import checkpoint
 from sparse_jax import config as config_lib
 from sparse_jax.data import tokenizer as tokenizer_lib
 from sparse_jax.model import fingerprint as fingerprint_lib
-from sparse_jax.model import transformer
+from sparse_jax.model import sharding, transformer
 from sparse_jax.training import checkpoints as checkpoints_lib
 from sparse_jax.utils import errors
 
@@ -57,6 +58,18 @@ class ModelDirectoryTest(parameterized.TestCase):
       checkpoint.load_model(path)
     self.assertIn(str(path), str(e.exception))
     self.assertNotIn("\n", str(e.exception))
+
+  def test_a_split_model_is_read_in_its_parts(self):
+    spread = sharding.spread
+    with mock.patch.object(sharding, "spread", side_effect=AssertionError):
+      _, params = checkpoint.load_model(self.saved, model_parallel=2)
+    chex.assert_trees_all_equal(jax.device_get(params), self.params)
+    want = spread(self.params, 2)
+    chex.assert_trees_all_equal(
+      *(jax.tree.map(lambda x: x.sharding, tree) for tree in (params, want))
+    )
+    with self.assertRaisesRegex(errors.InputError, "prune.model_parallel=3"):
+      checkpoint.load_model(self.saved, model_parallel=3)
 
   def test_loads_what_was_saved(self):
     model, params = checkpoint.load_model(self.saved)

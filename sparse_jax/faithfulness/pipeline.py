@@ -56,7 +56,9 @@ def prune(
   config = dataclasses.replace(
     trained, prune=dataclasses.replace(trained.prune, **settings)
   )
-  model, params = checkpoint.load_model(model_directory)
+  model, params = checkpoint.load_model(
+    model_directory, config.prune.model_parallel
+  )
   tokenizer = checkpoint.load_tokenizer(model_directory)
   made = tasks_lib.make_task(task, tokenizer)
   pipe = Pipeline(

@@ -55,6 +55,7 @@ def verify(
   task: str | None = None,
   natural: bool = True,
   controls: bool = True,
+  model_parallel: int = 1,
 ) -> Verification:
   """Measures a directory's circuits again, in their own model or another.
 
@@ -68,6 +69,7 @@ def verify(
     task: file of the task, if it is a user's own.
     natural: whether to look for prompts in held-out files of the model's data.
     controls: whether to prune the controls again: minutes.
+    model_parallel: devices that split the model.
 
   Raises:
     InputError: if it cannot be measured.
@@ -82,9 +84,9 @@ def verify(
       " its .py or .jsonl file"
     )
   stored = {k: c.metrics.get("faithfulness") for k, c in circuits.items()}
-  model, params = checkpoint.load_model(where)
+  model, params = checkpoint.load_model(where, model_parallel)
   own = fingerprint.fingerprint(model, params)
-  params = sharding.spread(params)
+  params = sharding.spread(params, model_parallel)
   is_same = own == core.model_fingerprint
   if not is_same and None in stored.values():
     raise errors.InputError(
