@@ -57,7 +57,9 @@ def main(overrides: list[str]) -> int | None:
   config = cli.load_config(_CONFIG.value, overrides, default=trained)
   workdir = pathlib.Path(_WORKDIR.value)
   page = workdir / "report.html"
-  model, params = checkpoint.load_model(_MODEL.value)
+  model, params = checkpoint.load_model(
+    _MODEL.value, config.prune.model_parallel
+  )
   # Foreign models' are measured once there is something to prune.
   is_foreign = checkpoint.is_foreign(_MODEL.value)
   means = {} if is_foreign else checkpoint.load_means(_MODEL.value)

@@ -44,6 +44,12 @@ _NATURAL = flags.DEFINE_bool(
 _STORE = flags.DEFINE_bool(
   "store", True, "Whether to store measures where there are none yet."
 )
+_MODEL_PARALLEL = flags.DEFINE_integer(
+  "model_parallel",
+  1,
+  "Devices that split a model which one does not hold.",
+  lower_bound=1,
+)
 cli.require("circuit")
 
 
@@ -74,6 +80,7 @@ def verify(directory: pathlib.Path) -> int:
     task=_TASK.value,
     natural=_NATURAL.value,
     controls=_CONTROLS.value,
+    model_parallel=_MODEL_PARALLEL.value,
   )
   core = verified.circuits["core"]
   if not verified.is_same:

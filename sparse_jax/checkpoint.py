@@ -18,7 +18,7 @@ from sparse_jax import config as config_lib
 from sparse_jax import reference, sites
 from sparse_jax.data import tokenizer as tokenizer_lib
 from sparse_jax.huggingface import models as huggingface_models
-from sparse_jax.model import compact, transformer
+from sparse_jax.model import compact, sharding, transformer
 from sparse_jax.model.fingerprint import fingerprint
 from sparse_jax.released import models as released_models
 from sparse_jax.tasks import means as tasks_means
@@ -68,12 +68,14 @@ def save_model(
 
 
 def load_model(
-  directory: files.PathLike,
+  directory: files.PathLike, model_parallel: int = 1
 ) -> tuple[transformer.Model, transformer.Params]:
   """Returns (model, params) of a model directory.
 
   It is ours, a released one, or a Hugging Face one of a family that
-  `huggingface.models` knows. "reference" is the shipped model.
+  `huggingface.models` knows. "reference" is the shipped model. With
+  `model_parallel` above 1 the parameters are as `sharding.spread` puts them;
+  those of our checkpoints are on no device whole, others are on the way.
 
   Raises InputError if it or its checkpoint is missing, truncated or of another
   model.
@@ -81,9 +83,11 @@ def load_model(
   directory = reference.model_directory(directory)
   _check_is_model(directory)
   if released_models.is_released(directory):
-    return released_models.load_model(directory)
+    model, params = released_models.load_model(directory)
+    return model, _split(params, model_parallel)
   if huggingface_models.is_huggingface(directory):
-    return huggingface_models.load_model(directory)
+    model, params = huggingface_models.load_model(directory)
+    return model, _split(params, model_parallel)
   described = _read_config(directory)
   read = config_lib.from_dict
   model = transformer.Model(
@@ -93,8 +97,9 @@ def load_model(
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   if (directory / compact.WEIGHTS).is_file():
     params = jax.device_put(compact.load(directory / compact.WEIGHTS, shapes))
+    params = _split(params, model_parallel)
   else:
-    params = _restore(directory / "checkpoint", shapes)
+    params = _restore(directory / "checkpoint", shapes, model_parallel)
   found, need = fingerprint(model, params), described["fingerprint"]
   if found != need:
     raise errors.InputError(
@@ -102,6 +107,12 @@ def load_model(
       f" needs {need}"
     )
   return model, params
+
+
+def _split(params, model_parallel: int):
+  return (
+    sharding.spread(params, model_parallel) if model_parallel > 1 else params
+  )
 
 
 def is_foreign(directory: files.PathLike) -> bool:
@@ -250,12 +261,15 @@ def _checkpointer() -> ocp.StandardCheckpointer:
   return ocp.StandardCheckpointer(multiprocessing_options=options)
 
 
-def _restore(path: pathlib.Path, shapes) -> Any:
+def _restore(path: pathlib.Path, shapes, model_parallel: int = 1) -> Any:
   """Returns the tree saved at `path`, which must have these shapes."""
   if not path.is_dir():
     raise errors.InputError(f"{path} is missing; need a checkpoint directory")
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  target = jax.tree.map(lambda s: s.update(sharding=device), shapes)
+  where = jax.tree.map(lambda _: device, shapes)
+  if model_parallel > 1:
+    where = sharding.local_shardings(shapes, model_parallel)
+  target = jax.tree.map(lambda s, to: s.update(sharding=to), shapes, where)
   shape_of = lambda tree: {
     sites.path_name(p): tuple(leaf.shape)
     for p, leaf in jax.tree_util.tree_leaves_with_path(tree)

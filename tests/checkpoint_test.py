@@ -3,10 +3,12 @@
 import json
 import os
 import pathlib
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
+from unittest import mock
 
 import chex
 import helpers
@@ -18,7 +20,7 @@ from sparse_jax import checkpoint
 from sparse_jax import config as config_lib
 from sparse_jax.data import tokenizer as tokenizer_lib
 from sparse_jax.model import fingerprint as fingerprint_lib
-from sparse_jax.model import transformer
+from sparse_jax.model import sharding, transformer
 from sparse_jax.training import checkpoints as checkpoints_lib
 from sparse_jax.utils import errors
 
@@ -56,6 +58,18 @@ class ModelDirectoryTest(parameterized.TestCase):
       checkpoint.load_model(path)
     self.assertIn(str(path), str(e.exception))
     self.assertNotIn("\n", str(e.exception))
+
+  def test_a_split_model_is_read_in_its_parts(self):
+    spread = sharding.spread
+    with mock.patch.object(sharding, "spread", side_effect=AssertionError):
+      _, params = checkpoint.load_model(self.saved, model_parallel=2)
+    chex.assert_trees_all_equal(jax.device_get(params), self.params)
+    want = spread(self.params, 2)
+    chex.assert_trees_all_equal(
+      *(jax.tree.map(lambda x: x.sharding, tree) for tree in (params, want))
+    )
+    with self.assertRaisesRegex(errors.InputError, "prune.model_parallel=3"):
+      checkpoint.load_model(self.saved, model_parallel=3)
 
   def test_loads_what_was_saved(self):
     model, params = checkpoint.load_model(self.saved)
@@ -246,6 +260,7 @@ class TrainingCheckpointsTest(absltest.TestCase):
     self.assertIsNone(checkpoints.latest_step())
     for step in (1, 2, 3):
       checkpoints.save(step, self.state(step))
+    checkpoints.wait()
     self.assertEqual({p.name for p in self.path.iterdir()}, {"2", "3"})
     again = self.open()
     self.assertEqual(again.latest_step(), 3)
@@ -270,6 +285,37 @@ class TrainingCheckpointsTest(absltest.TestCase):
       checkpoints.restore(self.state(0), 1), self.state(1)
     )
 
+  def test_a_step_that_is_given_the_memory_changes_nothing_saved(self):
+    checkpoints = self.open()
+    step = jax.jit(lambda w: w + 1, donate_argnums=0)
+    w = step(jax.numpy.zeros(1 << 20))
+    for number in (1, 2):
+      checkpoints.save(number, {"w": w})
+      for _ in range(5):
+        w = step(w)
+    for number, value in ((1, 1), (2, 6)):
+      restored = checkpoints.restore({"w": w}, number)["w"]
+      np.testing.assert_array_equal(restored, value)
+
+  def test_a_save_that_fails_is_told_at_the_next_one(self):
+    checkpoints = self.open()
+    checkpoints.save(1, self.state(1))
+    checkpoints.wait()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 10, before[1]))
+    noise = np.random.default_rng(0).integers(0, 256, 1 << 20, np.uint8)
+    with self.assertNoLogs():
+      checkpoints.save(2, {"w": jax.numpy.array(noise)})
+      with self.assertRaisesRegex(
+        errors.InputError, "cannot write checkpoint 2 in .*: File too large"
+      ):
+        checkpoints.save(3, self.state(3))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    self.assertEqual(checkpoints.steps(), [1])
+    self.assertEqual(self.open().restore_newest(self.state(0))[0], 1)
+    checkpoints.save(2, self.state(2))
+    self.assertEqual(checkpoints.restore_newest(self.state(0))[0], 2)
+
   def test_another_state_is_refused(self):
     checkpoints = self.open()
     checkpoints.save(1, self.state(1))
@@ -292,6 +338,7 @@ class TrainingCheckpointsTest(absltest.TestCase):
     checkpoints = self.open()
     checkpoints.save(1, self.state(1))
     checkpoints.save(2, self.state(2))
+    checkpoints.wait()
     self.damage(2, lambda raw: raw[: len(raw) // 2])
     with self.assertLogs(level="WARNING") as logs:
       step, state = checkpoints.restore_newest(self.state(0))
@@ -308,6 +355,7 @@ class TrainingCheckpointsTest(absltest.TestCase):
     checkpoints = self.open()
     for step in (1, 2):
       checkpoints.save(step, self.state(step))
+      checkpoints.wait()
       self.damage(step, lambda raw: b"")
     with self.assertRaisesRegex(
       errors.InputError, "checkpoints/2 is damaged .* no earlier one is whole"
@@ -319,6 +367,7 @@ class TrainingCheckpointsTest(absltest.TestCase):
     checkpoints = self.open()
     checkpoints.save(1, self.state(1))
     checkpoints.save(2, self.state(2))
+    checkpoints.wait()
     # As whole as any other checkpoint, and not what was saved.
     metadata = self.path / "2" / "_CHECKPOINT_METADATA"
     saved = json.loads(metadata.read_text())

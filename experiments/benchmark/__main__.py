@@ -7,13 +7,14 @@
 docs/performance.md has results.
 """
 
+import functools
 import time
 
 import jax
 from absl import flags
 
 from experiments import cli
-from experiments.benchmark import measure, scaling, torch_baselines
+from experiments.benchmark import measure, saving, scaling, torch_baselines
 from sparse_jax.utils import errors, files, host, progress
 
 _OUT = flags.DEFINE_string(
@@ -47,6 +48,9 @@ def main(overrides: list[str]) -> None:
   plan = measure.CPU if on_cpu else measure.ACCELERATOR
   plan = measure.SHORT if _SHORT.value else plan
   todo = dict(measure.measurements(plan, baselines))
+  todo[f"checkpoint, {plan.saved}"] = functools.partial(
+    saving.measure_pause, plan.saved, plan.rounds
+  )
   names = "; ".join(todo)
   todo = {name: m for name, m in todo.items() if _ONLY.value in name}
   if not todo:

@@ -119,6 +119,7 @@ class Plan:
   # Whose circuits of so many nodes are run alone.
   circuits: Sequence[Shape] = ()
   num_nodes: int = 64
+  saved: Shape = Shape(length=64, activation_fraction=1 / 16)  # Quickstart's.
   fused: Shape | None = None  # Measured with and without fused kernels.
   num_entries: int = 4 << 20  # Of the k-th magnitude.
   rows: tuple[int, int] = (4096, 1024)  # Rows and width of AbsTopK.
@@ -167,6 +168,7 @@ SHORT = Plan(  # Every metric at tiny shapes: a trial of the machinery.
   masks=(dataclasses.replace(_TINY, batch_size=4, length=8),),
   circuits=(_TINY,),
   num_nodes=8,
+  saved=_TINY,
   num_entries=4096,
   rows=(64, 64),
   product_width=64,

@@ -56,7 +56,9 @@ def prune(
   config = dataclasses.replace(
     trained, prune=dataclasses.replace(trained.prune, **settings)
   )
-  model, params = checkpoint.load_model(model_directory)
+  model, params = checkpoint.load_model(
+    model_directory, config.prune.model_parallel
+  )
   tokenizer = checkpoint.load_tokenizer(model_directory)
   made = tasks_lib.make_task(task, tokenizer)
   pipe = Pipeline(
@@ -162,6 +164,11 @@ class Pipeline:
       self._add_metrics(circuits, plain[name], code)
       for circuit in filter(None, circuits):
         circuit.metrics["learned"] = learned[plain[name]]
+        # Of every measure: `verify` takes its pairs as these say.
+        circuit.details["settings"] = {
+          "prune": config_lib.to_dict(prune),
+          "seed": self.config.seed,
+        }
       circuits.core.save(directory / name, robust=circuits.robust)
       found[name] = circuits
 

@@ -55,6 +55,7 @@ def verify(
   task: str | None = None,
   natural: bool = True,
   controls: bool = True,
+  model_parallel: int = 1,
 ) -> Verification:
   """Measures a directory's circuits again, in their own model or another.
 
@@ -68,6 +69,7 @@ def verify(
     task: file of the task, if it is a user's own.
     natural: whether to look for prompts in held-out files of the model's data.
     controls: whether to prune the controls again: minutes.
+    model_parallel: devices that split the model.
 
   Raises:
     InputError: if it cannot be measured.
@@ -82,9 +84,9 @@ def verify(
       " its .py or .jsonl file"
     )
   stored = {k: c.metrics.get("faithfulness") for k, c in circuits.items()}
-  model, params = checkpoint.load_model(where)
+  model, params = checkpoint.load_model(where, model_parallel)
   own = fingerprint.fingerprint(model, params)
-  params = sharding.spread(params)
+  params = sharding.spread(params, model_parallel)
   is_same = own == core.model_fingerprint
   if not is_same and None in stored.values():
     raise errors.InputError(
@@ -93,7 +95,10 @@ def verify(
     )
   made = tasks.make_task(task or core.task, checkpoint.load_tokenizer(where))
   run = checkpoint.load_run(where)
-  config = _as_stored(run or config_lib.Config(), stored["core"])
+  config = _as_stored(
+    run or config_lib.Config(),
+    stored["core"] or core.details.get("settings"),
+  )
   options = measure.FaithfulnessOptions(
     config.prune,
     # What prune measured lies beside the circuit, if the model had none.
@@ -130,17 +135,20 @@ def verify(
 
 
 def _as_stored(
-  config: config_lib.Config, stored: Measures | None
+  config: config_lib.Config, stored: Mapping[str, Any] | None
 ) -> config_lib.Config:
-  """Returns the config with the settings that claims were measured with."""
+  """Returns the config with the settings that a circuit was measured with.
+
+  Without any, the model's own: its pairs may then be others.
+  """
   if stored is None:
     return config
   try:
     settings, seed = stored["prune"], stored["seed"]
   except (KeyError, TypeError) as e:
     raise errors.InputError(
-      "circuit.json: metrics.faithfulness has no settings; need what the search"
-      " returned"
+      "circuit.json: no settings where they belong, `prune` and `seed`; need"
+      " what the search wrote"
     ) from e
   prune = config_lib.from_dict(config_lib.PruneConfig, settings, "prune.")
   return config_lib.from_dict(

@@ -154,11 +154,17 @@ def spread(params: Any, model_parallel: int = 1) -> Any:
   What is computed with them runs over the mesh then: prunings and prompts are
   split along `data`. On one device they stay as they are.
   """
+  shardings = local_shardings(params, model_parallel)
+  if len(jax.local_devices()) == 1:
+    return params
+  return jax.device_put(params, shardings)
+
+
+def local_shardings(params: Any, model_parallel: int) -> Any:
+  """Returns where `spread` puts parameters, or their shapes."""
   devices = jax.local_devices()
   mesh = make_mesh(model_parallel, devices, "prune.model_parallel")
-  if len(devices) == 1:
-    return params
-  return jax.device_put(params, tree_shardings(mesh, params))
+  return tree_shardings(mesh, params)
 
 
 def mesh_of(params: Any) -> Mesh | None:

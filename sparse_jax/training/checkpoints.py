@@ -1,5 +1,7 @@
 """Checkpoints of a training run."""
 
+import contextlib
+import copy
 import math
 import pathlib
 import shutil
@@ -26,7 +28,8 @@ class TrainingCheckpoints:
   """The checkpoints of a run, newest last; each is whole or absent.
 
   The newest two are kept, and with `keep_every` also those of its multiples.
-  Each has its arrays' checksums with it.
+  Each has its arrays' checksums with it. All methods but `save` wait for what
+  `save` has begun.
   """
 
   def __init__(self, directory: files.PathLike, keep_every: int = 0):
@@ -36,34 +39,65 @@ class TrainingCheckpoints:
     options = ocp.CheckpointManagerOptions(
       max_to_keep=2,
       keep_period=keep_every or None,
-      enable_async_checkpointing=False,
     )
+    self._begun: int | None = None  # The step that is being written.
+    self._silence = contextlib.ExitStack()
+    self._silence.enter_context(orbax_errors.silence())
     # Or the library would ask the newest checkpoint, which may be damaged.
     self._manager = ocp.CheckpointManager(
       self._directory,
       item_handlers=ocp.StandardCheckpointHandler(),
       options=options,
     )
-    self.latest_step = self._manager.latest_step  # None without a checkpoint.
-    self.steps = self._manager.all_steps  # Ascending.
-    self.close = self._manager.close
 
   def save(self, step: int, state, beside: Any = None) -> None:
-    """Writes the state after `step` steps, unless it is there already.
+    """Begins to write the state after `step` steps, unless it is there already.
 
-    `beside` is JSON that `beside(step)` returns.
+    Returns when state and `beside` are copied: both may change. `beside` is
+    JSON that `beside(step)` returns. Raises InputError if this checkpoint, or
+    the one begun before it, cannot be written.
     """
-    if step == self.latest_step():
+    self.wait()
+    if step == self._manager.latest_step():
       return
-    metadata = {_SUMS: checksums(state), _BESIDE: beside}
-    with orbax_errors.writing(f"checkpoint {step} in {self._directory}"):
+    metadata = {_SUMS: checksums(state), _BESIDE: copy.deepcopy(beside)}
+    with self._writing(step):
       self._manager.save(
         step, args=ocp.args.StandardSave(state), custom_metadata=metadata
       )
-      self._manager.wait_until_finished()
+    self._begun = step
+
+  def wait(self) -> None:
+    """Returns when all that was begun is whole; raises as `save` does."""
+    begun, self._begun = self._begun, None
+    if begun is not None:
+      with self._writing(begun):
+        self._manager.wait_until_finished()
+
+  def _writing(self, step: int):
+    return orbax_errors.writing(f"checkpoint {step} in {self._directory}")
+
+  def latest_step(self) -> int | None:
+    """Returns the newest step, None without a checkpoint."""
+    self.wait()
+    return self._manager.latest_step()
+
+  def steps(self) -> list[int]:
+    """Returns all steps, ascending."""
+    self.wait()
+    return list(self._manager.all_steps())
+
+  def close(self) -> None:
+    """Ends the threads that write; raises as `save` does."""
+    with self._silence:
+      try:
+        self.wait()
+      finally:
+        self._manager.close()
 
   def beside(self, step: int) -> Any:
     """Returns what was saved beside a state, None if nothing was."""
+    self.wait()
     return (self._manager.metadata(step).custom_metadata or {}).get(_BESIDE)
 
   def restore(self, state, step: int):
@@ -102,11 +136,11 @@ class TrainingCheckpoints:
     return 0, None
 
   def _restore(self, state, step: int):
+    self.wait()
     try:
-      with orbax_errors.silence():
-        args = ocp.args.StandardRestore(state)
-        restored = self._manager.restore(step, args=args)
-        metadata = self._manager.metadata(step).custom_metadata or {}
+      args = ocp.args.StandardRestore(state)
+      restored = self._manager.restore(step, args=args)
+      metadata = self._manager.metadata(step).custom_metadata or {}
     except Exception as e:
       raise _DamagedError(type(e).__name__) from e
     # A library's checksums cover what it needs to find the arrays.

@@ -262,8 +262,8 @@ def opened(
     checkpoints = checkpoints_lib.TrainingCheckpoints(
       workdir / "checkpoints", config.train.keep_every
     )
-    stack.callback(checkpoints.close)
     stack.enter_context(_lost_processes(workdir))
+    stack.callback(checkpoints.close)
     frozen = frozen_data or checkpoints.latest_step() is not None
     yield _prepare_data(config, workdir, frozen, tokenizer), checkpoints
 
@@ -406,6 +406,7 @@ def fit(
     message = f"resuming {workdir} from step {start} of {train.steps}"
   else:
     state = init()
+    checkpoints_lib.checksums(state)  # Compiled here, for no step to wait.
     message = density_table(config, objective.decoder(state_shapes.params))
   if process == 0:
     print(message, *([needed.text] if needed else []), sep="\n", flush=True)
@@ -506,7 +507,10 @@ def fit(
           unlogged.clear()
           clock, timed = time.perf_counter(), step
         if saves:
+          # Written while the next steps run, of which each may be the last.
           checkpoints.save(step, state, unlogged)
+        if is_last or stops:
+          checkpoints.wait()
         if stops and not is_last:
           raise Interrupted(
             f"interrupted at step {step} of {train.steps}; checkpoint saved;"

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pathlib
 import re
 from collections.abc import Iterator
 
@@ -9,16 +10,22 @@ from absl import logging
 
 from sparse_jax.utils import files
 
+_ORBAX = "orbax"  # A folder of every file of it.
+
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-  """Keeps Orbax from logging tracebacks of errors that we report ourselves."""
-  before = logging.get_verbosity()
-  logging.set_verbosity(logging.FATAL)
+  """Keeps Orbax from logging tracebacks of errors that we report ourselves.
+
+  Its threads log too: whoever starts some keeps silence until they have ended.
+  """
+  is_ours = lambda record: _ORBAX not in pathlib.PurePath(record.pathname).parts
+  logger = logging.get_absl_logger()
+  logger.addFilter(is_ours)
   try:
     yield
   finally:
-    logging.set_verbosity(before)
+    logger.removeFilter(is_ours)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from experiments.benchmark import measure, scaling, torch_baselines
+from experiments.benchmark import measure, saving, scaling, torch_baselines
 from sparse_jax.training import loop
 from sparse_jax.utils import errors
 
@@ -87,6 +87,13 @@ class PlanTest(absltest.TestCase):
       kinds(measure.ACCELERATOR),
       kinds(measure.SHORT) | {measure.measure_fused},
     )
+
+  def test_a_checkpoint_s_pause_is_counted_in_steps(self):
+    (m,) = saving.measure_pause(measure.SHORT.saved, 1)
+    d = m.details
+    self.assertAlmostEqual(m.value, d["pause_seconds"] / d["step_seconds"])
+    self.assertLess(d["pause_seconds"], d["whole_seconds"])
+    self.assertGreaterEqual(d["longest_pause_in_steps"], m.value)
 
   def test_growth_is_measured_and_drawn(self):
     plan = measure.SHORT

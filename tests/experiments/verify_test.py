@@ -6,9 +6,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from unittest import mock
 
 import verified_circuit
 from absl.testing import absltest
+
+from sparse_jax import config as config_lib
+from sparse_jax import faithfulness
+from sparse_jax.faithfulness import measure
 
 _TASK = verified_circuit.TASK
 
@@ -98,6 +103,26 @@ class VerifyTest(absltest.TestCase):
     self.assertIn(
       "held before and fails here: core: sufficient: test loss", lost.stdout
     )
+
+  def test_pairs_are_those_that_the_circuit_was_measured_on(self):
+    prune = config_lib.to_dict(config_lib.PruneConfig(num_test=5))
+
+    def edit(raw):
+      raw["settings"] = {"prune": prune, "seed": 3}
+
+    measured = self.enterContext(
+      mock.patch.object(measure, "measure_all", side_effect=StopIteration)
+    )
+    for change, want in ((edit, (5, 3)), (lambda raw: None, (8, 0))):
+      with self.assertRaises(StopIteration):
+        faithfulness.verify(
+          self.edited(change),
+          self.root / "model",
+          natural=False,
+          controls=False,
+        )
+      options = measured.call_args.args[4]
+      self.assertEqual((options.config.num_test, options.seed), want)
 
   def test_what_cannot_be_measured_is_one_line(self):
     def drop_node(raw):

@@ -107,6 +107,8 @@ class PipelineTest(parameterized.TestCase):
       self.assertEqual(done, [0, 0])
       for a, b in zip(again, first, strict=True):
         self.assertEqual(a.metrics, b.metrics)
+      self.assertEqual(a.details["settings"]["prune"]["num_test"], 8)
+      self.assertEqual(a.details["settings"]["seed"], 0)
     self.assertTrue(again.core.metrics["learned"])
 
   def test_faithfulness_is_added_to_what_is_there(self):
