@@ -106,16 +106,21 @@ class _Writer:
 
   def text(self) -> str:
     """Returns the whole file."""
-    steps = []
+    steps, last = [], None  # The sublayer that takes a mean that follows it.
     for i, sublayer in enumerate(self.program.sublayers):
       kind = ("attn", "mlp")[i % 2]
       site, function = f"{i // 2}.{kind}", f"{kind}{i // 2}"
+      is_plain = self._adds_alone(sublayer)
+      if sublayer.body is None and is_plain and last:
+        self.packed[f"{last}.constant"] += sublayer.constant_R
+        continue
+      last = site if is_plain else None
       make = self._attention if kind == "attn" else self._mlp
       if sublayer.body is not None:
         make(i // 2, site, sublayer.body)
       call = "" if sublayer.body is None else f", *{function}(stream)"
       steps.append(f'  stream = leave("{site}", stream{call})')
-      self.packed[f"{site}.constant"] = sublayer.constant_R
+      self.packed[f"{site}.constant"] = sublayer.constant_R.copy()
       if sublayer.k is not None:
         self.packed[f"{site}.leave_k"] = np.array(sublayer.k)
     self._run(steps)
@@ -125,6 +130,11 @@ class _Writer:
     parts = [self._head(), *used, *self.blocks, self._tail()]
     # One empty line between functions: they are many, and short.
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+  def _adds_alone(self, sublayer: program_lib.Sublayer) -> bool:
+    """Returns whether nothing else is done to the stream where it is left."""
+    is_linear = self.program.config.residual_activation == "identity"
+    return is_linear and sublayer.k is None
 
   def _with_options(self, helpers: str) -> str:
     """Returns the helpers without lines of options that the model lacks.
@@ -222,8 +232,14 @@ class _Writer:
 
   def _input(self, i: int, site: str, source: program_lib.Input) -> list[str]:
     """Returns the line that reads a sublayer's channels."""
-    opened = source.site.opened.tolist()
-    channels = "".join(f", {self.names.at(c, i)}={c}" for c in opened)
+    named: dict[str, list[str]] = {}
+    for channel in source.site.opened.tolist():
+      name, _, number = self.names.at(channel, i).rpartition("_r")
+      named.setdefault(name, []).append(number)
+    channels = "".join(
+      f", {name}=({', '.join(at)}{',' * (len(at) == 1)})"
+      for name, at in named.items()
+    )
     self._pack_norm(site, source.norm)
     if source.position_LxP is not None:
       self.packed[f"{site}.position"] = source.position_LxP
