@@ -359,7 +359,7 @@ def run(program: Program, tokens_BxL, positions_B, ops: Ops):
   """Returns a program's logits `[B, L, C]`, or `[B, 1, C]` of the positions."""
   p, xp = program, ops.xp
   # Not `arange`, so that an exported program takes any length.
-  at_1xL = xp.cumsum(xp.ones_like(tokens_BxL[:1]), 1) - 1
+  at_1xL = xp.cumsum(xp.ones_like(tokens_BxL[:1]), axis=1) - 1
   x_BxLxR = ops.rows(p.embed_VxR, tokens_BxL)
   if p.position_LxR is not None:
     x_BxLxR = x_BxLxR + ops.rows(p.position_LxR, at_1xL)
