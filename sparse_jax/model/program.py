@@ -22,8 +22,6 @@ from sparse_jax import config as config_lib
 from sparse_jax.model import top_k, transformer
 from sparse_jax.utils import errors
 
-_CACHED = 1 << 17  # Values of the stream that NumPy works on at once.
-
 
 class Site(NamedTuple):
   """The channels of a site that a program computes.
@@ -40,6 +38,11 @@ class Site(NamedTuple):
   def opened(self) -> np.ndarray:
     """The open channels, `[N]`."""
     return self.channels[self.is_open]
+
+  @property
+  def competes(self) -> bool:
+    """Whether AbsTopK decides on an open channel."""
+    return self.k is not None and bool(self.is_open.any())
 
   @property
   def num_rivals(self) -> int:
@@ -187,16 +190,7 @@ class Program:
       transformer.check_tokens(tokens, self.config.vocab_size)
     )
     self._check_length(tokens)
-    # A few rows at a time, which the processor's cache holds.
-    size = max(1, _CACHED // (tokens.shape[1] * len(self.wires)))
-    parts = np.split(tokens, range(size, len(tokens), size))
-    positions = [None] * len(parts)
-    if positions_B is not None:
-      positions = np.split(positions_B, range(size, len(tokens), size))
-    found = [
-      run(self, *both, NUMPY) for both in zip(parts, positions, strict=True)
-    ]
-    return np.concatenate(found)
+    return run(self, tokens, positions_B, NUMPY)
 
   @property
   def num_values(self) -> int:
@@ -244,6 +238,7 @@ class Ops(NamedTuple):
   rows: Callable[[np.ndarray, Any], Any]  # Rows of a table, by index.
   compete: Callable[[Any, Site], Any]  # `[T, ...]` to open `[N, ...]`.
   top_k: Callable[[Any, int], Any]
+  squares: Callable[[Any], Any]  # Their sum over the last axis, which stays.
   gelu: Callable[[Any], Any]
 
 
@@ -325,7 +320,12 @@ def numpy_gelu(x: np.ndarray) -> np.ndarray:
 
 
 NUMPY = Ops(
-  np, lambda table, index: table[index], numpy_compete, numpy_top_k, numpy_gelu
+  np,
+  lambda table, index: table[index],
+  numpy_compete,
+  numpy_top_k,
+  lambda x_xT: np.einsum("...T,...T->...", x_xT, x_xT)[..., None],
+  numpy_gelu,
 )
 JAX = Ops(
   jnp,
@@ -333,6 +333,7 @@ JAX = Ops(
   lambda table, index: jnp.take(table, index, axis=0, mode="clip"),
   jax_compete,
   top_k.abs_top_k,
+  lambda x_xT: jnp.sum(jnp.square(x_xT), -1, keepdims=True),
   functools.partial(jax.nn.gelu, approximate=False),
 )
 
@@ -432,16 +433,22 @@ def _mlp(config, body: Mlp, state, ops):
 
 def _pad(x_xN, ops):
   """Returns x with a column of zeros behind it."""
-  zero_x1 = ops.xp.zeros((*x_xN.shape[:-1], 1), x_xN.dtype)
-  return ops.xp.concatenate([x_xN, zero_x1], -1)
+  zero_x1 = ops.xp.zeros((*x_xN.shape[:-1], 1), np.float32)
+  return ops.xp.concatenate([x_xN, zero_x1], -1) if x_xN.shape[-1] else zero_x1
 
 
 def _map(m: Map, x_BxLxS, ops, activation=lambda x: x, rest_BxLxT=0.0):
   """Returns the open channels of the site that a map leads to, `[B, L, N]`.
 
-  `rest_BxLxT` is added to the bias.
+  `rest_BxLxT` is added to the bias. No product has an empty side: not every
+  runtime of ONNX takes one.
   """
-  xp = ops.xp
+  xp, lead = ops.xp, x_BxLxS.shape[:2]
+  if not m.site.is_open.any():
+    return xp.zeros((*lead, 0), np.float32)
+  if not len(m.weight_SxT):
+    m = m._replace(weight_SxT=np.zeros((1, len(m.bias_T)), np.float32))
+    x_BxLxS = xp.zeros((*lead, 1), np.float32)
   rest_BxLxT = m.bias_T[None, None] + rest_BxLxT
   if m.site.k is None:
     y_BxLxT = activation(x_BxLxS @ m.weight_SxT + rest_BxLxT)
@@ -473,7 +480,8 @@ def _moments(config, norm: Norm, x_xR, tokens_x, ops):
     mean_x1 = (xp.sum(x_xR, -1, keepdims=True) + total_x1) / d
     missing = d - x_xR.shape[-1]
     square_x1 = square_x1 + mean_x1 * (missing * mean_x1 - 2 * total_x1)
-  squares_x1 = xp.sum(xp.square(x_xR - mean_x1), -1, keepdims=True)
+  centred_xR = x_xR - mean_x1 if config.norm == "layer" else x_xR
+  squares_x1 = ops.squares(centred_xR)
   variance_x1 = (squares_x1 + square_x1) / d
   return mean_x1, 1 / xp.sqrt(variance_x1 + xp.float32(norm_eps(config)))
 
@@ -484,9 +492,8 @@ def _input(config, source: Input, state: _State, ops):
   mean, factor = _moments(config, norm, state.x_BxLxR, tokens_BxL, ops)
   # A factor on all channels alike does not change which are the largest.
   is_common = norm.bias_R is None and source.position_LxP is None
-  early, late = (1.0, factor) if is_common else (factor, 1.0)
   h_BxLxT = state.x_BxLxR - mean if config.norm == "layer" else state.x_BxLxR
-  h_BxLxT = h_BxLxT * early * norm.scale_R
+  h_BxLxT = h_BxLxT * (norm.scale_R if is_common else factor * norm.scale_R)
   if norm.bias_R is not None:
     h_BxLxT = h_BxLxT + norm.bias_R
   parts = [h_BxLxT]
@@ -495,12 +502,15 @@ def _input(config, source: Input, state: _State, ops):
     shape = (*h_BxLxT.shape[:2], position_xLxP.shape[-1])
     parts.append(xp.broadcast_to(position_xLxP, shape))
   if source.rivals_VxK is not None:
-    parts.append(early * ops.rows(source.rivals_VxK, tokens_BxL))
+    rivals_BxLxK = ops.rows(source.rivals_VxK, tokens_BxL)
+    parts.append(rivals_BxLxK if is_common else factor * rivals_BxLxK)
   joined_BxLxT = parts[0] if len(parts) == 1 else xp.concatenate(parts, -1)
-  if source.site.k is None:
-    return joined_BxLxT[..., np.flatnonzero(source.site.is_open)] * late
-  own_NxBxL = ops.compete(xp.moveaxis(joined_BxLxT, -1, 0), source.site)
-  return xp.moveaxis(own_NxBxL, 0, -1) * late
+  if source.site.competes:
+    own_NxBxL = ops.compete(xp.moveaxis(joined_BxLxT, -1, 0), source.site)
+    own_BxLxN = xp.moveaxis(own_NxBxL, 0, -1)
+  else:
+    own_BxLxN = joined_BxLxT[..., np.flatnonzero(source.site.is_open)]
+  return own_BxLxN * factor if is_common else own_BxLxN
 
 
 def _attention(config, a: Attention, state, after, narrow, ops):
@@ -517,16 +527,18 @@ def _attention(config, a: Attention, state, after, narrow, ops):
   values, shares = [], []
   for head in a.heads:
     weight_BxLxM = _pattern(config, head, q_BxLxN, k_BxMxN, is_seen_BxLxM, ops)
-    values.append(weight_BxLxM @ v_BxMxN[..., head.v_at])
+    if len(head.v_at):
+      values.append(weight_BxLxM @ v_BxMxN[..., head.v_at])
     if head.has_share:
       shares.append(xp.sum(weight_BxLxM, -1, keepdims=True))
-  # A layer whose heads are all closed writes constants.
-  none_BxLx0 = xp.zeros((*after.x_BxLxR.shape[:2], 0), np.float32)
-  varying = [*values, *shares] or [none_BxLx0]
+  varying = [*values, *shares]
+  sources_BxLxS = after.x_BxLxR[..., :0]
+  if varying:  # Else the layer writes by position alone.
+    sources_BxLxS = xp.concatenate(varying, -1)
   num_varying = len(a.write.weight_SxT) - len(a.uniform)
   write = a.write._replace(weight_SxT=a.write.weight_SxT[:num_varying])
   rest_BxLxT = _uniform(a, after.at_BxL)
-  return _map(write, xp.concatenate(varying, -1), ops, rest_BxLxT=rest_BxLxT)
+  return _map(write, sources_BxLxS, ops, rest_BxLxT=rest_BxLxT)
 
 
 def _uniform(a: Attention, at_BxL):
