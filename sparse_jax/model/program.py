@@ -416,7 +416,7 @@ def _leave(config, sublayer, state, ops):
   """Returns the stream as a sublayer leaves it, its means added."""
   x_BxLxR = state.x_BxLxR
   if config.residual_activation == "relu":
-    x_BxLxR = ops.xp.maximum(x_BxLxR, 0)
+    x_BxLxR = ops.xp.maximum(x_BxLxR, np.float32(0))
   if sublayer.k is not None:
     x_BxLxR = ops.top_k(x_BxLxR, sublayer.k)
   return state._replace(x_BxLxR=x_BxLxR)
@@ -426,7 +426,7 @@ def _mlp(config, body: Mlp, state, ops):
   """Returns the open channels that an MLP writes, `[B, L, N]`."""
   activation = ops.gelu
   if config.activation == "relu":
-    activation = lambda x: ops.xp.maximum(x, 0)
+    activation = lambda x: ops.xp.maximum(x, np.float32(0))
   h_BxLxN = _input(config, body.input, state, ops)
   return _map(body.down, _map(body.up, h_BxLxN, ops, activation), ops)
 

@@ -27,7 +27,7 @@ _WIDTH = 80
 _ENCLOSED = re.compile(r"(columns\(.*\), )?[\w.]*[({].*[)}]")
 _GLUE = "\N{NO-BREAK SPACE}"  # A space at which no line is broken.
 _FINGERPRINT = len("sha256:") + 12  # Enough to tell a model by.
-_MOST_TOKENS = 2  # Shown of a channel.
+_MOST_TOKENS = 1  # Shown of a channel.
 _Packed = dict[str, np.ndarray]
 
 
@@ -297,9 +297,7 @@ class _Writer:
       sources += values
     shares = [f"share{h.index}" for h in body.heads if h.has_share]
     if body.uniform:
-      log_odds = np.array([head.log_odds for head in body.uniform])
-      self.packed[f"{site}.odds"] = np.exp(np.minimum(log_odds, 80))
-      shares.append(f'*closed("{site}", h.n)')
+      shares.append(self._closed(site, body.uniform))
     if shares:
       lines += _wrapped(f"  shares = columns(h.n, {', '.join(shares)})")
     terms = {}
@@ -315,6 +313,17 @@ class _Writer:
     arguments = ["h.n", *sources, *(["*shares.T"] if shares else [])]
     lines += self._write(site, body.write, terms, arguments)
     self.blocks.append("\n".join(lines))
+
+  def _closed(self, site, uniform) -> str:
+    """Returns the expression of what sinks leave of closed heads."""
+    c = self.program.config
+    odds_U = np.exp(np.minimum([head.log_odds for head in uniform], 80))
+    if c.positions == "none":  # Of any length.
+      self.packed[f"{site}.odds"] = odds_U
+      return f'*closed("{site}", h.n)'
+    number_Lx1 = 1.0 + np.arange(c.context_length)[:, None]
+    self.packed[f"{site}.closed"] = (number_Lx1 / (number_Lx1 + odds_U)).T
+    return f'*DATA["{site}.closed"][:, : h.n]'
 
   def _write(self, site, m, terms, arguments) -> list[str]:
     """Returns the lines that end a sublayer's function."""
