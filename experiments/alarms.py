@@ -14,6 +14,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from absl import flags
 
 from experiments import cli
@@ -135,15 +136,13 @@ def main(overrides: list[str]) -> None:
   first, second = held_out_halves(_MODEL.value)
   search = _COUNT.value, _WINDOWS.value
   tasks = ruled_tasks(circuits, tokenizer)
-  decisions = held_out.decisions(monitor, tasks, first, search[0])
-  prompts = {
-    name: held_out.joined(some, decisions.get(name))
-    for name, some in held_out.anywhere(monitor, first, *search).items()
-  }
-  others = {
-    "anywhere": held_out.anywhere(monitor, second, *search),
-    "decisions": held_out.decisions(monitor, tasks, second, search[0]),
-  }
+  prompts, others = (
+    {
+      "anywhere": held_out.anywhere(monitor, half, *search),
+      "decisions": held_out.decisions(monitor, tasks, half, search[0]),
+    }
+    for half in (first, second)
+  )
   for kind in ("anywhere", "decisions"):
     others[f"{kind}, corrupted"] = {
       name: held_out.corrupted(found, model.config.vocab_size)
@@ -152,13 +151,18 @@ def main(overrides: list[str]) -> None:
   fitted, found = {}, {}
   with progress.progress_bar(len(circuits), 0, "circuits") as bar:
     for name, circuit in circuits.items():
-      cases = value.examine(monitor, name, prompts[name])
+      cases = {
+        kind: value.examine(monitor, name, of[name])
+        for kind, of in prompts.items()
+        if name in of
+      }
       usual = value.fit(circuit, monitor.answers[name], cases, _RATE.value)
       if usual is None:
         print(f"{name}: applies to no held-out prompt, so it has no thresholds")
       else:
         fitted[name] = usual
-        stream = value.usual_stream(cases.residual)
+        residuals = [of.residual for of in cases.values()]
+        stream = value.usual_stream(np.concatenate(residuals))
         found[name] = {
           kind: value.worth(
             value.examine(monitor, name, of[name]), usual, stream
@@ -194,6 +198,7 @@ def main(overrides: list[str]) -> None:
   if _OUT.value:
     written = {"rate": _RATE.value, "worth": found, "throughput": rates}
     written["limits"] = {n: dict(u.limits) for n, u in fitted.items()}
+    written["num_prompts"] = {n: u.num_prompts for n, u in fitted.items()}
     files.write_json(_OUT.value, written)
 
 

@@ -21,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmark import torch_baselines
+from sparse_jax import checkpoint, explain, programs, reference, sites, tasks
+from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
-from sparse_jax import sites
 from sparse_jax.model import kernels as kernels_lib
 from sparse_jax.model import shrink, top_k, transformer
 from sparse_jax.pruning import batched, masks
@@ -32,6 +33,7 @@ from sparse_jax.training import loop, transforms
 from sparse_jax.utils import errors, tables
 
 _SAMPLES_A_ROUND = 3
+_COMPACT = "single_double_quote"  # The shipped circuit that is timed.
 
 Sampler = Callable[[], list[float]]  # Runs a few times, returns seconds each.
 
@@ -120,6 +122,7 @@ class Plan:
   circuits: Sequence[Shape] = ()
   num_nodes: int = 64
   saved: Shape = Shape(length=64, activation_fraction=1 / 16)  # Quickstart's.
+  num_pairs: int = 128  # Of prompts, for the shipped circuit and its model.
   fused: Shape | None = None  # Measured with and without fused kernels.
   num_entries: int = 4 << 20  # Of the k-th magnitude.
   rows: tuple[int, int] = (4096, 1024)  # Rows and width of AbsTopK.
@@ -169,6 +172,7 @@ SHORT = Plan(  # Every metric at tiny shapes: a trial of the machinery.
   circuits=(_TINY,),
   num_nodes=8,
   saved=_TINY,
+  num_pairs=1,
   num_entries=4096,
   rows=(64, 64),
   product_width=64,
@@ -561,6 +565,49 @@ def measure_circuit(plan: Plan, shape: Shape) -> Iterator[Metric]:
   )
 
 
+def measure_compact(plan: Plan) -> Iterator[Metric]:
+  """Measures the shipped core as a program against its model, prompts/s.
+
+  Both give logits at the last token of the same prompts: the model those of all
+  tokens, the program those of its answers.
+  """
+  directories = reference.find_circuits([reference.NAME])
+  [directory] = (d for d in directories if d.name == _COMPACT)
+  circuit = circuit_lib.Circuit.load(directory)
+  model, params = checkpoint.load_model(reference.NAME)
+  params = jax.tree.map(jnp.asarray, params)
+  tokenizer = checkpoint.load_tokenizer(reference.NAME)
+  answers = programs.find_answers(explain.answer_pairs(circuit), tokenizer)
+  program = circuit.compact(params, answers.tokens)
+  pairs = tasks.make_task(_COMPACT, tokenizer).pairs("test", plan.num_pairs)
+  tokens, positions, *_ = map(np.asarray, pairs.sequences())
+
+  @jax.jit
+  def whole(params, tokens, positions):
+    x_BxD = model.residual(params, tokens, None, positions)[:, 0]
+    last_B = tokens[jnp.arange(len(tokens)), positions]
+    return model.unembed(params, x_BxD, last_B)
+
+  runs = {
+    "model": lambda: np.asarray(whole(params, tokens, positions)),
+    "jax": lambda: np.asarray(program(tokens, positions)),
+    "numpy": lambda: program.numpy(tokens, positions),
+  }
+  for run in runs.values():
+    run()
+  sample = lambda f: lambda: [time_call(f)[0] for _ in range(_SAMPLES_A_ROUND)]
+  timed = interleave({n: sample(run) for n, run in runs.items()}, plan.rounds)
+  size = "×".join(map(str, tokens.shape))
+  shape = f"{_COMPACT}, {circuit.num_nodes} nodes, {size}"
+  for name, label in (("jax", "JAX"), ("numpy", "NumPy")):
+    yield timed.metric(
+      f"prompts/s, circuit over its model, {label}",
+      shape,
+      f"model/{name}",
+      20.0,
+    )
+
+
 def measurements(
   plan: Plan, baselines: torch_baselines.Baselines
 ) -> Iterator[tuple[str, Callable[[], Iterator[Metric]]]]:
@@ -575,6 +622,7 @@ def measurements(
   for shape in plan.circuits:
     fraction = shape.activation_fraction
     yield f"circuit, AbsTopK {fraction:g}", call(measure_circuit, plan, shape)
+  yield "circuit over its model", call(measure_compact, plan)
   if plan.fused:
     yield f"fused kernels, {plan.fused}", call(measure_fused, plan, plan.fused)
 

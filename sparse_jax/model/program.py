@@ -40,6 +40,11 @@ class Site(NamedTuple):
     return self.channels[self.is_open]
 
   @property
+  def competes(self) -> bool:
+    """Whether AbsTopK decides on an open channel."""
+    return self.k is not None and bool(self.is_open.any())
+
+  @property
   def num_rivals(self) -> int:
     """How many closed channels compete."""
     return 0 if self.k is None else int(np.sum(~self.is_open))
@@ -227,11 +232,13 @@ def site_of(part: Any) -> Site | None:
 
 
 class Ops(NamedTuple):
-  """What NumPy and JAX spell differently."""
+  """What NumPy, JAX and ONNX spell differently."""
 
   xp: Any
   rows: Callable[[np.ndarray, Any], Any]  # Rows of a table, by index.
+  compete: Callable[[Any, Site], Any]  # `[T, ...]` to open `[N, ...]`.
   top_k: Callable[[Any, int], Any]
+  squares: Callable[[Any], Any]  # Their sum over the last axis, which stays.
   gelu: Callable[[Any], Any]
 
 
@@ -245,17 +252,88 @@ def numpy_top_k(x_xT: np.ndarray, k: int) -> np.ndarray:
   return np.where(kept_xT, x_xT, np.zeros_like(x_xT))
 
 
+def numpy_compete(x_TxX: np.ndarray, site: Site) -> np.ndarray:
+  """Returns the open channels of AbsTopK over the first axis, `[N, ...]`.
+
+  Few are compared with each other channel; for more a partition is cheaper.
+  """
+  at_N, size_TxX = np.flatnonzero(site.is_open), np.abs(x_TxX)
+  if len(at_N) > _FEW:
+    return _numpy_partition(np.moveaxis(x_TxX, 0, -1), at_N, site.k)
+  kept_NxX = x_TxX[at_N]
+  count = functools.partial(
+    np.sum, axis=0, dtype=np.min_scalar_type(len(size_TxX))
+  )
+  for kept_X, at in zip(kept_NxX, at_N, strict=True):
+    rank_X = count((size_TxX[:at] >= size_TxX[at]).view(np.uint8))
+    rank_X += count((size_TxX[at + 1 :] > size_TxX[at]).view(np.uint8))
+    kept_X[rank_X >= site.k] = 0
+  return kept_NxX
+
+
+def _numpy_partition(x_XxT: np.ndarray, at_N: np.ndarray, k: int) -> np.ndarray:
+  x_RxT = x_XxT.reshape(-1, x_XxT.shape[-1])
+  own_RxN, size_RxT = x_RxT[:, at_N], np.abs(x_RxT)
+  size_RxN = size_RxT[:, at_N]
+  size_RxT.partition(size_RxT.shape[-1] - k)
+  kth_Rx1 = size_RxT[:, -k, None]
+  own_RxN[size_RxN < kth_Rx1] = 0
+  # Ties matter where an open channel is the k-th, and another is as large.
+  is_tied_R = np.any((size_RxN == kth_Rx1) & (kth_Rx1 > 0), -1)
+  is_tied_R &= size_RxT[:, :-k].max(-1) == kth_Rx1[:, 0]
+  own_RxN[is_tied_R] = numpy_top_k(x_RxT[is_tied_R], k)[:, at_N]
+  return np.moveaxis(own_RxN.reshape(*x_XxT.shape[:-1], len(at_N)), -1, 0)
+
+
+def jax_compete(x_TxX: jax.Array, site: Site) -> jax.Array:
+  """Returns what `numpy_compete` does, by JAX."""
+  at_N = np.flatnonzero(site.is_open)
+  if len(at_N) > _FEW:
+    kept_XxT = top_k.abs_top_k(jnp.moveaxis(x_TxX, 0, -1), site.k)
+    return jnp.moveaxis(kept_XxT[..., at_N], -1, 0)
+  bits_TxX = top_k.magnitude_bits(x_TxX)
+  own_NxX = bits_TxX[at_N]
+  # A few channels at a time: all would be a large program, XLA's own sum of
+  # comparisons is slow. What is padded ranks behind everything.
+  num_parts = -(-len(x_TxX) // _TOGETHER)
+  pad = [(0, num_parts * _TOGETHER - len(x_TxX))] + [(0, 0)] * (x_TxX.ndim - 1)
+  bits_TxX = jnp.pad(bits_TxX, pad, constant_values=-1)
+
+  def add(i, rank_NxX):
+    part = jax.lax.dynamic_slice_in_dim(bits_TxX, i * _TOGETHER, _TOGETHER)
+    for j in range(_TOGETHER):
+      # Ties go to the lower index.
+      is_before_N = (i * _TOGETHER + j < at_N).astype(bits_TxX.dtype)
+      least_NxX = own_NxX - is_before_N.reshape(-1, *[1] * (x_TxX.ndim - 1))
+      rank_NxX += part[j] > least_NxX
+    return rank_NxX
+
+  rank_NxX = jnp.zeros(own_NxX.shape, jnp.int32)
+  rank_NxX = jax.lax.fori_loop(0, num_parts, add, rank_NxX)
+  return jnp.where(rank_NxX < site.k, x_TxX[at_N], 0)
+
+
 def numpy_gelu(x: np.ndarray) -> np.ndarray:
   """The exact GELU; NumPy has no erf."""
   erf = np.vectorize(math.erf, otypes=[np.float64])
   return (x * (0.5 + 0.5 * erf(x * math.sqrt(0.5)))).astype(x.dtype)
 
 
-NUMPY = Ops(np, lambda table, index: table[index], numpy_top_k, numpy_gelu)
+NUMPY = Ops(
+  np,
+  lambda table, index: table[index],
+  numpy_compete,
+  numpy_top_k,
+  lambda x_xT: np.einsum("...T,...T->...", x_xT, x_xT)[..., None],
+  numpy_gelu,
+)
 JAX = Ops(
   jnp,
-  lambda table, index: jnp.take(table, index, axis=0),
+  # Tokens and positions were checked.
+  lambda table, index: jnp.take(table, index, axis=0, mode="clip"),
+  jax_compete,
   top_k.abs_top_k,
+  lambda x_xT: jnp.sum(jnp.square(x_xT), -1, keepdims=True),
   functools.partial(jax.nn.gelu, approximate=False),
 )
 
@@ -265,73 +343,120 @@ def _run_jax(program, tokens, positions_B):
   return run(program, tokens, positions_B, JAX)
 
 
+# Open channels of which each is compared with all others.
+_FEW = 4
+_TOGETHER = 16
+
+
 class _State(NamedTuple):
   """The residual stream, and which token and position each row of it is."""
 
   x_BxLxR: Any
   tokens_BxL: Any
-  at_BxL: Any
+  at_BxL: Any  # Of one row if all rows have the same, `[1, L]`.
 
 
 def run(program: Program, tokens_BxL, positions_B, ops: Ops):
   """Returns a program's logits `[B, L, C]`, or `[B, 1, C]` of the positions."""
   p, xp = program, ops.xp
-  batch, length = tokens_BxL.shape
-  at_BxL = xp.broadcast_to(xp.arange(length), (batch, length))
+  # Not `arange`, so that an exported program takes any length.
+  at_1xL = xp.cumsum(xp.ones_like(tokens_BxL[:1]), axis=1) - 1
   x_BxLxR = ops.rows(p.embed_VxR, tokens_BxL)
   if p.position_LxR is not None:
-    x_BxLxR = x_BxLxR + p.position_LxR[:length]
-  state = _State(x_BxLxR, tokens_BxL, at_BxL)
-  for i, sublayer in enumerate(p.sublayers):
-    is_last_attention = i == len(p.sublayers) - 2
-    wanted = None
-    if positions_B is not None and is_last_attention:
-      rows_B = xp.arange(batch)
-      wanted = lambda x, r=rows_B: x[r, xp.asarray(positions_B)][:, None]
-    state = _sublayer(p.config, sublayer, state, wanted, ops)
-  return p.logit_scale * _logits(p, state, ops)
+    x_BxLxR = x_BxLxR + ops.rows(p.position_LxR, at_1xL)
+  state = _State(x_BxLxR, tokens_BxL, at_1xL)
+  narrow = functools.partial(_at, positions_B=positions_B, ops=ops)
+  mixing = [
+    i for i, s in enumerate(p.sublayers) if isinstance(s.body, Attention)
+  ]
+  if positions_B is not None and not mixing:  # No token sees another.
+    state = narrow(state)
+  waiting_R = np.float32(0)  # Means that nothing has looked at yet.
+  add = lambda state, x: state._replace(x_BxLxR=state.x_BxLxR + x)
+  for i, s in enumerate(p.sublayers):
+    if s.body is not None:
+      state, waiting_R = add(state, waiting_R), np.float32(0)
+      is_last = positions_B is not None and [i] == mixing[-1:]
+      state = _write(p.config, s, state, narrow if is_last else None, ops)
+    waiting_R = waiting_R + s.constant_R
+    if p.config.residual_activation == "relu" or s.k is not None:
+      state = _leave(p.config, s, add(state, waiting_R), ops)
+      waiting_R = np.float32(0)
+  return p.logit_scale * _logits(p, add(state, waiting_R), ops)
 
 
-def _sublayer(config, sublayer, state, wanted, ops):
-  """Returns the state behind a sublayer, at the wanted position if given."""
-  body, xp = sublayer.body, ops.xp
-  after = state if wanted is None else _State(*map(wanted, state))
+def _at(state: _State, positions_B, ops) -> _State:
+  """Returns the state at one position of each row."""
+  xp = ops.xp
+  rows_B, positions_B = (
+    xp.arange(len(state.tokens_BxL)),
+    xp.asarray(positions_B),
+  )
+  pick = lambda x: x[rows_B, positions_B][:, None]
+  x_BxLxR, tokens_BxL = pick(state.x_BxLxR), pick(state.tokens_BxL)
+  return _State(x_BxLxR, tokens_BxL, positions_B[:, None])
+
+
+def _write(config, sublayer, state, narrow, ops):
+  """Returns the state with what a sublayer's open nodes add.
+
+  `narrow`, if given, leaves one position of each row.
+  """
+  body, after = sublayer.body, narrow(state) if narrow else state
   if isinstance(body, Attention):
-    delta = _attention(config, body, state, after, wanted, ops)
-  elif body is not None:
-    h = _input(config, body.input, state, ops)
-    activation = ops.gelu
-    if config.activation == "relu":
-      activation = lambda x: xp.maximum(x, 0)
-    h = _map(body.up, h, ops, activation)
-    delta = _map(body.down, h, ops)
-  x_BxLxR = after.x_BxLxR + sublayer.constant_R
-  if body is not None:
-    x_BxLxR = x_BxLxR + _pad(delta, ops)[..., sublayer.delta_at]
+    delta_BxLxN = _attention(config, body, state, after, narrow, ops)
+  else:
+    delta_BxLxN = _mlp(config, body, after, ops)
+  number_Nx1 = np.arange(delta_BxLxN.shape[-1])[:, None]
+  place_NxR = (sublayer.delta_at == number_Nx1).astype(np.float32)
+  return after._replace(x_BxLxR=after.x_BxLxR + delta_BxLxN @ place_NxR)
+
+
+def _leave(config, sublayer, state, ops):
+  """Returns the stream as a sublayer leaves it, its means added."""
+  x_BxLxR = state.x_BxLxR
   if config.residual_activation == "relu":
-    x_BxLxR = xp.maximum(x_BxLxR, 0)
+    x_BxLxR = ops.xp.maximum(x_BxLxR, np.float32(0))
   if sublayer.k is not None:
     x_BxLxR = ops.top_k(x_BxLxR, sublayer.k)
-  return after._replace(x_BxLxR=x_BxLxR)
+  return state._replace(x_BxLxR=x_BxLxR)
+
+
+def _mlp(config, body: Mlp, state, ops):
+  """Returns the open channels that an MLP writes, `[B, L, N]`."""
+  activation = ops.gelu
+  if config.activation == "relu":
+    activation = lambda x: ops.xp.maximum(x, np.float32(0))
+  h_BxLxN = _input(config, body.input, state, ops)
+  return _map(body.down, _map(body.up, h_BxLxN, ops, activation), ops)
 
 
 def _pad(x_xN, ops):
   """Returns x with a column of zeros behind it."""
-  xp = ops.xp
-  zero_x1 = xp.zeros((*x_xN.shape[:-1], 1), x_xN.dtype)
-  return xp.concatenate([x_xN, zero_x1], -1)
+  zero_x1 = ops.xp.zeros((*x_xN.shape[:-1], 1), np.float32)
+  return ops.xp.concatenate([x_xN, zero_x1], -1) if x_xN.shape[-1] else zero_x1
 
 
-def _map(m: Map, x_xS, ops, activation=lambda x: x):
-  """Returns the open channels of the site that a map leads to, `[..., N]`."""
-  y_xT = activation(x_xS @ m.weight_SxT + m.bias_T)
-  return _site(m.site, y_xT, ops)
+def _map(m: Map, x_BxLxS, ops, activation=lambda x: x, rest_BxLxT=0.0):
+  """Returns the open channels of the site that a map leads to, `[B, L, N]`.
 
-
-def _site(site: Site, x_xT, ops):
-  if site.k is not None:
-    x_xT = ops.top_k(x_xT, site.k)
-  return x_xT[..., np.flatnonzero(site.is_open)]
+  `rest_BxLxT` is added to the bias. No product has an empty side: not every
+  runtime of ONNX takes one.
+  """
+  xp, lead = ops.xp, x_BxLxS.shape[:2]
+  if not m.site.is_open.any():
+    return xp.zeros((*lead, 0), np.float32)
+  if not len(m.weight_SxT):
+    m = m._replace(weight_SxT=np.zeros((1, len(m.bias_T)), np.float32))
+    x_BxLxS = xp.zeros((*lead, 1), np.float32)
+  rest_BxLxT = m.bias_T[None, None] + rest_BxLxT
+  if m.site.k is None:
+    y_BxLxT = activation(x_BxLxS @ m.weight_SxT + rest_BxLxT)
+    return y_BxLxT[..., np.flatnonzero(m.site.is_open)]
+  # Channels come first, so that those of many tokens are compared at once.
+  y_TxBxL = xp.tensordot(m.weight_SxT, x_BxLxS, ((0,), (2,)))
+  y_TxBxL = activation(y_TxBxL + xp.moveaxis(rest_BxLxT, -1, 0))
+  return xp.moveaxis(ops.compete(y_TxBxL, m.site), 0, -1)
 
 
 def norm_eps(config: config_lib.ModelConfig) -> float:
@@ -355,59 +480,86 @@ def _moments(config, norm: Norm, x_xR, tokens_x, ops):
     mean_x1 = (xp.sum(x_xR, -1, keepdims=True) + total_x1) / d
     missing = d - x_xR.shape[-1]
     square_x1 = square_x1 + mean_x1 * (missing * mean_x1 - 2 * total_x1)
-  squares_x1 = xp.sum(xp.square(x_xR - mean_x1), -1, keepdims=True)
+  centred_xR = x_xR - mean_x1 if config.norm == "layer" else x_xR
+  squares_x1 = ops.squares(centred_xR)
   variance_x1 = (squares_x1 + square_x1) / d
   return mean_x1, 1 / xp.sqrt(variance_x1 + xp.float32(norm_eps(config)))
 
 
 def _input(config, source: Input, state: _State, ops):
   """Returns the open channels that a sublayer reads, `[B, L, N]`."""
-  norm, tokens_BxL = source.norm, state.tokens_BxL
+  xp, norm, tokens_BxL = ops.xp, source.norm, state.tokens_BxL
   mean, factor = _moments(config, norm, state.x_BxLxR, tokens_BxL, ops)
-  h_BxLxT = (state.x_BxLxR - mean) * factor * norm.scale_R
+  # A factor on all channels alike does not change which are the largest.
+  is_common = norm.bias_R is None and source.position_LxP is None
+  h_BxLxT = state.x_BxLxR - mean if config.norm == "layer" else state.x_BxLxR
+  h_BxLxT = h_BxLxT * (norm.scale_R if is_common else factor * norm.scale_R)
   if norm.bias_R is not None:
     h_BxLxT = h_BxLxT + norm.bias_R
   parts = [h_BxLxT]
   if source.position_LxP is not None:
-    parts.append(ops.rows(source.position_LxP, state.at_BxL))
+    position_xLxP = ops.rows(source.position_LxP, state.at_BxL)
+    shape = (*h_BxLxT.shape[:2], position_xLxP.shape[-1])
+    parts.append(xp.broadcast_to(position_xLxP, shape))
   if source.rivals_VxK is not None:
-    parts.append(factor * ops.rows(source.rivals_VxK, tokens_BxL))
-  return _site(source.site, ops.xp.concatenate(parts, -1), ops)
+    rivals_BxLxK = ops.rows(source.rivals_VxK, tokens_BxL)
+    parts.append(rivals_BxLxK if is_common else factor * rivals_BxLxK)
+  joined_BxLxT = parts[0] if len(parts) == 1 else xp.concatenate(parts, -1)
+  if source.site.competes:
+    own_NxBxL = ops.compete(xp.moveaxis(joined_BxLxT, -1, 0), source.site)
+    own_BxLxN = xp.moveaxis(own_NxBxL, 0, -1)
+  else:
+    own_BxLxN = joined_BxLxT[..., np.flatnonzero(source.site.is_open)]
+  return own_BxLxN * factor if is_common else own_BxLxN
 
 
-def _attention(config, a: Attention, state, after, wanted, ops):
+def _attention(config, a: Attention, state, after, narrow, ops):
   """Returns the open channels that attention writes, `[B, L, N]`."""
   xp = ops.xp
   h_BxMxN = _input(config, a.input, state, ops)
-  h_BxLxN = h_BxMxN if wanted is None else wanted(h_BxMxN)
+  h_BxLxN = h_BxMxN
+  if narrow:
+    h_BxLxN = narrow(state._replace(x_BxLxR=h_BxMxN)).x_BxLxR
   q_BxLxN = _pad(_map(a.query, h_BxLxN, ops), ops)
   k_BxMxN = _pad(_map(a.key, h_BxMxN, ops), ops)
   v_BxMxN = _map(a.value, h_BxMxN, ops)
+  is_seen_BxLxM = state.at_BxL[:, None, :] <= after.at_BxL[..., None]
   values, shares = [], []
   for head in a.heads:
-    weight_BxLxM = _pattern(config, head, q_BxLxN, k_BxMxN, after.at_BxL, ops)
-    values.append(weight_BxLxM @ v_BxMxN[..., head.v_at])
+    weight_BxLxM = _pattern(config, head, q_BxLxN, k_BxMxN, is_seen_BxLxM, ops)
+    if len(head.v_at):
+      values.append(weight_BxLxM @ v_BxMxN[..., head.v_at])
     if head.has_share:
       shares.append(xp.sum(weight_BxLxM, -1, keepdims=True))
-  number_BxLx1 = (after.at_BxL[..., None] + 1).astype(np.float32)
-  for head in a.uniform:
-    odds = xp.float32(np.exp(np.minimum(head.log_odds, 80)))
-    shares.append(number_BxLx1 / (number_BxLx1 + odds))
-  # A layer without heads or sinks writes constants.
-  none_BxLx0 = xp.zeros((*after.at_BxL.shape, 0), v_BxMxN.dtype)
-  sources_BxLxS = xp.concatenate([*values, *shares, none_BxLx0], -1)
-  return _map(a.write, sources_BxLxS, ops)
+  varying = [*values, *shares]
+  sources_BxLxS = after.x_BxLxR[..., :0]
+  if varying:  # Else the layer writes by position alone.
+    sources_BxLxS = xp.concatenate(varying, -1)
+  num_varying = len(a.write.weight_SxT) - len(a.uniform)
+  write = a.write._replace(weight_SxT=a.write.weight_SxT[:num_varying])
+  rest_BxLxT = _uniform(a, after.at_BxL)
+  return _map(write, sources_BxLxS, ops, rest_BxLxT=rest_BxLxT)
 
 
-def _pattern(config, head: Head, q_BxLxN, k_BxMxN, at_BxL, ops):
+def _uniform(a: Attention, at_BxL):
+  """Returns what closed heads write: by position alone, `[..., L, T]`."""
+  if not a.uniform:
+    return 0.0
+  log_odds_U = np.array([head.log_odds for head in a.uniform])
+  odds_U = np.exp(np.minimum(log_odds_U, 80)).astype(np.float32)
+  number_BxLx1 = (at_BxL[..., None] + 1).astype(np.float32)
+  share_BxLxU = number_BxLx1 / (number_BxLx1 + odds_U)
+  return share_BxLxU @ a.write.weight_SxT[-len(a.uniform) :]
+
+
+def _pattern(config, head: Head, q_BxLxN, k_BxMxN, is_seen_BxLxM, ops):
   """Returns where a head looks, `[B, L, M]`; the sink takes the rest."""
   xp = ops.xp
   q_BxLxJ = q_BxLxN[..., head.q_at] + head.q_fixed_J
   k_BxMxJ = k_BxMxN[..., head.k_at] + head.k_fixed_J
   score_BxLxM = q_BxLxJ @ xp.swapaxes(k_BxMxJ, 1, 2) + xp.float32(head.constant)
   score_BxLxM = score_BxLxM * xp.float32(config.d_head**-0.5)
-  visible_BxLxM = xp.arange(k_BxMxN.shape[1]) <= at_BxL[..., None]
-  score_BxLxM = xp.where(visible_BxLxM, score_BxLxM, -xp.inf)
+  score_BxLxM = xp.where(is_seen_BxLxM, score_BxLxM, -xp.inf)
   top_BxLx1 = xp.max(score_BxLxM, -1, keepdims=True)
   sink = xp.float32(-np.inf if head.sink is None else head.sink)
   top_BxLx1 = xp.maximum(top_BxLx1, sink)
@@ -420,8 +572,9 @@ def _logits(p: Program, state: _State, ops):
   """Returns logits `[B, L, C]`, not yet scaled."""
   out, tokens_BxL = p.output, state.tokens_BxL
   x_BxLxR = state.x_BxLxR
-  # As a gate computes it, whatever a closed channel holds.
-  x_BxLxR = ops.xp.where(out.is_open, x_BxLxR, out.fixed_R)
+  if not out.is_open.all():
+    # As a gate computes it, whatever a closed channel holds.
+    x_BxLxR = ops.xp.where(out.is_open, x_BxLxR, out.fixed_R)
   mean, factor = _moments(p.config, out.norm, x_BxLxR, tokens_BxL, ops)
   logits_BxLxC = x_BxLxR @ out.weight_RxC
   if out.rest_VxC is not None:

@@ -1,6 +1,7 @@
-"""A circuit for other tools: a NumPy file, an attribution graph."""
+"""A circuit for other tools: a NumPy file, ONNX, an attribution graph."""
 
 from sparse_jax.programs.attribution import graph as attribution_graph
+from sparse_jax.programs.onnx_file import write_onnx
 from sparse_jax.programs.source import (
   Answers,
   describe_claims,
@@ -13,5 +14,6 @@ __all__ = (
   "attribution_graph",
   "describe_claims",
   "find_answers",
+  "write_onnx",
   "write_source",
 )

@@ -69,7 +69,7 @@ class Names:
     """Returns a channel's name where a sublayer reads it; None: the answer."""
     d_model = self._program.config.d_model
     if channel >= d_model:
-      return f"position_p{channel - d_model}"
+      return f"position_r{channel}"
     writers, readers = self._writers, self._readers
     if sublayer is None:
       before, now = writers.get(channel, []), [(0, _OUTPUT)]

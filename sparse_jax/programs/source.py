@@ -27,7 +27,7 @@ _WIDTH = 80
 _ENCLOSED = re.compile(r"(columns\(.*\), )?[\w.]*[({].*[)}]")
 _GLUE = "\N{NO-BREAK SPACE}"  # A space at which no line is broken.
 _FINGERPRINT = len("sha256:") + 12  # Enough to tell a model by.
-_MOST_TOKENS = 2  # Shown of a channel.
+_MOST_TOKENS = 1  # Shown of a channel.
 _Packed = dict[str, np.ndarray]
 
 
@@ -106,16 +106,21 @@ class _Writer:
 
   def text(self) -> str:
     """Returns the whole file."""
-    steps = []
+    steps, last = [], None  # The sublayer that takes a mean that follows it.
     for i, sublayer in enumerate(self.program.sublayers):
       kind = ("attn", "mlp")[i % 2]
       site, function = f"{i // 2}.{kind}", f"{kind}{i // 2}"
+      is_plain = self._adds_alone(sublayer)
+      if sublayer.body is None and is_plain and last:
+        self.packed[f"{last}.constant"] += sublayer.constant_R
+        continue
+      last = site if is_plain else None
       make = self._attention if kind == "attn" else self._mlp
       if sublayer.body is not None:
         make(i // 2, site, sublayer.body)
       call = "" if sublayer.body is None else f", *{function}(stream)"
       steps.append(f'  stream = leave("{site}", stream{call})')
-      self.packed[f"{site}.constant"] = sublayer.constant_R
+      self.packed[f"{site}.constant"] = sublayer.constant_R.copy()
       if sublayer.k is not None:
         self.packed[f"{site}.leave_k"] = np.array(sublayer.k)
     self._run(steps)
@@ -125,6 +130,11 @@ class _Writer:
     parts = [self._head(), *used, *self.blocks, self._tail()]
     # One empty line between functions: they are many, and short.
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+  def _adds_alone(self, sublayer: program_lib.Sublayer) -> bool:
+    """Returns whether nothing else is done to the stream where it is left."""
+    is_linear = self.program.config.residual_activation == "identity"
+    return is_linear and sublayer.k is None
 
   def _with_options(self, helpers: str) -> str:
     """Returns the helpers without lines of options that the model lacks.
@@ -222,8 +232,14 @@ class _Writer:
 
   def _input(self, i: int, site: str, source: program_lib.Input) -> list[str]:
     """Returns the line that reads a sublayer's channels."""
-    opened = source.site.opened.tolist()
-    channels = "".join(f", {self.names.at(c, i)}={c}" for c in opened)
+    named: dict[str, list[str]] = {}
+    for channel in source.site.opened.tolist():
+      name, _, number = self.names.at(channel, i).rpartition("_r")
+      named.setdefault(name, []).append(number)
+    channels = "".join(
+      f", {name}=({', '.join(at)}{',' * (len(at) == 1)})"
+      for name, at in named.items()
+    )
     self._pack_norm(site, source.norm)
     if source.position_LxP is not None:
       self.packed[f"{site}.position"] = source.position_LxP
@@ -281,9 +297,7 @@ class _Writer:
       sources += values
     shares = [f"share{h.index}" for h in body.heads if h.has_share]
     if body.uniform:
-      log_odds = np.array([head.log_odds for head in body.uniform])
-      self.packed[f"{site}.odds"] = np.exp(np.minimum(log_odds, 80))
-      shares.append(f'*closed("{site}", h.n)')
+      shares.append(self._closed(site, body.uniform))
     if shares:
       lines += _wrapped(f"  shares = columns(h.n, {', '.join(shares)})")
     terms = {}
@@ -299,6 +313,17 @@ class _Writer:
     arguments = ["h.n", *sources, *(["*shares.T"] if shares else [])]
     lines += self._write(site, body.write, terms, arguments)
     self.blocks.append("\n".join(lines))
+
+  def _closed(self, site, uniform) -> str:
+    """Returns the expression of what sinks leave of closed heads."""
+    c = self.program.config
+    odds_U = np.exp(np.minimum([head.log_odds for head in uniform], 80))
+    if c.positions == "none":  # Of any length.
+      self.packed[f"{site}.odds"] = odds_U
+      return f'*closed("{site}", h.n)'
+    number_Lx1 = 1.0 + np.arange(c.context_length)[:, None]
+    self.packed[f"{site}.closed"] = (number_Lx1 / (number_Lx1 + odds_U)).T
+    return f'*DATA["{site}.closed"][:, : h.n]'
 
   def _write(self, site, m, terms, arguments) -> list[str]:
     """Returns the lines that end a sublayer's function."""

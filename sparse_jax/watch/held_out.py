@@ -42,15 +42,15 @@ def halves(
 
 def anywhere(
   monitor: Monitor,
-  documents: Iterable[sources.Document],
+  documents: Sequence[sources.Document],
   count: int,
   num_windows: int,
 ) -> dict[str, Labelled]:
   """Returns prompts of any kind to which a circuit applies, by circuit.
 
   Windows of the model's context are cut wherever its likeliest next token is an
-  answer, in their second half; at most `count` prompts a circuit, from the
-  first `num_windows`.
+  answer, in their second half; at most `count` prompts a circuit, from at most
+  `num_windows`, as many of every document.
   """
   length = monitor.context_length
   rows = {name: ([], [], []) for name in monitor.answers}
@@ -83,22 +83,25 @@ def anywhere(
 def _windows(
   monitor: Monitor, documents, size: int, count: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Yields (document numbers, windows of so many tokens), equally many."""
-  groups, windows = [], []
+  """Yields (document numbers, windows of so many tokens), equally many.
+
+  Every document gives as many, if it is long enough, evenly spaced: prompts of
+  one document are alike.
+  """
+  found = []
+  each = -(-count // max(1, len(documents)))
   for group, document in enumerate(documents):
     ids = np.asarray(monitor.tokenizer.encode(document.text), np.int32)
-    whole = min(len(ids) // size, count)
-    windows += list(ids[: whole * size].reshape(whole, size))
-    groups += [group] * whole
-    count -= whole
-    while len(windows) >= _WINDOWS_AT_ONCE or (windows and not count):
-      some = np.arange(min(len(windows), _WINDOWS_AT_ONCE))
-      # A short batch repeats its last window.
-      some = np.minimum(np.arange(_WINDOWS_AT_ONCE), some[-1])
-      yield np.array(groups)[some], np.array(windows)[some]
-      del groups[:_WINDOWS_AT_ONCE], windows[:_WINDOWS_AT_ONCE]
-    if not count:
-      return
+    whole = len(ids) // size
+    places = np.unique(np.linspace(0, whole - 1, min(whole, each)).astype(int))
+    found += [(group, ids[size * i : size * (i + 1)]) for i in places]
+  found = found[:count]
+  for start in range(0, len(found), _WINDOWS_AT_ONCE):
+    some = found[start : start + _WINDOWS_AT_ONCE]
+    # A short batch repeats its last window.
+    some += some[-1:] * (_WINDOWS_AT_ONCE - len(some))
+    groups, windows = zip(*some, strict=True)
+    yield np.array(groups), np.array(windows)
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -134,16 +137,6 @@ def _labelled(prompts: Prompts, numbers: Mapping[str, int]) -> Labelled:
   ]
   groups = np.array([numbers[name] for name in prompts.names], int)
   return Labelled(rows, prompts.correct, groups)
-
-
-def joined(first: Labelled, second: Labelled | None) -> Labelled:
-  """Returns the prompts of both, of the same documents."""
-  if second is None:
-    return first
-  numbers = (
-    np.concatenate(pair) for pair in zip(first[1:], second[1:], strict=True)
-  )
-  return Labelled([*first.rows, *second.rows], *numbers)
 
 
 def corrupted(prompts: Labelled, vocab_size: int, seed: int = 0) -> Labelled:

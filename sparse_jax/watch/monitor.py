@@ -20,6 +20,7 @@ import numpy as np
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import explain, faithfulness, programs, sites
 from sparse_jax.model import hooks, transformer
+from sparse_jax.model import program as program_lib
 from sparse_jax.tasks import evaluation, mask_evaluator
 from sparse_jax.tasks import sequences as sequences_lib
 from sparse_jax.utils import errors
@@ -92,6 +93,7 @@ class _Watched:
   nodes: Mapping[str, np.ndarray]  # By full site name, channels `[N]`.
   means: Mapping[str, np.ndarray]  # Their ablation values.
   evaluator: mask_evaluator.MaskEvaluator  # On no prompts yet.
+  program: program_lib.Program | None  # Of its answers; not calibrated.
   thresholds: thresholds_lib.Thresholds | None
 
 
@@ -242,7 +244,10 @@ class Monitor:
     evaluator = circuit.evaluator(self.params, None).with_means(
       jax.tree.map(jnp.asarray, dict(circuit.means))
     )
-    return _Watched(circuit, answers_Px2, nodes, means, evaluator, thresholds)
+    program = _program(circuit, self.params, answers_Px2)
+    return _Watched(
+      circuit, answers_Px2, nodes, means, evaluator, program, thresholds
+    )
 
   @property
   def context_length(self) -> int:
@@ -450,7 +455,23 @@ def _differences(watched, batch: _Batch, answers_Rx2) -> np.ndarray:
   )
   on = watched.evaluator.on(sequences)
   without_R = on.logit_difference({n: ~m for n, m in circuit.node_mask.items()})
-  alone_R = circuit.calibrated(
-    on.logit_difference(circuit.node_mask), sequences
-  )
-  return np.stack([alone_R, without_R], -1)
+  if watched.program is None:
+    alone_R = on.logit_difference(circuit.node_mask)
+  else:
+    logits_RxC = np.asarray(watched.program(*batch))[:, 0]
+    rows, tokens_C = np.arange(len(own_R)), watched.program.answers
+    logit = lambda token_R: logits_RxC[rows, np.searchsorted(tokens_C, token_R)]
+    alone_R = logit(own_R) - logit(other_R)
+  return np.stack([circuit.calibrated(alone_R, sequences), without_R], -1)
+
+
+def _program(circuit, params, answers_Px2) -> program_lib.Program | None:
+  """Returns a circuit's own program; None if it cannot be one.
+
+  It takes a fraction of the time of the whole model with all else closed.
+  """
+  plain = dataclasses.replace(circuit, logit_scale=1.0)
+  try:
+    return plain.compact(params, np.unique(answers_Px2))
+  except errors.InputError:
+    return None

@@ -76,26 +76,30 @@ def usual_stream(x_RxD: np.ndarray) -> Stream:
 def fit(
   circuit: circuit_lib.Circuit,
   answers_Px2: np.ndarray,
-  cases: Cases,
+  kinds: Mapping[str, Cases],
   rate: float,
 ) -> thresholds.Thresholds | None:
   """Returns thresholds at a rate of false alarms; None without prompts.
 
   Only prompts on which the model is right count. Documents of even number give
-  the ranges, the others the limits: a range holds what it was made from.
+  the ranges, the others the limits: a range holds what it was made from. A
+  limit is the largest of those of each kind of prompt, so that the rate holds
+  for every kind that has enough prompts, and for any mixture of them.
   """
-  is_even = cases.groups % 2 == 0
-  for_range, for_limit = (
-    ~cases.is_error & half for half in (is_even, ~is_even)
+  is_even = lambda cases: cases.groups % 2 == 0
+  for_range_RxF = np.concatenate(
+    [c.reading.nodes[~c.is_error & is_even(c)] for c in kinds.values()]
   )
-  if not (for_range.any() and for_limit.any()):
+  for_limit = {n: ~c.is_error & ~is_even(c) for n, c in kinds.items()}
+  num_prompts = int(sum(part.sum() for part in for_limit.values()))
+  if not (len(for_range_RxF) and num_prompts):
     return None
-  low, high = thresholds.usual_range(cases.reading.nodes[for_range])
+  low, high = thresholds.usual_range(for_range_RxF)
   found = thresholds.Thresholds(
     circuit=thresholds.identity(circuit),
     answers=answers_Px2,
     rate=rate,
-    num_prompts=int(for_limit.sum()),
+    num_prompts=num_prompts,
     low=low,
     high=high,
     limits={},
@@ -104,9 +108,18 @@ def fit(
   found = dataclasses.replace(
     found, **{k: np.array(found.to_dict()[k]) for k in ("low", "high")}
   )
+  by_kind = [
+    {
+      alarm: thresholds.limit(score_R[for_limit[name]], rate)
+      for alarm, score_R in cases.reading.scores(found).items()
+    }
+    for name, cases in kinds.items()
+  ]
   limits = {
-    alarm: thresholds.limit(score_R[for_limit], rate)
-    for alarm, score_R in cases.reading.scores(found).items()
+    alarm: max(
+      (of[alarm] for of in by_kind if np.isfinite(of[alarm])), default=np.inf
+    )
+    for alarm in thresholds.ALARMS
   }
   # Where circuit and model agree, they do not disagree.
   limits["disagreement"] = max(0.0, limits["disagreement"])

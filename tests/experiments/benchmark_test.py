@@ -51,7 +51,7 @@ class PlanTest(absltest.TestCase):
         for _, measurement in measure.measurements(measure.SHORT, baselines)
         for m in measurement()
       ]
-    self.assertLen({m.name for m in metrics}, 9)
+    self.assertLen({m.name for m in metrics}, 11)
     for m in metrics:
       with self.subTest(m.name):
         self.assertTrue(math.isfinite(m.value), m)

@@ -166,6 +166,20 @@ class ProgramTest(parameterized.TestCase):
       program.numpy_top_k(x, 3), [[1, -1, 0, 0, 2], [0, 0, 0, 0, 0]]
     )
 
+  @parameterized.parameters(1, 4, 5, 9)
+  def test_open_channels_compete_as_all_channels_do(self, num_open):
+    rng = np.random.default_rng(num_open)
+    is_open = np.zeros(23, bool)
+    is_open[rng.choice(23, num_open, replace=False)] = True
+    site = program.Site(np.arange(23), is_open, 6)
+    # Few values, so that there are ties.
+    x_BxLxT = rng.integers(-4, 5, (5, 7, 23)).astype(np.float32)
+    want = program.numpy_top_k(x_BxLxT, 6)[..., is_open]
+    x_TxBxL = np.ascontiguousarray(np.moveaxis(x_BxLxT, -1, 0))
+    for compete in (program.numpy_compete, program.jax_compete):
+      got = np.moveaxis(np.asarray(compete(x_TxBxL, site)), 0, -1)
+      np.testing.assert_array_equal(got, want)
+
   def test_a_circuit_gives_one_and_refuses_what_it_cannot_be(self):
     model, params, tokens, masks, means = make(positions="learned")
     circuit = circuit_lib.Circuit(

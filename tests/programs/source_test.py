@@ -164,9 +164,17 @@ class SourceTest(parameterized.TestCase):
   def test_channels_are_named_by_what_writes_and_reads_them(self):
     circuit, params = small_circuits.make(share=0.3)
     _, text = write(self, circuit, params)
-    names = re.findall(r"(\w+)_to_(\w+)_r(\d+)=(\d+)", text)
-    writers, readers, numbers, values = zip(*names, strict=True)
-    self.assertEqual(numbers, values)
+    groups = re.findall(r"(\w+)_to_(\w+)=\(([\d,\s]+)\)", text)
+    writers, readers, numbers = zip(*groups, strict=True)
+    named = {
+      f"{writer}_to_{reader}_r{i}"
+      for writer, reader, some in groups
+      for i in re.findall(r"\d+", some)
+    }
+    used = set(re.findall(r"h\.(\w+_to_\w+)", text))
+    self.assertNotEmpty(used)
+    self.assertContainsSubset(used, named)
+    self.assertGreater(max(map(len, numbers)), len("1, 2"))
     self.assertContainsSubset(("token", "heads0", "many"), writers)
     self.assertContainsSubset(("heads0", "mlp0", "mlp1"), readers)
     first = text[text.index("def attn0") : text.index("def mlp0")]

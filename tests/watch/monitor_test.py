@@ -62,6 +62,19 @@ class ReadingTest(absltest.TestCase):
         atol=1e-3,
       )
 
+  def test_a_circuit_that_is_no_program_runs_as_the_model_does(self):
+    _, circuit, params = watched()
+    frozen = dataclasses.replace(circuit, freeze_norms=True)
+    monitor = sj.Monitor(circuit.model, params, {"quotes": frozen}, TOKENIZER)
+    row = TOKENIZER.encode(TEXTS[0])
+    _, p_V = explain.top_tokens(circuit.model, params, row)
+    want = explain.explain(
+      circuit.model, params, frozen, TOKENIZER, row, p_V
+    ).influence.circuit_difference
+    _, readings = monitor.measure([row])
+    [got] = readings["quotes"].circuit
+    self.assertAlmostEqual(got, want, 3)
+
   def test_nodes_are_seen_at_the_last_token_and_at_their_peak(self):
     monitor, circuit, params = watched()
     row = TOKENIZER.encode(TEXTS[2])

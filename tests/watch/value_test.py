@@ -47,7 +47,7 @@ class ValueTest(absltest.TestCase):
 
   def test_false_alarms_are_as_rare_as_asked_for_on_other_prompts(self):
     circuit, _ = small_circuits.make()
-    usual = value.fit(circuit, np.zeros((1, 2)), cases(circuit), 0.1)
+    usual = value.fit(circuit, np.zeros((1, 2)), {"any": cases(circuit)}, 0.1)
     self.assertGreaterEqual(usual.limits["disagreement"], 0)
     on = cases(circuit, 4000, seed=1)
     found = value.worth(on, usual, value.usual_stream(on.residual))
@@ -59,15 +59,31 @@ class ValueTest(absltest.TestCase):
     low, high = (found["auroc"]["entropy"][end] for end in ("low", "high"))
     self.assertBetween(found["auroc"]["entropy"]["value"], low, high)
 
+  def test_the_rate_holds_for_each_kind_of_prompt(self):
+    circuit, _ = small_circuits.make()
+    few, many = cases(circuit, 400), cases(circuit, 4000, seed=1)
+    shifted = lambda c: c._replace(
+      reading=c.reading._replace(circuit=c.reading.circuit - 3)
+    )
+    kinds = {"calm": many, "restless": shifted(few)}
+    usual = value.fit(circuit, np.zeros((1, 2)), kinds, 0.1)
+    on = shifted(cases(circuit, 4000, seed=2))
+    found = value.worth(on, usual, value.usual_stream(on.residual))
+    self.assertLess(found["sounds"]["disagreement"]["right"], 0.16)
+    # Too few prompts give no limit, and take none away.
+    kinds["rare"] = cases(circuit, 9)
+    again = value.fit(circuit, np.zeros((1, 2)), kinds, 0.1)
+    self.assertLess(again.limits["disagreement"], np.inf)
+
   def test_without_errors_there_is_nothing_to_rank(self):
     circuit, _ = small_circuits.make()
     right = cases(circuit)._replace(is_error=np.zeros(400, bool))
-    usual = value.fit(circuit, np.zeros((1, 2)), right, 0.1)
+    usual = value.fit(circuit, np.zeros((1, 2)), {"any": right}, 0.1)
     found = value.worth(right, usual, value.usual_stream(right.residual))
     self.assertIsNone(found["auroc"]["outside"])
     self.assertIsNone(found["sounds"]["any"]["errors"])
     none = right._replace(is_error=np.ones(400, bool))
-    self.assertIsNone(value.fit(circuit, np.zeros((1, 2)), none, 0.1))
+    self.assertIsNone(value.fit(circuit, np.zeros((1, 2)), {"any": none}, 0.1))
 
   def test_mahalanobis_by_hand(self):
     # Variances 2 and 8 but for the ridge; no covariance.
