@@ -7,6 +7,7 @@
 docs/performance.md has results.
 """
 
+import dataclasses
 import functools
 import time
 
@@ -32,6 +33,9 @@ _ONLY = flags.DEFINE_string(
 _GROWTH = flags.DEFINE_bool(
   "growth", True, "Measure growth with width, density, depth and batch."
 )
+_CIRCUIT = flags.DEFINE_string(
+  "circuit", "", "Circuit directory that is timed against its model."
+)
 _TORCH_PYTHON = flags.DEFINE_string(
   "torch_python", "", "Python that has PyTorch, to run the baselines with."
 )
@@ -47,6 +51,7 @@ def main(overrides: list[str]) -> None:
   )
   plan = measure.CPU if on_cpu else measure.ACCELERATOR
   plan = measure.SHORT if _SHORT.value else plan
+  plan = dataclasses.replace(plan, circuit=_CIRCUIT.value)
   todo = dict(measure.measurements(plan, baselines))
   todo[f"checkpoint, {plan.saved}"] = functools.partial(
     saving.measure_pause, plan.saved, plan.rounds

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 import operator
+import pathlib
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -122,7 +123,8 @@ class Plan:
   circuits: Sequence[Shape] = ()
   num_nodes: int = 64
   saved: Shape = Shape(length=64, activation_fraction=1 / 16)  # Quickstart's.
-  num_pairs: int = 128  # Of prompts, for the shipped circuit and its model.
+  circuit: str = ""  # A directory; the shipped quotes' without one.
+  num_pairs: int = 128  # Of prompts, for that circuit and its model.
   fused: Shape | None = None  # Measured with and without fused kernels.
   num_entries: int = 4 << 20  # Of the k-th magnitude.
   rows: tuple[int, int] = (4096, 1024)  # Rows and width of AbsTopK.
@@ -566,20 +568,21 @@ def measure_circuit(plan: Plan, shape: Shape) -> Iterator[Metric]:
 
 
 def measure_compact(plan: Plan) -> Iterator[Metric]:
-  """Measures the shipped core as a program against its model, prompts/s.
+  """Measures a core as a program against its model, prompts/s.
 
   Both give logits at the last token of the same prompts: the model those of all
   tokens, the program those of its answers.
   """
-  directories = reference.find_circuits([reference.NAME])
-  [directory] = (d for d in directories if d.name == _COMPACT)
+  shipped = reference.find_circuits([reference.NAME])
+  directory = plan.circuit or next(d for d in shipped if d.name == _COMPACT)
   circuit = circuit_lib.Circuit.load(directory)
-  model, params = checkpoint.load_model(reference.NAME)
+  where = reference.model_beside(pathlib.Path(directory))
+  model, params = checkpoint.load_model(where)
   params = jax.tree.map(jnp.asarray, params)
-  tokenizer = checkpoint.load_tokenizer(reference.NAME)
+  tokenizer = checkpoint.load_tokenizer(where)
   answers = programs.find_answers(explain.answer_pairs(circuit), tokenizer)
   program = circuit.compact(params, answers.tokens)
-  pairs = tasks.make_task(_COMPACT, tokenizer).pairs("test", plan.num_pairs)
+  pairs = tasks.make_task(circuit.task, tokenizer).pairs("test", plan.num_pairs)
   tokens, positions, *_ = map(np.asarray, pairs.sequences())
 
   @jax.jit
@@ -598,7 +601,7 @@ def measure_compact(plan: Plan) -> Iterator[Metric]:
   sample = lambda f: lambda: [time_call(f)[0] for _ in range(_SAMPLES_A_ROUND)]
   timed = interleave({n: sample(run) for n, run in runs.items()}, plan.rounds)
   size = "×".join(map(str, tokens.shape))
-  shape = f"{_COMPACT}, {circuit.num_nodes} nodes, {size}"
+  shape = f"{circuit.task}, {circuit.num_nodes} nodes, {size}"
   for name, label in (("jax", "JAX"), ("numpy", "NumPy")):
     yield timed.metric(
       f"prompts/s, circuit over its model, {label}",
