@@ -7,6 +7,7 @@ import itertools
 import os
 import pathlib
 import random
+import re
 import resource
 import shutil
 import signal
@@ -195,12 +196,15 @@ def killed(lab: Lab, kills: int, rng: random.Random) -> Outcome:
 
 def terminated(lab: Lab, times: int, rng: random.Random) -> Outcome:
   """SIGTERM at random steps: a checkpoint, and the documented exit status."""
+  _ = lab.timing  # There is an undisturbed end.
   workdir, command = lab.fresh("terminated"), lab.command("terminated")
   seconds, good = [], 0
-  for _ in range(times):
+  for i in range(times):
+    # Steps, not seconds: a start with a warm cache takes a fraction of another.
+    wanted = lab.steps * (i + rng.random()) / (times + 1)
+    is_there = lambda at=wanted: _last_step(command.text(), lab.steps) >= at
     with command.started() as process:
-      command.await_sign(process, lambda: "training:" in command.text())
-      process.join(rng.uniform(0, lab.timing.work / times))
+      command.await_sign(process, is_there)
       begin = time.monotonic()
       process.terminate()
       status = command.wait(process)
@@ -211,6 +215,12 @@ def terminated(lab: Lab, times: int, rng: random.Random) -> Outcome:
   command.finish()
   said = f"checkpoint and exit status {STOPPED} within {max(seconds):.1f} s"
   return lab.ended("terminated", "SIGTERM, training", times, good, said)
+
+
+def _last_step(text: str, steps: int) -> int:
+  """Returns the step that a log's progress bar showed last."""
+  shown = re.findall(rf"(\d+)/{steps} \[", text)
+  return int(shown[-1]) if shown else 0
 
 
 def out_of_space(lab: Lab) -> Outcome:
