@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from sparse_jax import config as config_lib
-from sparse_jax import programs
+from sparse_jax import programs, tasks
 from sparse_jax.data import tokenizer as tokenizer_lib
 from sparse_jax.model import transformer
 
@@ -75,3 +75,10 @@ def with_mask(model, params, mask, means):
     metrics={"test_loss": 0.1234},
     details={"examples": [{"answer": QUOTES[0], "counter_answer": QUOTES[1]}]},
   )
+
+
+def with_prompts():
+  """Returns a circuit, its model's parameters, and 256 prompts of its task."""
+  circuit, params = make(positions="learned", context_length=128)
+  pairs = tasks.make_task(TASK, TOKENIZER).pairs("test", count=128)
+  return circuit, params, pairs.sequences()

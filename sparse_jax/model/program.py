@@ -22,6 +22,11 @@ from sparse_jax import config as config_lib
 from sparse_jax.model import top_k, transformer
 from sparse_jax.utils import errors
 
+# Open channels of which each is compared with all others, and how many of those
+# JAX takes at a time.
+_FEW = 4
+_TOGETHER = 16
+
 
 class Site(NamedTuple):
   """The channels of a site that a program computes.
@@ -343,11 +348,6 @@ def _run_jax(program, tokens, positions_B):
   return run(program, tokens, positions_B, JAX)
 
 
-# Open channels of which each is compared with all others.
-_FEW = 4
-_TOGETHER = 16
-
-
 class _State(NamedTuple):
   """The residual stream, and which token and position each row of it is."""
 
@@ -387,11 +387,8 @@ def run(program: Program, tokens_BxL, positions_B, ops: Ops):
 
 def _at(state: _State, positions_B, ops) -> _State:
   """Returns the state at one position of each row."""
-  xp = ops.xp
-  rows_B, positions_B = (
-    xp.arange(len(state.tokens_BxL)),
-    xp.asarray(positions_B),
-  )
+  rows_B = ops.xp.arange(len(state.tokens_BxL))
+  positions_B = ops.xp.asarray(positions_B)
   pick = lambda x: x[rows_B, positions_B][:, None]
   x_BxLxR, tokens_BxL = pick(state.x_BxLxR), pick(state.tokens_BxL)
   return _State(x_BxLxR, tokens_BxL, positions_B[:, None])

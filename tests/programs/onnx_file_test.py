@@ -1,5 +1,7 @@
 """A circuit in ONNX Runtime: the logits of `Circuit.apply`, at any size."""
 
+import functools
+
 import hypothesis
 import jax
 import numpy as np
@@ -8,7 +10,7 @@ import small_circuits
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
-from sparse_jax import programs, tasks
+from sparse_jax import programs
 
 onnxruntime = pytest.importorskip(
   "onnxruntime", reason="no onnxruntime: install the [onnx] extra"
@@ -55,13 +57,7 @@ class OnnxFileTest(parameterized.TestCase):
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
 
   def test_it_has_the_circuits_difference_on_256_prompts(self):
-    circuit, params = small_circuits.make(
-      positions="learned", context_length=128
-    )
-    pairs = tasks.make_task(
-      small_circuits.TASK, small_circuits.TOKENIZER
-    ).pairs("test", count=128)
-    tokens, positions, *_ = pairs.sequences()
+    circuit, params, (tokens, positions, *_) = small_circuits.with_prompts()
     self.assertLen(tokens, 256)
     rows = np.arange(len(tokens))
     difference = lambda x: np.diff(np.asarray(x)[rows, positions], axis=-1)
@@ -87,14 +83,10 @@ class OnnxFileTest(parameterized.TestCase):
     np.testing.assert_allclose(call(tokens), want, rtol=0, atol=1e-4)
 
 
-_MADE = []
-
-
+@functools.cache
 def _made():
-  if not _MADE:
-    circuit, params = small_circuits.make(positions="learned")
-    _MADE.append((circuit, params, run(circuit, params)[0]))
-  return _MADE[0]
+  circuit, params = small_circuits.make(positions="learned")
+  return circuit, params, run(circuit, params)[0]
 
 
 if __name__ == "__main__":

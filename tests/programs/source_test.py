@@ -16,7 +16,7 @@ import small_circuits
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
-from sparse_jax import programs, tasks
+from sparse_jax import programs
 from sparse_jax.utils import errors
 
 # Reads token rows from standard input; imports neither JAX nor this package.
@@ -41,13 +41,8 @@ def write(test, circuit, params, claims=()):
 
 class SourceTest(parameterized.TestCase):
   def test_without_jax_it_gives_the_circuits_difference_on_256_prompts(self):
-    circuit, params = small_circuits.make(
-      positions="learned", context_length=128
-    )
-    pairs = tasks.make_task(
-      small_circuits.TASK, small_circuits.TOKENIZER
-    ).pairs("test", count=128)
-    tokens, positions, correct, incorrect = pairs.sequences()
+    circuit, params, sequences = small_circuits.with_prompts()
+    tokens, positions, correct, incorrect = sequences
     self.assertLen(tokens, 256)
     logits = np.asarray(jax.jit(circuit.apply)(params, tokens))
     rows = np.arange(len(tokens))

@@ -149,50 +149,37 @@ class StepTest(parameterized.TestCase):
     # The dearer run closes more.
     self.assertLess(logs["open_gates"][1], logs["open_gates"][0])
 
-  def test_a_site_that_costs_more_closes_more(self):
+  def trained(self, k_coef, **fields):
+    """Returns a tiny model's parameters and a mask after eight steps."""
     model, params, _ = helpers.tiny_model()
+    config = config_lib.PruneConfig(learning_rate=0.3, steps=8, **fields)
+    run = masks_lib.Run(
+      masks_lib.Hyperparameters.from_config(config, k_coef=k_coef, seed=0),
+      helpers.random_means(model),
+      helpers.random_sequences(),
+      helpers.random_masks(model, 1.0),
+    )
+    step = jax.jit(functools.partial(masks_lib.prune_step, model, config))
+    state = masks_lib.init_prune(
+      model.config, config, run.hyperparameters, run.allowed
+    )
+    for _ in range(8):
+      state, _ = step(state, params, run)
+    return params, {n: np.asarray(tau) >= 0 for n, tau in state.tau.items()}
+
+  def test_a_site_that_costs_more_closes_more(self):
     open_gates = []
     for cost in ("0", "1e4"):
-      config = config_lib.PruneConfig(
-        learning_rate=0.3, steps=8, site_costs=(f"attn.q={cost}",)
-      )
-      run = masks_lib.Run(
-        masks_lib.Hyperparameters.from_config(config, k_coef=1e-4, seed=0),
-        helpers.random_means(model),
-        helpers.random_sequences(),
-        helpers.random_masks(model, 1.0),
-      )
-      step = jax.jit(functools.partial(masks_lib.prune_step, model, config))
-      state = masks_lib.init_prune(
-        model.config, config, run.hyperparameters, run.allowed
-      )
-      for _ in range(8):
-        state, _ = step(state, params, run)
-      open_gates.append(int(jnp.sum(state.tau["attn.q"] >= 0)))
+      _, is_open = self.trained(1e-4, site_costs=(f"attn.q={cost}",))
+      open_gates.append(int(np.sum(is_open["attn.q"])))
     self.assertGreater(open_gates[0], open_gates[1])
     self.assertEqual(open_gates[1], 0)
 
   def test_edges_that_cost_are_closed(self):
-    model, params, _ = helpers.tiny_model()
-    open_edges = []
-    for cost in (0.0, 1e4):
-      config = config_lib.PruneConfig(
-        learning_rate=0.3, steps=8, edge_cost=cost
-      )
-      run = masks_lib.Run(
-        masks_lib.Hyperparameters.from_config(config, k_coef=1e-6, seed=0),
-        helpers.random_means(model),
-        helpers.random_sequences(),
-        helpers.random_masks(model, 1.0),
-      )
-      step = jax.jit(functools.partial(masks_lib.prune_step, model, config))
-      state = masks_lib.init_prune(
-        model.config, config, run.hyperparameters, run.allowed
-      )
-      for _ in range(8):
-        state, _ = step(state, params, run)
-      gates = {name: np.asarray(tau) >= 0 for name, tau in state.tau.items()}
-      open_edges.append(edges_lib.count_edges(params, gates))
+    open_edges = [
+      edges_lib.count_edges(*self.trained(1e-6, edge_cost=cost))
+      for cost in (0.0, 1e4)
+    ]
     self.assertLess(open_edges[1], 0.5 * open_edges[0])
 
   def test_the_adversary_climbs_and_draws_are_new(self):
