@@ -151,7 +151,7 @@ def frank_wolfe(
   of_circuit = _score(context, mask)
   for gates in (ones, halfway(ones, mask)):
     for _ in range(rounds):
-      _, slope = context.evaluator.loss_and_gradient(gates)
+      _, slope = context.evaluator.difference_and_gradient(gates)
       tried = [(of_circuit, mask)]
       tried += [
         (_score(context, chosen), chosen)

@@ -521,12 +521,15 @@ def find_circuit(
 def _worth_cutting(trials, config):
   """Returns the best trial, and the next ones that are nearly as small.
 
-  The clean-up may turn their order round; it is cheap beside a long search.
+  The clean-up may turn their order round; it is cheap beside a long search. So
+  may growing: of robust masks that miss, the nearest is often the largest.
   """
   first, *others = trials
   most = 1.5 * first.user_attrs["num_edges"]
+  can_grow = config.ablation_outside != "plain"
   few = lambda t: (
-    t.user_attrs["meets_target"] and t.user_attrs["num_edges"] <= most
+    (can_grow or t.user_attrs["meets_target"])
+    and t.user_attrs["num_edges"] <= most
   )
   count = max(1, config.num_runs // _RUNS_PER_CUT)
   return [first, *filter(few, others[:count])]

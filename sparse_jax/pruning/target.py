@@ -50,6 +50,8 @@ class Target:
       there.
     shifts: whether calibrations fit a shift.
     seed: of the adversary's start.
+    stops_early: whether an attack ends as soon as it shows a miss: cheaper, and
+      a miss then says nothing of how near it is.
   """
 
   evaluator: mask_evaluator.MaskEvaluator
@@ -58,6 +60,7 @@ class Target:
   steps: int = 40
   shifts: bool = False
   seed: int = 0
+  stops_early: bool = False
 
   @classmethod
   def of(
@@ -97,13 +100,14 @@ class Target:
     if self.accuracy_lost is not None:
       lost_MxS = np.stack(
         [
-          self._lost({name: m[i] for name, m in masks.items()})
+          self._lost(
+            self._attack({n: m[i] for n, m in masks.items()}).differences
+          )
           for i in range(len(shares))
         ]
       )
       lost_M = np.mean(lost_MxS, 1)
-      bounds_M = _bounds(self._attacked, lost_MxS)
-      shares = np.maximum(shares, bounds_M / self.accuracy_lost)
+      shares = np.maximum(shares, self._shares_lost(lost_MxS))
     return Reached(scores, lost_M, shares)
 
   def relief(self, mask: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -114,18 +118,34 @@ class Target:
     """Returns the adversary's attack on a mask, made once."""
     kept = b"".join(np.packbits(np.asarray(mask[n]) > 0) for n in sorted(mask))
     if kept not in self._attacks:
-      args = self._attacked, mask, "uniform", self.steps, self.seed
-      self._attacks[kept] = outside.attack(*args)
+      self._attacks[kept] = outside.attack(
+        self._attacked,
+        mask,
+        "uniform",
+        self.steps,
+        self.seed,
+        is_enough=self._is_enough,
+      )
     return self._attacks[kept]
+
+  def _is_enough(self, diff_S: np.ndarray) -> bool:
+    """Returns whether an attack that reaches these differences may end."""
+    if not self.stops_early:
+      return False
+    return bool(self._shares_lost(self._lost(diff_S)[None])[0] > 1)
+
+  def _shares_lost(self, lost_MxS: np.ndarray) -> np.ndarray:
+    """Returns the share of the accuracy that may be lost, `[masks]`."""
+    return _bounds(self._attacked, lost_MxS) / self.accuracy_lost
 
   @functools.cached_property
   def _attacks(self) -> dict[bytes, outside.Attack]:
     """Attacks by mask: cuts measure circuits again that growing has left."""
     return {}
 
-  def _lost(self, mask: Mapping[str, Any]) -> np.ndarray:
-    """Returns what the adversary costs on each prompt: 1, 0 or -1, `[S]`."""
-    return self._is_right - (self._attack(mask).differences > 0)
+  def _lost(self, diff_S: np.ndarray) -> np.ndarray:
+    """Returns what an attack costs on each prompt: 1, 0 or -1, `[S]`."""
+    return self._is_right - (diff_S > 0)
 
   @functools.cached_property
   def _is_right(self) -> np.ndarray:

@@ -30,8 +30,8 @@ _AROUND_ROBUST = (0.5, 0.75, 1.0, 1.5)
 # Share of the number of nodes by which such a count may be too large.
 _ROBUST_TOLERANCE = 0.05
 # A round's share of new nodes where a circuit grows, and how large it may get.
-_GROWTH = 0.05
-_MOST_GROWTH = 2
+_GROWTH = 0.1
+_MOST_GROWTH = 3
 # Nodes of an order that are kept: the rest has no use.
 _MAX_ORDER = 4096
 
@@ -177,8 +177,45 @@ def cut(target: target_lib.Target, order: np.ndarray, count: int) -> Candidate:
     candidate = grow(target, candidate, _MOST_GROWTH * count)
   if not candidate.meets_target:
     return keep_first(target, order, count)
-  kept = candidate.order[: candidate.num_nodes]
-  return min(candidate, keep_first(target, kept, len(kept)), key=rank)
+  return shorten(target, candidate)
+
+
+def shorten(target: target_lib.Target, candidate: Candidate) -> Candidate:
+  """Keeps the first nodes of a robust circuit, as few as still meet its target.
+
+  Bisects, one attack a size; those that show a miss end early. So the count
+  may be too large by a twentieth, and by more where what is lost does not fall
+  with the count.
+  """
+  order = candidate.order[: candidate.num_nodes]
+  return _fewest(target, candidate, order, order[:0])
+
+
+def _fewest(
+  target: target_lib.Target,
+  candidate: Candidate,
+  optional: np.ndarray,
+  needed: np.ndarray,
+) -> Candidate:
+  """Returns the smallest circuit seen to meet a robust target, by bisection.
+
+  Args:
+    target: the target.
+    candidate: the circuit of all these nodes, which meets it.
+    optional: flat indices, of which the first are kept.
+    needed: flat indices, which all are.
+  """
+  hasty = dataclasses.replace(target, stops_early=True)
+  best, low, high = candidate, 0, len(optional)
+  while high - low > max(1, _ROBUST_TOLERANCE * best.num_nodes):
+    middle = (low + high) // 2
+    order = np.concatenate([optional[:middle], needed])
+    tried = keep(hasty, order, len(order))
+    if tried.meets_target:
+      best, high = _behind(tried, candidate), middle
+    else:
+      low = middle
+  return best
 
 
 def grow(
@@ -208,9 +245,12 @@ def grow(
       opened = opened[relief[opened] > 0]
       if not len(opened):
         break
-      order = np.concatenate([opened, candidate.order[: candidate.num_nodes]])
+      before = candidate.order[: candidate.num_nodes]
+      order = np.concatenate([opened, before])
       candidate = _behind(keep(target, order, len(order)), candidate)
       bar.update(len(opened))
+      if candidate.meets_target:
+        candidate = _fewest(target, candidate, opened, before)
   return candidate
 
 
@@ -302,8 +342,7 @@ def clean_up(
     candidate = min(candidate, shorter, key=rank)
     steps.append(_described("without nodes on no path", candidate))
     if is_robust and candidate is shorter:
-      again = keep_first(target, kept, len(kept))
-      candidate = min(candidate, _behind(again, candidate), key=rank)
+      candidate = shorten(target, candidate)
       steps.append(_described("cut again", candidate))
   if is_robust or candidate.num_nodes > _MAX_SINGLY:
     return candidate, steps

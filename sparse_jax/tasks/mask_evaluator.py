@@ -102,18 +102,22 @@ class MaskEvaluator:
     """Returns one mask's task loss in nats, not calibrated."""
     return float(np.mean(np.logaddexp(0, -self.logit_difference(mask))))
 
-  def loss_and_gradient(
+  def difference_and_gradient(
     self, mask: Mapping[str, Any]
-  ) -> tuple[float, dict[str, np.ndarray]]:
-    """Returns one mask's task loss and its slope along every gate."""
+  ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Returns one mask's logit differences `[S]`, not calibrated, and a slope.
+
+    It is the slope of their task loss in nats along every gate.
+    """
     mask = _as_floats(mask)
     found = [
-      _loss_and_gradient(part, is_used_S, mask)
+      _difference_and_gradient(part, is_used_S, mask)
       for part, is_used_S in self._parts
     ]
-    total = lambda *x: np.sum(x, 0) / len(self.sequences.positions)
-    loss, slope = jax.tree.map(total, *found)
-    return float(loss), slope
+    diffs, slopes = zip(*found, strict=True)
+    total = len(self.sequences.positions)
+    slope = jax.tree.map(lambda *x: np.sum(x, 0) / total, *slopes)
+    return np.concatenate(diffs)[:total], slope
 
   def _run(self, mask: Mapping[str, Any], edge_mask: dict) -> np.ndarray:
     """Returns one mask's logit differences, `[1, S]`."""
@@ -189,9 +193,10 @@ def _logit_difference(evaluator, mask, edge_mask):
 
 
 @jax.jit
-def _loss_and_gradient(evaluator, is_used_S, mask):
+def _difference_and_gradient(evaluator, is_used_S, mask):
   def loss(mask):
-    loss_S = jax.nn.softplus(-evaluator.difference(mask))
-    return jnp.sum(loss_S, where=is_used_S)
+    diff_S = evaluator.difference(mask)
+    return jnp.sum(jax.nn.softplus(-diff_S), where=is_used_S), diff_S
 
-  return jax.value_and_grad(loss)(mask)
+  (_, diff_S), slope = jax.value_and_grad(loss, has_aux=True)(mask)
+  return diff_S, slope

@@ -9,7 +9,7 @@ adversary picks (stochastic and PGD masks of goodfire-ai/spd; the comments on
 for one r for all prompts).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -82,6 +82,7 @@ def attack(
   steps: int,
   seed: int = 0,
   rate: float = 0.1,
+  is_enough: Callable[[np.ndarray], bool] = lambda diff_S: False,
 ) -> Attack:
   """Climbs the task loss over one r for all of the evaluator's prompts.
 
@@ -92,25 +93,30 @@ def attack(
     steps: sign steps.
     seed: of a uniform start.
     rate: length of a step.
+    is_enough: ends the climb, given the logit differences `[S]` that an r
+      leaves; that r is then the attack's.
   """
   gates = {name: np.asarray(m, np.float32) for name, m in mask.items()}
   r = start_r(start, gates, seed)
   most, kept = -np.inf, r
-  losses = []
+  worst, losses = np.zeros(0, np.float32), []
+  closed = lambda r: {name: r[name] * (1 - g) for name, g in gates.items()}
+  task_loss = lambda diff_S: float(np.mean(np.logaddexp(0, -diff_S)))
   for _ in range(steps):
-    loss, slope = evaluator.loss_and_gradient(opened(gates, r))
-    losses.append(loss)
-    if loss > most:
-      most, kept = loss, r
+    diff_S, slope = evaluator.difference_and_gradient(opened(gates, r))
+    losses.append(task_loss(diff_S))
+    if is_enough(diff_S):
+      return Attack(closed(r), diff_S, np.array(losses))
+    if losses[-1] > most:
+      most, kept, worst = losses[-1], r, diff_S
     # What is open moves with no r.
     slope = {name: (1 - g) * slope[name] for name, g in gates.items()}
     r = jax.tree.map(np.asarray, _ascend(r, slope, rate))
   last = evaluator.logit_difference(opened(gates, r))
-  losses = np.array([*losses, np.mean(np.logaddexp(0, -last))])
-  if losses[-1] <= most:
-    r, last = kept, evaluator.logit_difference(opened(gates, kept))
-  used = {name: r[name] * (1 - g) for name, g in gates.items()}
-  return Attack(used, last, losses)
+  losses.append(task_loss(last))
+  if losses[-1] > most:
+    kept, worst = r, last
+  return Attack(closed(kept), worst, np.array(losses))
 
 
 def relief(
@@ -138,6 +144,6 @@ def relief(
   total = {name: np.zeros_like(m) for name, m in start.items()}
   for t in (np.arange(points) + 0.5) / points:
     here = {n: np.float32(m + t * (1 - m)) for n, m in start.items()}
-    _, slope = evaluator.loss_and_gradient(here)
+    _, slope = evaluator.difference_and_gradient(here)
     total = {n: total[n] - slope[n] * (1 - start[n]) for n in total}
   return {name: x / points for name, x in total.items()}

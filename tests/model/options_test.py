@@ -272,7 +272,7 @@ class CircuitsTest(parameterized.TestCase):
     evaluator = mask_evaluator.MaskEvaluator(
       model, params, helpers.random_means(model), helpers.random_sequences()
     )
-    _, slope = evaluator.loss_and_gradient(evaluator.constant(0.5))
+    _, slope = evaluator.difference_and_gradient(evaluator.constant(0.5))
     for name in sites.LAYER_NODE_SITES:
       self.assertGreater(np.count_nonzero(slope[name]), 0, name)
 

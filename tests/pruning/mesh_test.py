@@ -60,7 +60,7 @@ class MeshTest(parameterized.TestCase):
     shards = evaluators[1].sequences.tokens.addressable_shards
     self.assertEqual({shard.data.shape for shard in shards}, {(2, 9)})
     mask = helpers.random_masks(model, 0.5)
-    one, many = (evaluator.loss_and_gradient(mask) for evaluator in evaluators)
+    one, many = (e.difference_and_gradient(mask) for e in evaluators)
     chex.assert_trees_all_close(many, one, atol=1e-5)
 
   def test_prompts_that_do_not_divide_stay_whole(self):

@@ -128,6 +128,17 @@ class ObjectiveTest(absltest.TestCase):
     self.assertEqual(values, sorted(values))
     self.assertLess(values[3], values[4])
 
+  def test_small_robust_masks_are_cut_although_they_miss(self):
+    trial = lambda edges, meets: optuna.trial.create_trial(
+      value=0.0, user_attrs={"num_edges": edges, "meets_target": meets}
+    )
+    first, small, large = trial(90, False), trial(50, False), trial(900, False)
+    for others in ([small], [large]):
+      worth = search._worth_cutting([first, *others], _CONFIG.robust)
+      self.assertLen(worth, 2 if others == [small] else 1)
+    # Under plain ablation a cut goes along the whole order and still misses.
+    self.assertLen(search._worth_cutting([first, small], _PLAIN), 1)
+
 
 class FindCircuitsTest(absltest.TestCase):
   @classmethod

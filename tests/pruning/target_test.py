@@ -1,5 +1,7 @@
 """The target: bounds over templates, and the adversary's share."""
 
+import dataclasses
+
 import helpers
 import jax.numpy as jnp
 import numpy as np
@@ -49,6 +51,16 @@ class TargetTest(absltest.TestCase):
     self.assertGreater(lost, 0)
     self.assertAlmostEqual(reached.accuracy_lost[0], lost)
     self.assertAlmostEqual(reached.shares[0], lost / 0.1, places=4)
+
+  def test_a_hasty_target_stops_at_a_miss_and_misses_alike(self):
+    args = self.evaluator, 1e6
+    for allowed in (0.01, 2.0):
+      target = target_lib.Target(*args, accuracy_lost=allowed, steps=8)
+      hasty = dataclasses.replace(target, stops_early=True)
+      want, got = (t.measure(stacked(self.mask)) for t in (target, hasty))
+      self.assertEqual(got.shares[0] > 1, want.shares[0] > 1)
+      (attack,) = hasty._attacks.values()
+      self.assertEqual(len(attack.losses) < 9, allowed == 0.01)
 
   def test_the_whole_model_loses_nothing(self):
     target = target_lib.Target(self.evaluator, 1e6, accuracy_lost=0.1, steps=3)

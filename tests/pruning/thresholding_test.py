@@ -236,6 +236,28 @@ class CandidateTest(absltest.TestCase):
     self.assertEqual(set(cleaned.order), set(start.order))
     self.assertIsNotNone(cleaned.validation_accuracy_lost)
 
+  def test_a_robust_circuit_is_shortened_to_the_first_that_meet(self):
+    evaluator = helpers.tiny_evaluator(share=0.3)
+    order = np.random.default_rng(0).permutation(evaluator.num_nodes)[:80]
+
+    class Meets(target_lib.Target):
+      """Met by 33 nodes and more."""
+
+      def measure(self, masks, edge_masks=None):
+        del edge_masks
+        reached = target_lib.Target(evaluator, 1.0).measure(masks)
+        counts = masks_lib.flatten({n: m[0] for n, m in masks.items()}).sum()
+        return reached._replace(shares=np.where(counts >= 33, [0.5], 2.0))
+
+    target = Meets(evaluator, 1.0, accuracy_lost=0.1)
+    start = thresholding.keep(target, order, 80)
+    got = thresholding.shorten(target, start)
+    self.assertBetween(got.num_nodes, 33, 34)
+    np.testing.assert_array_equal(
+      got.order[: got.num_nodes], order[: got.num_nodes]
+    )
+    self.assertEqual(set(got.order), set(order))
+
   def test_where_growing_fails_the_cut_goes_on_along_the_order(self):
     evaluator = helpers.tiny_evaluator(share=0.3)
     order = np.random.default_rng(0).permutation(evaluator.num_nodes)

@@ -50,6 +50,22 @@ class OutsideTest(parameterized.TestCase):
     for name, r in found.r.items():
       self.assertFalse(np.any(r[self.mask[name]]))
 
+  def test_an_attack_ends_at_the_first_r_that_is_enough(self):
+    attack = functools.partial(
+      outside.attack, self.evaluator, self.mask, "uniform", 5, seed=1
+    )
+    whole = attack()
+    target = np.mean(whole.losses[1:3])
+    self.assertBetween(target, whole.losses[1], whole.losses[2])
+    loss_of = lambda diff_S: np.mean(np.logaddexp(0, -diff_S))
+    found = attack(is_enough=lambda diff_S: loss_of(diff_S) > target)
+    np.testing.assert_allclose(found.losses, whole.losses[:3], rtol=1e-5)
+    self.assertAlmostEqual(loss_of(found.differences), found.losses[2], 5)
+    opened = outside.opened(self.mask, found.r)
+    self.assertAlmostEqual(
+      self.evaluator.task_loss(opened), found.losses[2], places=5
+    )
+
   def test_an_attack_finds_the_corner_that_a_search_of_all_finds(self):
     # All but three nodes are kept: eight corners.
     mask = self.evaluator.constant(1)
