@@ -242,11 +242,9 @@ class Circuit:
       answers: tokens whose logits are wanted; None is all.
 
     Raises:
-      InputError: if an answer is not a token, the model has an option that
-        programs do not know, or `freeze_norms`: its norms are the whole
-        model's, which therefore has to run.
+      InputError: if an answer is not a token, or for `freeze_norms`: its norms
+        are the whole model's, which therefore has to run.
     """
-    shrink.check_options(self.model_config)
     if self.freeze_norms:
       raise errors.InputError(
         f"circuit of {self.task}: freeze_norms=True is not accepted; need"

@@ -111,14 +111,20 @@ class _Writer:
       kind = ("attn", "mlp")[i % 2]
       site, function = f"{i // 2}.{kind}", f"{kind}{i // 2}"
       is_plain = self._adds_alone(sublayer)
-      if sublayer.body is None and is_plain and last:
+      # What the MLP beside it reads lacks its mean.
+      is_apart = self.program.config.parallel and kind == "attn"
+      if sublayer.body is None and is_plain and last and not is_apart:
         self.packed[f"{last}.constant"] += sublayer.constant_R
         continue
       last = site if is_plain else None
       make = self._attention if kind == "attn" else self._mlp
       if sublayer.body is not None:
         make(i // 2, site, sublayer.body)
-      call = "" if sublayer.body is None else f", *{function}(stream)"
+      if is_apart:
+        steps.append("  before = stream")
+      is_beside = self.program.config.parallel and kind == "mlp"
+      read = "before" if is_beside else "stream"
+      call = "" if sublayer.body is None else f", *{function}({read})"
       steps.append(f'  stream = leave("{site}", stream{call})')
       self.packed[f"{site}.constant"] = sublayer.constant_R.copy()
       if sublayer.k is not None:
@@ -198,6 +204,11 @@ class _Writer:
     )
     lines = [part for line in doc for part in wrap(line) or [""]]
     lines[0] = '"""' + lines[0]
+    rotary = []
+    if c.positions == "rotary":
+      rotary = [
+        f"ROTARY_BASE, ROTARY_WIDTH = {c.rotary_base!r}, {c.rotary_width}"
+      ]
     body = [
       *lines,
       '"""',
@@ -209,8 +220,9 @@ class _Writer:
       *_wrapped(
         f"ANSWERS, PAIRS = {self.answers.texts!r}, {self.answers.pairs!r}"
       ),
-      f"D_HEAD, EPS, LOGIT_SCALE = {c.d_head}, {program_lib.norm_eps(c)!r},"
-      f" {circuit.logit_scale!r}",
+      f"SCORE_SCALE, EPS, LOGIT_SCALE = {program_lib.score_scale(c)!r},"
+      f" {program_lib.norm_eps(c)!r}, {circuit.logit_scale!r}",
+      *rotary,
       "",
       *self._channel_notes(),
     ]
@@ -297,7 +309,7 @@ class _Writer:
       sources += values
     shares = [f"share{h.index}" for h in body.heads if h.has_share]
     if body.uniform:
-      shares.append(self._closed(site, body.uniform))
+      shares.append(self._closed(site, body.uniform, body.window))
     if shares:
       lines += _wrapped(f"  shares = columns(h.n, {', '.join(shares)})")
     terms = {}
@@ -314,14 +326,16 @@ class _Writer:
     lines += self._write(site, body.write, terms, arguments)
     self.blocks.append("\n".join(lines))
 
-  def _closed(self, site, uniform) -> str:
+  def _closed(self, site, uniform, window) -> str:
     """Returns the expression of what sinks leave of closed heads."""
     c = self.program.config
     odds_U = np.exp(np.minimum([head.log_odds for head in uniform], 80))
     if c.positions == "none":  # Of any length.
       self.packed[f"{site}.odds"] = odds_U
-      return f'*closed("{site}", h.n)'
+      most = "" if window is None else f", {window}"
+      return f'*closed("{site}", h.n{most})'
     number_Lx1 = 1.0 + np.arange(c.context_length)[:, None]
+    number_Lx1 = np.minimum(number_Lx1, window or np.inf)
     self.packed[f"{site}.closed"] = (number_Lx1 / (number_Lx1 + odds_U)).T
     return f'*DATA["{site}.closed"][:, : h.n]'
 
@@ -345,17 +359,9 @@ class _Writer:
     lines += self._qkv(site, "q", body.query, head, reads)
     lines += self._qkv(site, "k", body.key, head, reads)
     lines += self._qkv(site, "v", body.value, head, reads)
-    pairs = []
-    query, key = body.query.site.opened, body.key.site.opened
-    for j, channel in enumerate(head.channels.tolist()):
-      is_query = head.q_at[j] < len(query)
-      is_key = head.k_at[j] < len(key)
-      q = f"q{channel}" if is_query else _number(head.q_fixed_J[j])
-      k = f"k{channel}" if is_key else _number(head.k_fixed_J[j])
-      pairs.append(f"({q}, {k})")
     sink = "-np.inf" if head.sink is None else _number(np.float32(head.sink))
-    constant = _number(np.float32(head.constant))
-    arguments = f"[{', '.join(pairs)}], {constant}, {sink}"
+    pairs = ", ".join(self._pairs(head, body))
+    arguments = f"[{pairs}], {self._closed_score(site, head, body)}, {sink}"
     lines += _wrapped(f"  look = attend(h.n, {arguments})")
     returned = [f"look @ v{i}" for i in value]
     if body.value.site.k is None:
@@ -368,6 +374,39 @@ class _Writer:
     else:
       lines += _wrapped(f"  return {', '.join(returned)}")
     self.blocks.append("\n".join(lines))
+
+  def _pairs(self, head, body) -> list[str]:
+    """Returns the queries and keys that are compared, turned if they are."""
+    values, turn = [], head.turn
+    query, key = body.query.site.opened, body.key.site.opened
+    for j, channel in enumerate(head.channels.tolist()):
+      is_query = head.q_at[j] < len(query)
+      is_key = head.k_at[j] < len(key)
+      q = f"q{channel}" if is_query else _number(head.q_fixed_J[j])
+      k = f"k{channel}" if is_key else _number(head.k_fixed_J[j])
+      values.append(f"({q}, {k})")
+    if turn is None:
+      return values
+    pairs = []
+    for j, partner in enumerate(turn.partner.tolist()):
+      if partner == j:
+        pairs.append(values[j])
+      elif partner > j:
+        number = head.channels[j] % self.program.config.d_head
+        both = f"{values[j]}, {values[partner]}"
+        pairs.append(f"*turn(h.n, {number}, {both})")
+    return pairs
+
+  def _closed_score(self, site, head, body) -> str:
+    """Returns the score of a head's other channels, by distance if it is."""
+    parts = [_number(np.float32(head.constant))]
+    if head.turned_L is not None:
+      name = f"{site}.scores.{head.index}"
+      self.packed[name] = head.turned_L
+      parts.append(f'by_distance(h.n, DATA["{name}"])')
+    if body.window is not None:
+      parts.append(f"within(h.n, {body.window})")
+    return " + ".join(parts[1:] if parts[0] == "0" and parts[1:] else parts)
 
   def _mlp(self, layer, site, body: program_lib.Mlp) -> None:
     activation = self.program.config.activation
@@ -418,7 +457,7 @@ class _Writer:
     lines = [
       "def logits(tokens):  # Of the answers, behind the tokens.",
     ]
-    if p.position_LxR is not None or p.config.concatenates_positions:
+    if p.config.positions != "none":
       self.packed["positions"] = np.array(p.config.context_length)
       lines += [
         '  if len(tokens) > DATA["positions"]:',
