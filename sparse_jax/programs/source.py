@@ -10,7 +10,6 @@ import base64
 import dataclasses
 import importlib.resources
 import io
-import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
@@ -23,8 +22,6 @@ from sparse_jax.programs import names as names_lib
 from sparse_jax.utils import errors
 
 _WIDTH = 80
-# One call, a dict or a tuple: it may be broken at any space.
-_ENCLOSED = re.compile(r"(columns\(.*\), )?[\w.]*[({].*[)}]")
 _GLUE = "\N{NO-BREAK SPACE}"  # A space at which no line is broken.
 _FINGERPRINT = len("sha256:") + 12  # Enough to tell a model by.
 _MOST_TOKENS = 1  # Shown of a channel.
@@ -148,11 +145,14 @@ class _Writer:
     Such a line ends with `#: ` and the option.
     """
     c = self.program.config
+    packs = lambda *ends: any(name.endswith(ends) for name in self.packed)
     has = {
       "layer": c.norm == "layer",
       "relu": c.residual_activation == "relu",
       "position": c.concatenates_positions,
-      "leave_k": any(name.endswith(".leave_k") for name in self.packed),
+      "read_k": packs(".attn.k", ".mlp.k"),
+      "write_k": packs(".resid_delta.k"),
+      "leave_k": packs(".leave_k"),
     }
     lines = (line.split("  #: ") for line in helpers.splitlines())
     return "\n".join(
@@ -182,19 +182,20 @@ class _Writer:
       )
       if m.get(name) is not None
     ]
-    texts = ", ".join(map(repr, self.answers.texts))
+    texts = [repr(text) for text in self.answers.texts]
+    unbroken = ", ".join(text.replace(" ", _GLUE) for text in texts)
     doc = [
-      f"{circuit.task}: which of {texts} comes next.",
+      f"{circuit.task}: which of {', '.join(texts)} comes next.",
       "",
       f"{circuit.num_nodes} nodes and {circuit.num_edges} edges of the model"
       f" {circuit.model_fingerprint[:_FINGERPRINT]}; all else is held at its"
       f" mean ({circuit.ablation}). Measured:"
       f" {', '.join(measured) or 'nothing'}.",
       *self.claims,
-      "head0_3_to_mlp1_r90 is residual channel 90, which head 3 of layer 0"
-      " writes and the MLP of layer 1 reads. Numbers are weights, and biases"
-      " with closed nodes at their means; DATA has what is too large or no"
-      " node.",
+      "head0_3_to_mlp1(r90=0.5) is half of residual channel 90, which head 3 of"
+      " layer 0 writes and the MLP of layer 1 reads. Numbers are weights, and"
+      " biases with closed nodes at their means; DATA has what is too large or"
+      " no node.",
     ]
     wrap = lambda line: textwrap.wrap(
       line.replace("\\", "\\\\").replace('"""', "'''"),
@@ -218,7 +219,7 @@ class _Writer:
       "import tokenizers",
       "",
       *_wrapped(
-        f"ANSWERS, PAIRS = {self.answers.texts!r}, {self.answers.pairs!r}"
+        f"ANSWERS, PAIRS = [{unbroken}],{_GLUE}{list(self.answers.pairs)!r}"
       ),
       f"SCORE_SCALE, EPS, LOGIT_SCALE = {program_lib.score_scale(c)!r},"
       f" {program_lib.norm_eps(c)!r}, {circuit.logit_scale!r}",
@@ -266,7 +267,7 @@ class _Writer:
       self.packed[f"{site}.bias"] = norm.bias_R
 
   def _reads(self, i: int, source: program_lib.Input) -> list[str]:
-    return [f"h.{self.names.at(c, i)}" for c in source.site.opened.tolist()]
+    return [self.names.at(c, i) for c in source.site.opened.tolist()]
 
   def _pack_rivals(self, site: str, m: program_lib.Map) -> None:
     self.packed[f"{site}.channels"] = m.site.channels
@@ -280,7 +281,7 @@ class _Writer:
     own = [i for i in m.site.opened if i // c.d_head == head.index]
     if not own:
       return []
-    terms = {int(i): _terms(m, int(i), reads) for i in own}
+    terms = {int(i): _sums(m, int(i), reads) for i in own}
     return self._compete(f"{site}.{letter}", letter, m, terms, "h.all")
 
   def _compete(self, site, letter, m, terms, sources, activation="") -> list:
@@ -415,7 +416,7 @@ class _Writer:
     calls, functions = {}, []
     for i in neurons:
       name, at = f"neuron{layer}_{i}", neurons.index(i)
-      value = f"{activation}({_terms(body.up, i, reads)})"
+      value = f"{activation}({_sums(body.up, i, reads)})"
       if not body.up.weight_SxT[:, body.up.site.is_open][:, at].any():
         calls[i] = value  # It reads nothing: no function of its own.
         continue
@@ -542,6 +543,18 @@ def _number(x) -> str:
   return f"{float(x) + 0.0:.6g}"  # No -0.
 
 
+def _sums(m: program_lib.Map, channel: int, reads: Sequence[str]) -> str:
+  """Returns the sum that makes a channel of what is read, by name."""
+  at = int(np.searchsorted(m.site.channels, channel))
+  groups: dict[str, list[str]] = {}
+  for w, read in zip(m.weight_SxT[:, at], reads, strict=True):
+    name, _, number = read.rpartition("_r")
+    if w:
+      groups.setdefault(name, []).append(f"r{number}={_number(w)}")
+  sums = [(1, f"h.{name}({', '.join(by)})") for name, by in groups.items()]
+  return _joined(sums, m.bias_T[at])
+
+
 def _terms(m: program_lib.Map, channel: int, sources: Sequence[str]) -> str:
   """Returns the sum that makes a channel of a map, as an expression."""
   at = int(np.searchsorted(m.site.channels, channel))
@@ -551,13 +564,27 @@ def _terms(m: program_lib.Map, channel: int, sources: Sequence[str]) -> str:
     for w, source in zip(weight_S, sources, strict=True)
     if w
   ]
-  bias = m.bias_T[at]
-  if bias or not products:
-    products.append((bias, _number(abs(bias))))
-  (first, text), *others = products
+  return _joined(products, m.bias_T[at])
+
+
+def _joined(parts: Sequence[tuple[float, str]], bias: float) -> str:
+  """Returns the sum of parts, each with the sign of its number, and a bias."""
+  if bias or not parts:
+    parts = [*parts, (bias, _number(abs(bias)))]
+  (first, text), *others = parts
   parts = [f"-{text}" if first < 0 else text]
   parts += [f"{'-' if w < 0 else '+'}{_GLUE}{text}" for w, text in others]
   return " ".join(parts)
+
+
+def _is_enclosed(text: str) -> bool:
+  """Returns whether a statement may be broken at each of its spaces."""
+  depth = 0
+  for character in text:
+    depth += (character in "([{") - (character in ")]}")
+    if character == " " and not depth:
+      return False
+  return True
 
 
 def _wrapped(text: str, indent: str = "    ") -> list[str]:
@@ -568,7 +595,7 @@ def _wrapped(text: str, indent: str = "    ") -> list[str]:
       start, mark, value = line.partition(" = ")
       if line.startswith("  return "):
         start, mark, value = "  return", " ", line.removeprefix("  return ")
-      if mark and not _ENCLOSED.fullmatch(value):
+      if mark and not _is_enclosed(value):
         line = f"{start}{mark}({value})"
     lines += textwrap.wrap(
       line,

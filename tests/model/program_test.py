@@ -40,7 +40,7 @@ _CASES = {
   "parallel": {"parallel": True, "residual_activation": "relu"},
   "scores as they are": {"scale_scores": False},
   "windows": {"windows": (3, 0)},
-  "a window of closed heads": {"windows": (0, 3), "share": 0.02},
+  "a window of closed heads": {"windows": (3, 3), "share": 0.02},
   "rotary": {"positions": "rotary"},
   "half rotary": {
     **{"positions": "rotary", "rotary_share": 0.5, "rotary_base": 7.0},

@@ -101,13 +101,17 @@ class SourceTest(parameterized.TestCase):
     long = [line for line in text.splitlines() if len(line) > 80]
     self.assertLen(long, 1)  # What is packed.
 
-  def test_a_core_of_40_nodes_is_under_200_lines(self):
+  @parameterized.named_parameters(
+    ("many edges", (10, 3, 1, 1, 1), (42, 116)),
+    ("many functions", (5, 2, 5, 2, 2), (42, 86)),
+  )
+  def test_a_core_of_40_nodes_is_under_200_lines(self, counts, size):
     circuit, params = small_circuits.make(
-      share=1.1, positions="learned", **{"d_model": 32, "d_head": 8}
+      share=1.1, density=1.0, positions="learned", d_model=32, d_head=8
     )
-    counts = {"attn.act_in": 5, "attn.resid_delta": 3, "mlp.act_in": 3}
-    counts |= {"attn.q": 2, "attn.k": 2, "attn.v": 2}
-    counts |= {"mlp.post_act": 2, "mlp.resid_delta": 2}
+    names = "attn.act_in", "attn.resid_delta", "mlp.act_in", "mlp.post_act"
+    counts = dict(zip((*names, "mlp.resid_delta"), counts, strict=True))
+    counts |= {"attn.q": 1, "attn.k": 2, "attn.v": 2}
     mask = {name: np.array(m) for name, m in circuit.node_mask.items()}
     rng = np.random.default_rng(2)
     for name, count in counts.items():
@@ -119,9 +123,9 @@ class SourceTest(parameterized.TestCase):
     circuit = small_circuits.with_mask(
       circuit.model, params, mask, circuit.means
     )
-    self.assertEqual(circuit.num_nodes, 42)
-    self.assertGreater(circuit.num_edges, 40)
-    _, text = write(self, circuit, params)
+    self.assertEqual((circuit.num_nodes, circuit.num_edges), size)
+    claims = ["Holds: " + "; ".join(["agrees with the model"] * 8) + "."]
+    _, text = write(self, circuit, params, claims)
     self.assertLess(text.count("\n"), 200)
 
   def test_it_says_what_it_is_and_answers_a_prompt(self):
@@ -166,7 +170,11 @@ class SourceTest(parameterized.TestCase):
       for writer, reader, some in groups
       for i in re.findall(r"\d+", some)
     }
-    used = set(re.findall(r"h\.(\w+_to_\w+)", text))
+    used = {
+      f"{name}_{i}"
+      for name, weights in re.findall(r"h\.(\w+_to_\w+)\(([^)]*)\)", text)
+      for i in re.findall(r"(r\d+)=", weights)
+    }
     self.assertNotEmpty(used)
     self.assertContainsSubset(used, named)
     self.assertGreater(max(map(len, numbers)), len("1, 2"))
