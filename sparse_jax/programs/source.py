@@ -152,6 +152,7 @@ class _Writer:
       "position": c.concatenates_positions,
       "read_k": packs(".attn.k", ".mlp.k"),
       "write_k": packs(".resid_delta.k"),
+      "compete": packs(".q.k", ".k.k", ".v.k", ".post_act.k"),
       "leave_k": packs(".leave_k"),
     }
     lines = (line.split("  #: ") for line in helpers.splitlines())
@@ -282,19 +283,19 @@ class _Writer:
     if not own:
       return []
     terms = {int(i): _sums(m, int(i), reads) for i in own}
-    return self._compete(f"{site}.{letter}", letter, m, terms, "h.all")
+    return self._compete(site, letter, letter, m, terms)
 
-  def _compete(self, site, letter, m, terms, sources, activation="") -> list:
+  def _compete(self, prefix, name, letter, m, terms, activation="") -> list:
     """Returns the lines that give own channels the names `letter` + number."""
     if m.site.k is None:
       lines = []
       for i, expression in terms.items():
         lines += _wrapped(f"  {letter}{i} = {expression}")
       return lines
-    self._pack_rivals(site, m)
+    self._pack_rivals(f"{prefix}.{name}", m)
     targets = ", ".join(f"{letter}{i}" for i in terms)
     own = ", ".join(f"{i}:{_GLUE}{value}" for i, value in terms.items())
-    call = f'compete("{site}", {sources}, {{{own}}}{activation})'
+    call = f'h.compete("{name}", {{{own}}}{activation})'
     return _wrapped(f"  [{targets}]{_GLUE}={_GLUE}{call}")
 
   def _attention(self, layer, site, body: program_lib.Attention) -> None:
@@ -435,7 +436,7 @@ class _Writer:
     lines += self._input(2 * layer + 1, site, body.input)
     if calls:
       lines += self._compete(
-        f"{site}.post_act", "n", body.up, calls, "h.all", f", {activation}"
+        site, "post_act", "n", body.up, calls, f", {activation}"
       )
     sources = [f"n{i}" for i in neurons]
     opened = body.down.site.opened.tolist()
@@ -519,8 +520,7 @@ def decide(prompt):  # The likelier answer, the other, the logit difference.
   return ANSWERS[first], ANSWERS[second], score[first] - score[second]
 """
 _TAIL = """
-PACKED = "%s"
-DATA = dict(np.load(io.BytesIO(base64.b85decode(PACKED))))
+DATA = dict(np.load(io.BytesIO(base64.b85decode("%s"))))
 if __name__ == "__main__":
   if len(sys.argv) != 2 or not sys.argv[1]:
     sys.exit(f"usage: python {sys.argv[0]} PROMPT")

@@ -40,7 +40,6 @@ _CASES = {
   "parallel": {"parallel": True, "residual_activation": "relu"},
   "scores as they are": {"scale_scores": False},
   "windows": {"windows": (3, 0)},
-  "a window of closed heads": {"windows": (3, 3), "share": 0.02},
   "rotary": {"positions": "rotary"},
   "half rotary": {
     **{"positions": "rotary", "rotary_share": 0.5, "rotary_base": 7.0},
@@ -53,7 +52,7 @@ _BY_TOKEN = {
   "LayerNorm": {"activation_fraction": 1.0, "norm": "layer"},
   "relu": {"activation_fraction": 1.0, "residual_activation": "relu"},
   "AbsTopK": {"activation_fraction": 0.1, "d_model": 64},
-  "parallel": {"activation_fraction": 1.0, "parallel": True},
+  "parallel": {"activation_fraction": 1.0, "parallel": True, "d_model": 64},
   "the last stream gated": {"activation_fraction": 1.0, "gate_last": True},
 }
 
@@ -164,8 +163,9 @@ class ProgramTest(parameterized.TestCase):
       opened = [masks[f"mlp.{n}"][layer].sum() for n in ("act_in", "post_act")]
       self.assertEqual(list(up.weight_SxT.shape), opened)
 
-  def test_a_closed_head_writes_the_share_that_its_sink_leaves(self):
-    model, params, tokens, masks, means = make(share=0.3)
+  @parameterized.parameters(((),), ((3, 3),))
+  def test_a_closed_head_writes_the_share_that_its_sink_leaves(self, windows):
+    model, params, tokens, masks, means = make(share=0.3, windows=windows)
     masks |= {f"attn.{n}": 0 * masks["attn.q"] > 0 for n in "qkv"}
     made = shrink.shrink(model, params, masks, means)
     attention = made.sublayers[0].body

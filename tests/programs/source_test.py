@@ -102,6 +102,28 @@ class SourceTest(parameterized.TestCase):
     self.assertLen(long, 1)  # What is packed.
 
   @parameterized.named_parameters(
+    ("parallel", {"parallel": True}),
+    ("a window", {"windows": (3, 3)}),
+    ("a window, positions", {"windows": (3, 3), "positions": "learned"}),
+    ("rotary", {"positions": "rotary"}),
+  )
+  def test_closed_heads_write_what_they_do_in_the_compact_circuit(self, fields):
+    circuit, params = small_circuits.make(share=0.3, **fields)
+    mask = {name: np.array(m) for name, m in circuit.node_mask.items()}
+    for letter in "qkv":
+      mask[f"attn.{letter}"][:] = False
+    mask["attn.resid_delta"][1] = False
+    circuit = small_circuits.with_mask(
+      circuit.model, params, mask, circuit.means
+    )
+    tokens = np.random.default_rng(0).integers(0, 200, 9)
+    compact = circuit.compact(params, small_circuits.ANSWERS.tokens)
+    path, _ = write(self, circuit, params)
+    logits = runpy.run_path(str(path))["logits"]
+    want = compact.numpy(tokens[None])[0, -1]
+    np.testing.assert_allclose(logits(tokens), want, rtol=0, atol=1e-4)
+
+  @parameterized.named_parameters(
     ("many edges", (10, 3, 1, 1, 1), (42, 116)),
     ("many functions", (5, 2, 5, 2, 2), (42, 86)),
   )
@@ -182,6 +204,14 @@ class SourceTest(parameterized.TestCase):
     self.assertContainsSubset(("heads0", "mlp0", "mlp1"), readers)
     first = text[text.index("def attn0") : text.index("def mlp0")]
     self.assertNotRegex(first, r"(head|mlp)\w*_to_\w+=")
+
+  @parameterized.parameters(True, False)
+  def test_a_parallel_mlp_reads_nothing_of_the_heads_beside_it(self, parallel):
+    made = small_circuits.make(share=0.3, parallel=parallel)
+    _, text = write(self, *made)
+    first = text[text.index("def mlp0") : text.index("def attn1")]
+    is_read = re.search(r"heads?0\w*_to_mlp0=", first) is not None
+    self.assertEqual(is_read, not parallel)
 
   def test_what_it_refuses(self):
     with self.assertRaisesRegex(errors.InputError, "'alpha beta' is no single"):
