@@ -116,7 +116,7 @@ class _Writer:
       last = site if is_plain else None
       make = self._attention if kind == "attn" else self._mlp
       if sublayer.body is not None:
-        make(i // 2, site, sublayer.body)
+        self.blocks.append("\n".join(make(i // 2, site, sublayer.body)))
       if is_apart:
         steps.append("  before = stream")
       is_beside = self.program.config.parallel and kind == "mlp"
@@ -131,7 +131,7 @@ class _Writer:
     helpers = (helpers / "templates" / "helpers.txt").read_text("utf-8")
     used = self._only_used(self._with_options(helpers).split("\n\n\n"))
     parts = [self._head(), *used, *self.blocks, self._tail()]
-    # One empty line between functions: they are many, and short.
+    # One empty line between sublayers, none inside: functions are many, short.
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
   def _adds_alone(self, sublayer: program_lib.Sublayer) -> bool:
@@ -150,6 +150,7 @@ class _Writer:
       "layer": c.norm == "layer",
       "relu": c.residual_activation == "relu",
       "position": c.concatenates_positions,
+      "shares": packs(".shares"),
       "read_k": packs(".attn.k", ".mlp.k"),
       "write_k": packs(".resid_delta.k"),
       "compete": packs(".q.k", ".k.k", ".v.k", ".post_act.k"),
@@ -298,35 +299,29 @@ class _Writer:
     call = f'h.compete("{name}", {{{own}}}{activation})'
     return _wrapped(f"  [{targets}]{_GLUE}={_GLUE}{call}")
 
-  def _attention(self, layer, site, body: program_lib.Attention) -> None:
-    reads, lines, sources = self._reads(2 * layer, body.input), [], []
-    lines.append(f"def attn{layer}(stream):")
+  def _attention(self, layer, site, body: program_lib.Attention) -> list[str]:
+    """Returns the functions of a layer's heads and of its attention."""
+    reads, functions, sources = self._reads(2 * layer, body.input), [], []
+    lines = [f"def attn{layer}(stream):"]
     lines += self._input(2 * layer, site, body.input)
     for head in body.heads:
       name = f"head{layer}_{head.index}"
       values = [f"v{i}" for i in body.value.site.opened[head.v_at]]
       share = [f"share{head.index}"] if head.has_share else []
-      self._head_function(site, name, head, body, reads)
+      functions += self._head_function(site, name, head, body, reads)
       lines.append(f"  {', '.join([*values, *share])} = {name}(h)")
       sources += values
     shares = [f"share{h.index}" for h in body.heads if h.has_share]
     if body.uniform:
       shares.append(self._closed(site, body.uniform, body.window))
-    if shares:
-      lines += _wrapped(f"  shares = columns(h.n, {', '.join(shares)})")
-    terms = {}
-    for i in body.write.site.opened.tolist():
-      at = int(np.searchsorted(body.write.site.channels, i))
-      terms[i] = _terms(body.write, i, sources)
-      rows = body.write.weight_SxT[len(sources) :, at]
-      if rows.any():
-        self.packed[f"{site}.shares.{i}"] = rows
-        of_shares = f'shares{_GLUE}@{_GLUE}DATA["{site}.shares.{i}"]'
-        is_zero = terms[i] == _number(0)
-        terms[i] = of_shares if is_zero else f"{terms[i]} +{_GLUE}{of_shares}"
-    arguments = ["h.n", *sources, *(["*shares.T"] if shares else [])]
-    lines += self._write(site, body.write, terms, arguments)
-    self.blocks.append("\n".join(lines))
+    opened = body.write.site.opened.tolist()
+    terms = {i: _terms(body.write, i, sources) for i in opened}
+    weight_SxN = body.write.weight_SxT[:, body.write.site.is_open].copy()
+    weight_SxN[: len(sources)] = 0
+    if weight_SxN.any():
+      self.packed[f"{site}.shares"] = weight_SxN
+    arguments = ["h.n", *sources, *shares]
+    return functions + lines + self._write(site, body.write, terms, arguments)
 
   def _closed(self, site, uniform, window) -> str:
     """Returns the expression of what sinks leave of closed heads."""
@@ -339,7 +334,7 @@ class _Writer:
     number_Lx1 = 1.0 + np.arange(c.context_length)[:, None]
     number_Lx1 = np.minimum(number_Lx1, window or np.inf)
     self.packed[f"{site}.closed"] = (number_Lx1 / (number_Lx1 + odds_U)).T
-    return f'*DATA["{site}.closed"][:, : h.n]'
+    return f'*DATA["{site}.closed"][:,{_GLUE}:{_GLUE}h.n]'
 
   def _write(self, site, m, terms, arguments) -> list[str]:
     """Returns the lines that end a sublayer's function."""
@@ -349,7 +344,7 @@ class _Writer:
     columns = f"columns({', '.join(arguments)})"
     return _wrapped(f"  return {columns},{_GLUE}{{{own}}}")
 
-  def _head_function(self, site, name, head, body, reads) -> None:
+  def _head_function(self, site, name, head, body, reads) -> list[str]:
     value = body.value.site.opened[head.v_at].tolist()
     places = [int(np.searchsorted(body.value.site.opened, i)) for i in value]
     writes = np.any(
@@ -371,11 +366,7 @@ class _Writer:
       returned = [f"look @ {full.format(i)}" for i in value]
     if head.has_share:
       returned.append("look.sum(-1)")
-    if len(returned) == 1:
-      lines += _wrapped(f"  return {returned[0]}")
-    else:
-      lines += _wrapped(f"  return {', '.join(returned)}")
-    self.blocks.append("\n".join(lines))
+    return lines + _wrapped(f"  return {', '.join(returned)}")
 
   def _pairs(self, head, body) -> list[str]:
     """Returns the queries and keys that are compared, turned if they are."""
@@ -410,7 +401,8 @@ class _Writer:
       parts.append(f"within(h.n, {body.window})")
     return " + ".join(parts[1:] if parts[0] == "0" and parts[1:] else parts)
 
-  def _mlp(self, layer, site, body: program_lib.Mlp) -> None:
+  def _mlp(self, layer, site, body: program_lib.Mlp) -> list[str]:
+    """Returns the functions of a layer's neurons and of its MLP."""
     activation = self.program.config.activation
     reads = self._reads(2 * layer + 1, body.input)
     neurons = body.up.site.opened.tolist()
@@ -424,14 +416,9 @@ class _Writer:
       weight_N = body.down.weight_SxT[at, body.down.site.is_open]
       written = [f"r{r}" for r in body.down.site.opened[weight_N != 0]]
       what = ", ".join(written) or "nothing"
-      lines = [
-        f"def {name}(h):  # Writes {what}."[:_WIDTH],
-        *_wrapped(f"  return {value}"),
-      ]
-      functions += lines
+      functions.append(f"def {name}(h):  # Writes {what}."[:_WIDTH])
+      functions += _wrapped(f"  return {value}")
       calls[i] = f"{name}(h)"
-    if functions:
-      self.blocks.append("\n".join(functions))
     lines = [f"def mlp{layer}(stream):"]
     lines += self._input(2 * layer + 1, site, body.input)
     if calls:
@@ -441,8 +428,8 @@ class _Writer:
     sources = [f"n{i}" for i in neurons]
     opened = body.down.site.opened.tolist()
     terms = {i: _terms(body.down, i, sources) for i in opened}
-    lines += self._write(site, body.down, terms, ["h.n", *sources])
-    self.blocks.append("\n".join(lines))
+    written = self._write(site, body.down, terms, ["h.n", *sources])
+    return functions + lines + written
 
   def _run(self, steps: list[str]) -> None:
     """Adds the function that runs everything."""

@@ -16,7 +16,7 @@ import small_circuits
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
-from sparse_jax import programs
+from sparse_jax import programs, sites
 from sparse_jax.utils import errors
 
 # Reads token rows from standard input; imports neither JAX nor this package.
@@ -124,19 +124,18 @@ class SourceTest(parameterized.TestCase):
     np.testing.assert_allclose(logits(tokens), want, rtol=0, atol=1e-4)
 
   @parameterized.named_parameters(
-    ("many edges", (10, 3, 1, 1, 1), (42, 116)),
-    ("many functions", (5, 2, 5, 2, 2), (42, 86)),
+    ("many edges", 2, (10, 1, 2, 2, 3, 1, 1, 1), (42, 116)),
+    ("many functions", 2, (5, 1, 2, 2, 2, 5, 2, 2), (42, 86)),
+    ("three layers", 3, (4, 1, 1, 1, 2, 2, 1, 2), (42, 54)),
   )
-  def test_a_core_of_40_nodes_is_under_200_lines(self, counts, size):
+  def test_a_core_of_40_nodes_is_under_200_lines(self, n_layer, counts, size):
+    fields = {"positions": "learned", "d_model": 32, "d_head": 8}
     circuit, params = small_circuits.make(
-      share=1.1, density=1.0, positions="learned", d_model=32, d_head=8
+      share=1.1, density=1.0, n_layer=n_layer, **fields
     )
-    names = "attn.act_in", "attn.resid_delta", "mlp.act_in", "mlp.post_act"
-    counts = dict(zip((*names, "mlp.resid_delta"), counts, strict=True))
-    counts |= {"attn.q": 1, "attn.k": 2, "attn.v": 2}
     mask = {name: np.array(m) for name, m in circuit.node_mask.items()}
     rng = np.random.default_rng(2)
-    for name, count in counts.items():
+    for name, count in zip(sites.LAYER_NODE_SITES, counts, strict=True):
       mask[name][:] = False
       for row in mask[name]:
         # Queries, keys and values of two heads.
