@@ -234,8 +234,9 @@ class Circuit:
     `program(tokens)` gives the logits that `apply` gives, up to rounding, by
     JAX; `program.numpy(tokens)` does so by NumPy. Means are folded into biases.
     What lies outside the circuit stays where a value inside depends on it:
-    channels that compete in AbsTopK, the residual stream for its norms, and
-    the share that sinks leave of closed heads (`model/shrink.py`).
+    channels that compete in AbsTopK, the residual stream for its norms, the
+    share that sinks leave of closed heads, and what rotary positions turn
+    together with an open query or key (`model/shrink.py`).
 
     Args:
       params: parameters of the model it was cut from.

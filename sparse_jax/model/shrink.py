@@ -209,7 +209,7 @@ class _Cut:
     )
 
   def _norm(self, p, rest_VxO) -> Norm:
-    """Returns a norm of parameters `[D]`; the rest's sums are made here."""
+    """Returns a norm of parameters `[D]`, given what the rest holds."""
     rest_Vx2 = None
     if self.rest.size:
       x_VxO = rest_VxO.astype(np.float64)
