@@ -234,19 +234,18 @@ class Circuit:
     `program(tokens)` gives the logits that `apply` gives, up to rounding, by
     JAX; `program.numpy(tokens)` does so by NumPy. Means are folded into biases.
     What lies outside the circuit stays where a value inside depends on it:
-    channels that compete in AbsTopK, the residual stream for its norms, and
-    the share that sinks leave of closed heads (`model/shrink.py`).
+    channels that compete in AbsTopK, the residual stream for its norms, the
+    share that sinks leave of closed heads, and what rotary positions turn
+    together with an open query or key (`model/shrink.py`).
 
     Args:
       params: parameters of the model it was cut from.
       answers: tokens whose logits are wanted; None is all.
 
     Raises:
-      InputError: if an answer is not a token, the model has an option that
-        programs do not know, or `freeze_norms`: its norms are the whole
-        model's, which therefore has to run.
+      InputError: if an answer is not a token, or for `freeze_norms`: its norms
+        are the whole model's, which therefore has to run.
     """
-    shrink.check_options(self.model_config)
     if self.freeze_norms:
       raise errors.InputError(
         f"circuit of {self.task}: freeze_norms=True is not accepted; need"

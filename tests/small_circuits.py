@@ -19,16 +19,22 @@ TOKENIZER = tokenizer_lib.Tokenizer.train([_TEXT] * 4, 300)
 QUOTES = ("'", '"')
 ANSWERS = programs.find_answers([QUOTES, QUOTES[::-1]], TOKENIZER)
 
-# Every option of a model that programs compute, by Hypothesis.
+# Every option of a model, by Hypothesis.
 OPTIONS = {
   "positions": st.sampled_from(
-    ["none", "learned", "concatenated", "sinusoidal"]
+    ["none", "learned", "concatenated", "sinusoidal", "rotary"]
   ),
+  "rotary_share": st.sampled_from([0.5, 1.0]),
+  "rotary_base": st.sampled_from([7.0, 10000.0]),
   "d_position": st.integers(1, 9),
   "norm": st.sampled_from(["rms", "layer"]),
   "norm_bias": st.booleans(),
-  "activation": st.sampled_from(["gelu", "relu"]),
+  "activation": st.sampled_from(["gelu", "gelu_tanh", "relu"]),
   "bias": st.booleans(),
+  "attention_bias": st.sampled_from(["all", "output", "none"]),
+  "scale_scores": st.booleans(),
+  "windows": st.sampled_from([(), (3, 0), (0, 5), (2, 4)]),
+  "parallel": st.booleans(),
   "tied": st.booleans(),
   "sink": st.booleans(),
   "bigram": st.sampled_from(["learned", "fixed", "none"]),

@@ -11,7 +11,7 @@ P position embedding, V vocabulary.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -80,23 +80,37 @@ class Input(NamedTuple):
   site: Site  # Behind residual channels and positions the rest's rivals.
 
 
+class Turn(NamedTuple):
+  """How rotary positions turn a head's J channels, each with its partner.
+
+  Channels that they leave turn by an angle of 0.
+  """
+
+  partner: np.ndarray  # `[J]`, among the J.
+  cos_LxJ: np.ndarray
+  sin_LxJ: np.ndarray  # Of the first of two partners negative.
+
+
 class Head(NamedTuple):
   """A head of which a query, key or value is open."""
 
   index: int
-  channels: np.ndarray  # `[J]`: of its queries and keys at least one is open.
+  # `[J]`: of its queries and keys at least one is open, or its partner's is.
+  channels: np.ndarray
   q_at: np.ndarray  # `[J]`, among the open queries; their number if closed.
   k_at: np.ndarray
   q_fixed_J: np.ndarray  # A closed query's mean, 0 if it is open.
   k_fixed_J: np.ndarray
-  constant: float  # The score of its other channels.
+  constant: float  # The score of its other channels that nothing turns.
+  turned_L: np.ndarray | None  # Of those turned, by the distance of the key.
+  turn: Turn | None
   sink: float | None
   v_at: np.ndarray  # Its open values among those of the layer.
   has_share: bool  # Whether closed values pass, times what the sink leaves.
 
 
 class Uniform(NamedTuple):
-  """A closed head with a sink: it looks at all n tokens alike.
+  """A closed head with a sink: it looks at all n tokens that it sees alike.
 
   What the sink leaves of its constant write is `n / (n + odds)`.
   """
@@ -112,6 +126,7 @@ class Attention(NamedTuple):
   query: Map
   key: Map
   value: Map
+  window: int | None  # How many keys a query sees; None: all.
   heads: tuple[Head, ...]
   uniform: tuple[Uniform, ...]
   # From open values, then shares of `heads` that have one, then of `uniform`.
@@ -244,7 +259,7 @@ class Ops(NamedTuple):
   compete: Callable[[Any, Site], Any]  # `[T, ...]` to open `[N, ...]`.
   top_k: Callable[[Any, int], Any]
   squares: Callable[[Any], Any]  # Their sum over the last axis, which stays.
-  gelu: Callable[[Any], Any]
+  activations: Mapping[str, Callable[[Any], Any]]  # By name, of MLPs.
 
 
 def numpy_top_k(x_xT: np.ndarray, k: int) -> np.ndarray:
@@ -324,13 +339,23 @@ def numpy_gelu(x: np.ndarray) -> np.ndarray:
   return (x * (0.5 + 0.5 * erf(x * math.sqrt(0.5)))).astype(x.dtype)
 
 
+def numpy_gelu_tanh(x: np.ndarray) -> np.ndarray:
+  """GPT-2's GELU, with a tanh (Hendrycks and Gimpel 2016, section 2)."""
+  inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x**3)
+  return x * (1 + np.tanh(inner)) / 2
+
+
 NUMPY = Ops(
   np,
   lambda table, index: table[index],
   numpy_compete,
   numpy_top_k,
   lambda x_xT: np.einsum("...T,...T->...", x_xT, x_xT)[..., None],
-  numpy_gelu,
+  {
+    "gelu": numpy_gelu,
+    "gelu_tanh": numpy_gelu_tanh,
+    "relu": lambda x: np.maximum(x, np.float32(0)),
+  },
 )
 JAX = Ops(
   jnp,
@@ -339,7 +364,11 @@ JAX = Ops(
   jax_compete,
   top_k.abs_top_k,
   lambda x_xT: jnp.sum(jnp.square(x_xT), -1, keepdims=True),
-  functools.partial(jax.nn.gelu, approximate=False),
+  {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "relu": lambda x: jnp.maximum(x, np.float32(0)),
+  },
 )
 
 
@@ -373,11 +402,17 @@ def run(program: Program, tokens_BxL, positions_B, ops: Ops):
     state = narrow(state)
   waiting_R = np.float32(0)  # Means that nothing has looked at yet.
   add = lambda state, x: state._replace(x_BxLxR=state.x_BxLxR + x)
+  read = state  # By the next sublayer.
   for i, s in enumerate(p.sublayers):
+    if i % 2 == 0 if p.config.parallel else s.body is not None:
+      read = state = add(state, waiting_R)
+      waiting_R = np.float32(0)
     if s.body is not None:
-      state, waiting_R = add(state, waiting_R), np.float32(0)
       is_last = positions_B is not None and [i] == mixing[-1:]
-      state = _write(p.config, s, state, narrow if is_last else None, ops)
+      delta_BxLxR = _delta(p.config, s, read, narrow if is_last else None, ops)
+      if is_last:
+        read, state = narrow(read), narrow(state)
+      state = add(state, delta_BxLxR)
     waiting_R = waiting_R + s.constant_R
     if p.config.residual_activation == "relu" or s.k is not None:
       state = _leave(p.config, s, add(state, waiting_R), ops)
@@ -394,19 +429,18 @@ def _at(state: _State, positions_B, ops) -> _State:
   return _State(x_BxLxR, tokens_BxL, positions_B[:, None])
 
 
-def _write(config, sublayer, state, narrow, ops):
-  """Returns the state with what a sublayer's open nodes add.
+def _delta(config, sublayer, state, narrow, ops):
+  """Returns what a sublayer's open nodes add, `[B, L, R]`.
 
   `narrow`, if given, leaves one position of each row.
   """
-  body, after = sublayer.body, narrow(state) if narrow else state
-  if isinstance(body, Attention):
-    delta_BxLxN = _attention(config, body, state, after, narrow, ops)
+  if isinstance(sublayer.body, Attention):
+    delta_BxLxN = _attention(config, sublayer.body, state, narrow, ops)
   else:
-    delta_BxLxN = _mlp(config, body, after, ops)
+    delta_BxLxN = _mlp(config, sublayer.body, state, ops)
   number_Nx1 = np.arange(delta_BxLxN.shape[-1])[:, None]
   place_NxR = (sublayer.delta_at == number_Nx1).astype(np.float32)
-  return after._replace(x_BxLxR=after.x_BxLxR + delta_BxLxN @ place_NxR)
+  return delta_BxLxN @ place_NxR
 
 
 def _leave(config, sublayer, state, ops):
@@ -421,9 +455,7 @@ def _leave(config, sublayer, state, ops):
 
 def _mlp(config, body: Mlp, state, ops):
   """Returns the open channels that an MLP writes, `[B, L, N]`."""
-  activation = ops.gelu
-  if config.activation == "relu":
-    activation = lambda x: ops.xp.maximum(x, np.float32(0))
+  activation = ops.activations[config.activation]
   h_BxLxN = _input(config, body.input, state, ops)
   return _map(body.down, _map(body.up, h_BxLxN, ops, activation), ops)
 
@@ -510,9 +542,9 @@ def _input(config, source: Input, state: _State, ops):
   return own_BxLxN * factor if is_common else own_BxLxN
 
 
-def _attention(config, a: Attention, state, after, narrow, ops):
+def _attention(config, a: Attention, state, narrow, ops):
   """Returns the open channels that attention writes, `[B, L, N]`."""
-  xp = ops.xp
+  xp, after = ops.xp, narrow(state) if narrow else state
   h_BxMxN = _input(config, a.input, state, ops)
   h_BxLxN = h_BxMxN
   if narrow:
@@ -520,10 +552,15 @@ def _attention(config, a: Attention, state, after, narrow, ops):
   q_BxLxN = _pad(_map(a.query, h_BxLxN, ops), ops)
   k_BxMxN = _pad(_map(a.key, h_BxMxN, ops), ops)
   v_BxMxN = _map(a.value, h_BxMxN, ops)
-  is_seen_BxLxM = state.at_BxL[:, None, :] <= after.at_BxL[..., None]
+  distance_BxLxM = _distance(state, after)
+  is_seen_BxLxM = distance_BxLxM >= 0
+  if a.window is not None:
+    is_seen_BxLxM = is_seen_BxLxM & (distance_BxLxM < a.window)
   values, shares = [], []
   for head in a.heads:
-    weight_BxLxM = _pattern(config, head, q_BxLxN, k_BxMxN, is_seen_BxLxM, ops)
+    score_BxLxM = _score(config, head, q_BxLxN, k_BxMxN, state, after, ops)
+    score_BxLxM = xp.where(is_seen_BxLxM, score_BxLxM, -xp.inf)
+    weight_BxLxM = _pattern(head, score_BxLxM, ops)
     if len(head.v_at):
       values.append(weight_BxLxM @ v_BxMxN[..., head.v_at])
     if head.has_share:
@@ -534,29 +571,59 @@ def _attention(config, a: Attention, state, after, narrow, ops):
     sources_BxLxS = xp.concatenate(varying, -1)
   num_varying = len(a.write.weight_SxT) - len(a.uniform)
   write = a.write._replace(weight_SxT=a.write.weight_SxT[:num_varying])
-  rest_BxLxT = _uniform(a, after.at_BxL)
+  rest_BxLxT = _uniform(a, after.at_BxL, ops)
   return _map(write, sources_BxLxS, ops, rest_BxLxT=rest_BxLxT)
 
 
-def _uniform(a: Attention, at_BxL):
+def _uniform(a: Attention, at_BxL, ops):
   """Returns what closed heads write: by position alone, `[..., L, T]`."""
   if not a.uniform:
     return 0.0
   log_odds_U = np.array([head.log_odds for head in a.uniform])
   odds_U = np.exp(np.minimum(log_odds_U, 80)).astype(np.float32)
   number_BxLx1 = (at_BxL[..., None] + 1).astype(np.float32)
+  if a.window is not None:
+    number_BxLx1 = ops.xp.minimum(number_BxLx1, np.float32(a.window))
   share_BxLxU = number_BxLx1 / (number_BxLx1 + odds_U)
   return share_BxLxU @ a.write.weight_SxT[-len(a.uniform) :]
 
 
-def _pattern(config, head: Head, q_BxLxN, k_BxMxN, is_seen_BxLxM, ops):
-  """Returns where a head looks, `[B, L, M]`; the sink takes the rest."""
+def score_scale(config: config_lib.ModelConfig) -> float:
+  """Returns what scores are multiplied by."""
+  return config.d_head**-0.5 if config.scale_scores else 1.0
+
+
+def _distance(state, after):
+  """Returns how far each query is behind each key, `[B, L, M]`."""
+  return after.at_BxL[..., None] - state.at_BxL[:, None, :]
+
+
+def _score(config, head: Head, q_BxLxN, k_BxMxN, state, after, ops):
+  """Returns a head's scores, those of keys not seen as well."""
   xp = ops.xp
   q_BxLxJ = q_BxLxN[..., head.q_at] + head.q_fixed_J
   k_BxMxJ = k_BxMxN[..., head.k_at] + head.k_fixed_J
+  if head.turn is not None:
+    q_BxLxJ = _turned(head.turn, q_BxLxJ, after.at_BxL, ops)
+    k_BxMxJ = _turned(head.turn, k_BxMxJ, state.at_BxL, ops)
   score_BxLxM = q_BxLxJ @ xp.swapaxes(k_BxMxJ, 1, 2) + xp.float32(head.constant)
-  score_BxLxM = score_BxLxM * xp.float32(config.d_head**-0.5)
-  score_BxLxM = xp.where(is_seen_BxLxM, score_BxLxM, -xp.inf)
+  if head.turned_L is not None:
+    # No query sees a key behind it.
+    distance_BxLxM = xp.maximum(_distance(state, after), 0)
+    score_BxLxM = score_BxLxM + ops.rows(head.turned_L, distance_BxLxM)
+  return score_BxLxM * xp.float32(score_scale(config))
+
+
+def _turned(turn: Turn, x_BxLxJ, at_BxL, ops):
+  """Returns a head's queries or keys, turned by where they are."""
+  cos_BxLxJ = ops.rows(turn.cos_LxJ, at_BxL)
+  sin_BxLxJ = ops.rows(turn.sin_LxJ, at_BxL)
+  return x_BxLxJ * cos_BxLxJ + x_BxLxJ[..., turn.partner] * sin_BxLxJ
+
+
+def _pattern(head: Head, score_BxLxM, ops):
+  """Returns where a head looks, `[B, L, M]`; the sink takes the rest."""
+  xp = ops.xp
   top_BxLx1 = xp.max(score_BxLxM, -1, keepdims=True)
   sink = xp.float32(-np.inf if head.sink is None else head.sink)
   top_BxLx1 = xp.maximum(top_BxLx1, sink)

@@ -16,6 +16,11 @@ values inside depend on them:
 - *Shares.* A head's closed values are constant, but a sink takes a share of
   them that depends on the scores: a closed head still writes
   `n / (n + odds)` of its constant at the n-th token.
+
+Rotary positions turn queries and keys, pairs of channels of a head, behind the
+nodes. Where one of a pair's four values is open, the others are held at their
+means and turned with it; what a wholly closed pair adds to a score depends on
+the distance between query and key alone: a table.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,9 +29,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from sparse_jax import config as config_lib
 from sparse_jax import sites
 from sparse_jax.model import edges as edges_lib
+from sparse_jax.model import heads as heads_lib
 from sparse_jax.model import program as program_lib
 from sparse_jax.model import transformer
 from sparse_jax.model.program import (
@@ -40,6 +45,7 @@ from sparse_jax.model.program import (
   Program,
   Site,
   Sublayer,
+  Turn,
   Uniform,
 )
 from sparse_jax.utils import errors
@@ -49,18 +55,6 @@ _SUBLAYERS = (
   ("attn", "ln_1", "ln_p1", "resid_mid"),
   ("mlp", "ln_2", "ln_p2", "resid_in"),
 )
-
-
-def check_options(config: config_lib.ModelConfig) -> None:
-  """Raises InputError for a model that has what programs do not compute."""
-  options = {n: v for n, v in config.set_options.items() if n != "norm_eps"}
-  if config.positions == "rotary":
-    options["positions"] = config.positions
-  if config.activation == "gelu_tanh":
-    options["activation"] = config.activation
-  for name, value in options.items():
-    need = "a model without that option: programs do not compute it"
-    raise errors.bad_value(f"model.{name}", value, need)
 
 
 def shrink(
@@ -111,14 +105,19 @@ class _Cut:
   def __init__(self, model, params, node_mask, means, answers, by_token):
     self.model, self.config, self.params = model, model.config, params
     self.node_mask, self.means, self.answers = node_mask, means, answers
-    d = self.config.d_model
+    c, d = self.config, self.config.d_model
+    self.angle_LxR = np.zeros((c.context_length, 0))
+    if c.positions == "rotary":
+      turns = c.context_length, c.rotary_width, c.rotary_base
+      self.angle_LxR = heads_lib.angles(*turns)
     self.wires = np.arange(d)
     if by_token and not self._holds_all():
       self.wires = np.flatnonzero(self._touched())
     self.rest = np.setdiff1d(np.arange(d), self.wires)
     table_VxD = edges_lib.parameter(params, sites.EMBED)
-    # What the other channels hold, by token, as far as sublayers are made.
-    self.rest_VxO = table_VxD[:, self.rest]
+    # What the other channels hold, by token, as far as sublayers are made, and
+    # what the next of them reads.
+    self.rest_VxO = self.read_VxO = table_VxD[:, self.rest]
 
   def program(self, logit_scale: float) -> Program:
     """Returns the whole program."""
@@ -193,6 +192,8 @@ class _Cut:
   def _sublayer(self, layer, prefix, norm, position_norm, leaves) -> Sublayer:
     writes = self._nodes(f"{prefix}.resid_delta", layer)
     body = None
+    if prefix == "attn" or not self.config.parallel:
+      self.read_VxO = self.rest_VxO
     if writes.is_open.any():
       source = self._input(layer, prefix, norm, position_norm)
       make = self._attention if prefix == "attn" else self._mlp
@@ -207,11 +208,11 @@ class _Cut:
       body, constant_D[self.wires], delta_at_D[self.wires], self._k(leaves)
     )
 
-  def _norm(self, p) -> Norm:
-    """Returns a norm of parameters `[D]`, and the rest's sums as they are."""
+  def _norm(self, p, rest_VxO) -> Norm:
+    """Returns a norm of parameters `[D]`, given what the rest holds."""
     rest_Vx2 = None
     if self.rest.size:
-      x_VxO = self.rest_VxO.astype(np.float64)
+      x_VxO = rest_VxO.astype(np.float64)
       sums = x_VxO.sum(-1), np.square(x_VxO).sum(-1)
       rest_Vx2 = np.stack(sums, -1).astype(np.float32)
     bias_R = p["bias"][self.wires] if "bias" in p else None
@@ -229,13 +230,14 @@ class _Cut:
       channels.append(c.d_model + np.arange(c.d_position))
     is_open = self._nodes(site, layer).is_open[np.concatenate(channels)]
     if self.rest.size and k is not None:
-      sizes_VxO = np.abs(self.rest_VxO * p["scale"][self.rest])
+      sizes_VxO = np.abs(self.read_VxO * p["scale"][self.rest])
       rivals_VxK = -np.sort(-sizes_VxO, -1)[:, :k]
       # They stand for other channels at every token: no number of their own.
       channels.append(np.full(rivals_VxK.shape[1], c.width(site)))
       is_open = np.concatenate([is_open, channels[-1] < 0])
     site = Site(np.concatenate(channels), is_open, k)
-    return Input(self._norm(p), position_LxP, rivals_VxK, site)
+    norm = self._norm(p, self.read_VxO)
+    return Input(norm, position_LxP, rivals_VxK, site)
 
   def _normed_positions(self, p) -> np.ndarray:
     """Returns what joins the input of a sublayer, `[L, P]`."""
@@ -289,15 +291,11 @@ class _Cut:
     return kernel_IxT[nodes.is_open], bias_T
 
   def _bias(self, path, layer) -> np.ndarray | float:
-    if not self.config.bias:
-      return 0.0
-    name = path.replace("kernel", "bias")
-    return edges_lib.parameter(self.params, name)[layer].astype(np.float64)
+    p = edges_lib.parameter(self.params, path.removesuffix("/kernel"))
+    return p["bias"][layer].astype(np.float64) if "bias" in p else 0.0
 
   def _mlp(self, layer: int, source: Input) -> Mlp:
-    activation = program_lib.numpy_gelu
-    if self.config.activation == "relu":
-      activation = lambda x: np.maximum(x, 0)
+    activation = program_lib.NUMPY.activations[self.config.activation]
     up = self._linear(sites.C_FC, layer, "mlp.act_in")
     down = self._linear(sites.MLP_C_PROJ, layer, "mlp.post_act")
     return Mlp(
@@ -322,12 +320,13 @@ class _Cut:
       has_share = c.sink and bool(share_T.any())
       if not c.sink:
         bias_T = bias_T + share_T
-      if len(head.v_at) or (has_share and len(head.channels)):
+      looks_alike = not len(head.channels) and head.turned_L is None
+      if len(head.v_at) or (has_share and not looks_alike):
         live_D[part] = True
         heads.append(head._replace(has_share=has_share))
         shares += [share_T] if has_share else []
       elif has_share:
-        scaled = head.constant * c.d_head**-0.5
+        scaled = head.constant * program_lib.score_scale(c)
         uniform.append(Uniform(index, head.sink - scaled))
         of_uniform.append(share_T)
     qkv_SxT, qkv_bias_T = self._linear(sites.C_ATTN, layer, "attn.act_in")
@@ -340,8 +339,16 @@ class _Cut:
     rows = [write_DxT[value.is_open], *shares, *of_uniform]
     weight_SxT = np.concatenate([r.reshape(-1, c.d_model) for r in rows])
     write = self._map("attn.resid_delta", layer, weight_SxT, bias_T)
-    parts = source, query, key, value_map, tuple(heads), tuple(uniform), write
-    return Attention(*parts)
+    return Attention(
+      input=source,
+      query=query,
+      key=key,
+      value=value_map,
+      window=c.windows[layer] or None if c.windows else None,
+      heads=tuple(heads),
+      uniform=tuple(uniform),
+      write=write,
+    )
 
   def _head(self, layer: int, index: int) -> Head:
     """Returns a head whose channels are the model's, not yet numbered."""
@@ -352,8 +359,13 @@ class _Cut:
       for name in "qkv"
     )
     either_K = query.is_open | key.is_open
+    partner_K = np.arange(c.d_head)
+    half = self.angle_LxR.shape[1]
+    partner_K[: 2 * half] = np.roll(partner_K[: 2 * half], half)
+    either_K = either_K | either_K[partner_K]
     fixed = lambda nodes: np.where(nodes.is_open, 0, nodes.mean)[either_K]
-    both = query.mean.astype(np.float64) * key.mean
+    closed = lambda nodes: np.where(either_K, 0, nodes.mean.astype(np.float64))
+    turned_L, constant = self._closed_score(closed(query), closed(key))
     sink = None
     if c.sink:
       sink_H = edges_lib.parameter(self.params, sites.SINK)[layer]
@@ -369,11 +381,37 @@ class _Cut:
       k_at=at(key),
       q_fixed_J=fixed(query).astype(np.float32),
       k_fixed_J=fixed(key).astype(np.float32),
-      constant=float(both[~either_K].sum()),
+      constant=constant,
+      turned_L=turned_L,
+      turn=self._turn(partner_K, either_K),
       sink=sink,
       v_at=offset + np.flatnonzero(value.is_open),
       has_share=False,
     )
+
+  def _closed_score(self, query_K, key_K) -> tuple[np.ndarray | None, float]:
+    """Returns a closed head's scores: by distance, and what that leaves."""
+    half = self.angle_LxR.shape[1]
+    constant = float(query_K[2 * half :] @ key_K[2 * half :])
+    (q1, q2), (k1, k2) = (np.split(x[: 2 * half], 2) for x in (query_K, key_K))
+    along, across = q1 * k1 + q2 * k2, q1 * k2 - q2 * k1
+    if not np.any([along, across]):
+      return None, constant
+    turned_L = np.cos(self.angle_LxR) @ along + np.sin(self.angle_LxR) @ across
+    return turned_L.astype(np.float32), constant
+
+  def _turn(self, partner_K, kept_K) -> Turn | None:
+    """Returns how the kept channels of a head turn; None if they do not."""
+    kept = np.flatnonzero(kept_K)
+    partner = np.searchsorted(kept, partner_K[kept])
+    order = partner - np.arange(len(kept))
+    if not order.any():
+      return None
+    num_still = len(partner_K) - 2 * self.angle_LxR.shape[1]
+    angle_LxK = np.pad(np.tile(self.angle_LxR, 2), ((0, 0), (0, num_still)))
+    cos_LxJ, sin_LxJ = np.cos(angle_LxK[:, kept]), np.sin(angle_LxK[:, kept])
+    sin_LxJ *= np.where(order > 0, -1, 1)
+    return Turn(partner, cos_LxJ.astype(np.float32), sin_LxJ.astype(np.float32))
 
   def _numbered(self, head: Head, query, key, value) -> Head:
     """Returns a head whose channels are places among its layer's open ones."""
@@ -417,7 +455,7 @@ class _Cut:
     return Output(
       is_open=nodes.is_open[self.wires],
       fixed_R=np.where(nodes.is_open, 0, nodes.mean)[self.wires],
-      norm=self._norm(p),
+      norm=self._norm(p, self.rest_VxO),
       weight_RxC=weight_DxC[self.wires].astype(np.float32),
       rest_VxC=rest_VxC,
       weight_sum_C=weight_sum_C,

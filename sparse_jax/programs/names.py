@@ -74,7 +74,10 @@ class Names:
     if sublayer is None:
       before, now = writers.get(channel, []), [(0, _OUTPUT)]
     else:
-      before = [w for w in writers.get(channel, []) if w[0] < sublayer]
+      # A parallel MLP reads what the attention beside it reads.
+      is_beside = self._program.config.parallel and sublayer % 2
+      first = sublayer - is_beside
+      before = [w for w in writers.get(channel, []) if w[0] < first]
       now = [r for r in readers.get(channel, []) if r[0] == sublayer]
     return f"{_short(before, 'token')}_to_{_short(now, 'none')}_r{channel}"
 

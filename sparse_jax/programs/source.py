@@ -10,7 +10,6 @@ import base64
 import dataclasses
 import importlib.resources
 import io
-import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
@@ -23,8 +22,6 @@ from sparse_jax.programs import names as names_lib
 from sparse_jax.utils import errors
 
 _WIDTH = 80
-# One call, a dict or a tuple: it may be broken at any space.
-_ENCLOSED = re.compile(r"(columns\(.*\), )?[\w.]*[({].*[)}]")
 _GLUE = "\N{NO-BREAK SPACE}"  # A space at which no line is broken.
 _FINGERPRINT = len("sha256:") + 12  # Enough to tell a model by.
 _MOST_TOKENS = 1  # Shown of a channel.
@@ -111,14 +108,20 @@ class _Writer:
       kind = ("attn", "mlp")[i % 2]
       site, function = f"{i // 2}.{kind}", f"{kind}{i // 2}"
       is_plain = self._adds_alone(sublayer)
-      if sublayer.body is None and is_plain and last:
+      # What the MLP beside it reads lacks its mean.
+      is_apart = self.program.config.parallel and kind == "attn"
+      if sublayer.body is None and is_plain and last and not is_apart:
         self.packed[f"{last}.constant"] += sublayer.constant_R
         continue
       last = site if is_plain else None
       make = self._attention if kind == "attn" else self._mlp
       if sublayer.body is not None:
-        make(i // 2, site, sublayer.body)
-      call = "" if sublayer.body is None else f", *{function}(stream)"
+        self.blocks.append("\n".join(make(i // 2, site, sublayer.body)))
+      if is_apart:
+        steps.append("  before = stream")
+      is_beside = self.program.config.parallel and kind == "mlp"
+      read = "before" if is_beside else "stream"
+      call = "" if sublayer.body is None else f", *{function}({read})"
       steps.append(f'  stream = leave("{site}", stream{call})')
       self.packed[f"{site}.constant"] = sublayer.constant_R.copy()
       if sublayer.k is not None:
@@ -128,7 +131,7 @@ class _Writer:
     helpers = (helpers / "templates" / "helpers.txt").read_text("utf-8")
     used = self._only_used(self._with_options(helpers).split("\n\n\n"))
     parts = [self._head(), *used, *self.blocks, self._tail()]
-    # One empty line between functions: they are many, and short.
+    # One empty line between sublayers, none inside: functions are many, short.
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
   def _adds_alone(self, sublayer: program_lib.Sublayer) -> bool:
@@ -142,11 +145,16 @@ class _Writer:
     Such a line ends with `#: ` and the option.
     """
     c = self.program.config
+    packs = lambda *ends: any(name.endswith(ends) for name in self.packed)
     has = {
       "layer": c.norm == "layer",
       "relu": c.residual_activation == "relu",
       "position": c.concatenates_positions,
-      "leave_k": any(name.endswith(".leave_k") for name in self.packed),
+      "shares": packs(".shares"),
+      "read_k": packs(".attn.k", ".mlp.k"),
+      "write_k": packs(".resid_delta.k"),
+      "compete": packs(".q.k", ".k.k", ".v.k", ".post_act.k"),
+      "leave_k": packs(".leave_k"),
     }
     lines = (line.split("  #: ") for line in helpers.splitlines())
     return "\n".join(
@@ -176,19 +184,20 @@ class _Writer:
       )
       if m.get(name) is not None
     ]
-    texts = ", ".join(map(repr, self.answers.texts))
+    texts = [repr(text) for text in self.answers.texts]
+    unbroken = ", ".join(text.replace(" ", _GLUE) for text in texts)
     doc = [
-      f"{circuit.task}: which of {texts} comes next.",
+      f"{circuit.task}: which of {', '.join(texts)} comes next.",
       "",
       f"{circuit.num_nodes} nodes and {circuit.num_edges} edges of the model"
       f" {circuit.model_fingerprint[:_FINGERPRINT]}; all else is held at its"
       f" mean ({circuit.ablation}). Measured:"
       f" {', '.join(measured) or 'nothing'}.",
       *self.claims,
-      "head0_3_to_mlp1_r90 is residual channel 90, which head 3 of layer 0"
-      " writes and the MLP of layer 1 reads. Numbers are weights, and biases"
-      " with closed nodes at their means; DATA has what is too large or no"
-      " node.",
+      "head0_3_to_mlp1(r90=0.5) is half of residual channel 90, which head 3 of"
+      " layer 0 writes and the MLP of layer 1 reads. Numbers are weights, and"
+      " biases with closed nodes at their means; DATA has what is too large or"
+      " no node.",
     ]
     wrap = lambda line: textwrap.wrap(
       line.replace("\\", "\\\\").replace('"""', "'''"),
@@ -198,6 +207,11 @@ class _Writer:
     )
     lines = [part for line in doc for part in wrap(line) or [""]]
     lines[0] = '"""' + lines[0]
+    rotary = []
+    if c.positions == "rotary":
+      rotary = [
+        f"ROTARY_BASE, ROTARY_WIDTH = {c.rotary_base!r}, {c.rotary_width}"
+      ]
     body = [
       *lines,
       '"""',
@@ -207,10 +221,11 @@ class _Writer:
       "import tokenizers",
       "",
       *_wrapped(
-        f"ANSWERS, PAIRS = {self.answers.texts!r}, {self.answers.pairs!r}"
+        f"ANSWERS, PAIRS = [{unbroken}],{_GLUE}{list(self.answers.pairs)!r}"
       ),
-      f"D_HEAD, EPS, LOGIT_SCALE = {c.d_head}, {program_lib.norm_eps(c)!r},"
-      f" {circuit.logit_scale!r}",
+      f"SCORE_SCALE, EPS, LOGIT_SCALE = {program_lib.score_scale(c)!r},"
+      f" {program_lib.norm_eps(c)!r}, {circuit.logit_scale!r}",
+      *rotary,
       "",
       *self._channel_notes(),
     ]
@@ -254,7 +269,7 @@ class _Writer:
       self.packed[f"{site}.bias"] = norm.bias_R
 
   def _reads(self, i: int, source: program_lib.Input) -> list[str]:
-    return [f"h.{self.names.at(c, i)}" for c in source.site.opened.tolist()]
+    return [self.names.at(c, i) for c in source.site.opened.tolist()]
 
   def _pack_rivals(self, site: str, m: program_lib.Map) -> None:
     self.packed[f"{site}.channels"] = m.site.channels
@@ -268,62 +283,58 @@ class _Writer:
     own = [i for i in m.site.opened if i // c.d_head == head.index]
     if not own:
       return []
-    terms = {int(i): _terms(m, int(i), reads) for i in own}
-    return self._compete(f"{site}.{letter}", letter, m, terms, "h.all")
+    terms = {int(i): _sums(m, int(i), reads) for i in own}
+    return self._compete(site, letter, letter, m, terms)
 
-  def _compete(self, site, letter, m, terms, sources, activation="") -> list:
+  def _compete(self, prefix, name, letter, m, terms, activation="") -> list:
     """Returns the lines that give own channels the names `letter` + number."""
     if m.site.k is None:
       lines = []
       for i, expression in terms.items():
         lines += _wrapped(f"  {letter}{i} = {expression}")
       return lines
-    self._pack_rivals(site, m)
+    self._pack_rivals(f"{prefix}.{name}", m)
     targets = ", ".join(f"{letter}{i}" for i in terms)
     own = ", ".join(f"{i}:{_GLUE}{value}" for i, value in terms.items())
-    call = f'compete("{site}", {sources}, {{{own}}}{activation})'
+    call = f'h.compete("{name}", {{{own}}}{activation})'
     return _wrapped(f"  [{targets}]{_GLUE}={_GLUE}{call}")
 
-  def _attention(self, layer, site, body: program_lib.Attention) -> None:
-    reads, lines, sources = self._reads(2 * layer, body.input), [], []
-    lines.append(f"def attn{layer}(stream):")
+  def _attention(self, layer, site, body: program_lib.Attention) -> list[str]:
+    """Returns the functions of a layer's heads and of its attention."""
+    reads, functions, sources = self._reads(2 * layer, body.input), [], []
+    lines = [f"def attn{layer}(stream):"]
     lines += self._input(2 * layer, site, body.input)
     for head in body.heads:
       name = f"head{layer}_{head.index}"
       values = [f"v{i}" for i in body.value.site.opened[head.v_at]]
       share = [f"share{head.index}"] if head.has_share else []
-      self._head_function(site, name, head, body, reads)
+      functions += self._head_function(site, name, head, body, reads)
       lines.append(f"  {', '.join([*values, *share])} = {name}(h)")
       sources += values
     shares = [f"share{h.index}" for h in body.heads if h.has_share]
     if body.uniform:
-      shares.append(self._closed(site, body.uniform))
-    if shares:
-      lines += _wrapped(f"  shares = columns(h.n, {', '.join(shares)})")
-    terms = {}
-    for i in body.write.site.opened.tolist():
-      at = int(np.searchsorted(body.write.site.channels, i))
-      terms[i] = _terms(body.write, i, sources)
-      rows = body.write.weight_SxT[len(sources) :, at]
-      if rows.any():
-        self.packed[f"{site}.shares.{i}"] = rows
-        of_shares = f'shares{_GLUE}@{_GLUE}DATA["{site}.shares.{i}"]'
-        is_zero = terms[i] == _number(0)
-        terms[i] = of_shares if is_zero else f"{terms[i]} +{_GLUE}{of_shares}"
-    arguments = ["h.n", *sources, *(["*shares.T"] if shares else [])]
-    lines += self._write(site, body.write, terms, arguments)
-    self.blocks.append("\n".join(lines))
+      shares.append(self._closed(site, body.uniform, body.window))
+    opened = body.write.site.opened.tolist()
+    terms = {i: _terms(body.write, i, sources) for i in opened}
+    weight_SxN = body.write.weight_SxT[:, body.write.site.is_open].copy()
+    weight_SxN[: len(sources)] = 0
+    if weight_SxN.any():
+      self.packed[f"{site}.shares"] = weight_SxN
+    arguments = ["h.n", *sources, *shares]
+    return functions + lines + self._write(site, body.write, terms, arguments)
 
-  def _closed(self, site, uniform) -> str:
+  def _closed(self, site, uniform, window) -> str:
     """Returns the expression of what sinks leave of closed heads."""
     c = self.program.config
     odds_U = np.exp(np.minimum([head.log_odds for head in uniform], 80))
     if c.positions == "none":  # Of any length.
       self.packed[f"{site}.odds"] = odds_U
-      return f'*closed("{site}", h.n)'
+      most = "" if window is None else f", {window}"
+      return f'*closed("{site}", h.n{most})'
     number_Lx1 = 1.0 + np.arange(c.context_length)[:, None]
+    number_Lx1 = np.minimum(number_Lx1, window or np.inf)
     self.packed[f"{site}.closed"] = (number_Lx1 / (number_Lx1 + odds_U)).T
-    return f'*DATA["{site}.closed"][:, : h.n]'
+    return f'*DATA["{site}.closed"][:,{_GLUE}:{_GLUE}h.n]'
 
   def _write(self, site, m, terms, arguments) -> list[str]:
     """Returns the lines that end a sublayer's function."""
@@ -333,7 +344,7 @@ class _Writer:
     columns = f"columns({', '.join(arguments)})"
     return _wrapped(f"  return {columns},{_GLUE}{{{own}}}")
 
-  def _head_function(self, site, name, head, body, reads) -> None:
+  def _head_function(self, site, name, head, body, reads) -> list[str]:
     value = body.value.site.opened[head.v_at].tolist()
     places = [int(np.searchsorted(body.value.site.opened, i)) for i in value]
     writes = np.any(
@@ -345,17 +356,9 @@ class _Writer:
     lines += self._qkv(site, "q", body.query, head, reads)
     lines += self._qkv(site, "k", body.key, head, reads)
     lines += self._qkv(site, "v", body.value, head, reads)
-    pairs = []
-    query, key = body.query.site.opened, body.key.site.opened
-    for j, channel in enumerate(head.channels.tolist()):
-      is_query = head.q_at[j] < len(query)
-      is_key = head.k_at[j] < len(key)
-      q = f"q{channel}" if is_query else _number(head.q_fixed_J[j])
-      k = f"k{channel}" if is_key else _number(head.k_fixed_J[j])
-      pairs.append(f"({q}, {k})")
     sink = "-np.inf" if head.sink is None else _number(np.float32(head.sink))
-    constant = _number(np.float32(head.constant))
-    arguments = f"[{', '.join(pairs)}], {constant}, {sink}"
+    pairs = ", ".join(self._pairs(head, body))
+    arguments = f"[{pairs}], {self._closed_score(site, head, body)}, {sink}"
     lines += _wrapped(f"  look = attend(h.n, {arguments})")
     returned = [f"look @ v{i}" for i in value]
     if body.value.site.k is None:
@@ -363,45 +366,70 @@ class _Writer:
       returned = [f"look @ {full.format(i)}" for i in value]
     if head.has_share:
       returned.append("look.sum(-1)")
-    if len(returned) == 1:
-      lines += _wrapped(f"  return {returned[0]}")
-    else:
-      lines += _wrapped(f"  return {', '.join(returned)}")
-    self.blocks.append("\n".join(lines))
+    return lines + _wrapped(f"  return {', '.join(returned)}")
 
-  def _mlp(self, layer, site, body: program_lib.Mlp) -> None:
+  def _pairs(self, head, body) -> list[str]:
+    """Returns the queries and keys that are compared, turned if they are."""
+    values, turn = [], head.turn
+    query, key = body.query.site.opened, body.key.site.opened
+    for j, channel in enumerate(head.channels.tolist()):
+      is_query = head.q_at[j] < len(query)
+      is_key = head.k_at[j] < len(key)
+      q = f"q{channel}" if is_query else _number(head.q_fixed_J[j])
+      k = f"k{channel}" if is_key else _number(head.k_fixed_J[j])
+      values.append(f"({q}, {k})")
+    if turn is None:
+      return values
+    pairs = []
+    for j, partner in enumerate(turn.partner.tolist()):
+      if partner == j:
+        pairs.append(values[j])
+      elif partner > j:
+        number = head.channels[j] % self.program.config.d_head
+        both = f"{values[j]}, {values[partner]}"
+        pairs.append(f"*turn(h.n, {number}, {both})")
+    return pairs
+
+  def _closed_score(self, site, head, body) -> str:
+    """Returns the score of a head's other channels, by distance if it is."""
+    parts = [_number(np.float32(head.constant))]
+    if head.turned_L is not None:
+      name = f"{site}.scores.{head.index}"
+      self.packed[name] = head.turned_L
+      parts.append(f'by_distance(h.n, DATA["{name}"])')
+    if body.window is not None:
+      parts.append(f"within(h.n, {body.window})")
+    return " + ".join(parts[1:] if parts[0] == "0" and parts[1:] else parts)
+
+  def _mlp(self, layer, site, body: program_lib.Mlp) -> list[str]:
+    """Returns the functions of a layer's neurons and of its MLP."""
     activation = self.program.config.activation
     reads = self._reads(2 * layer + 1, body.input)
     neurons = body.up.site.opened.tolist()
     calls, functions = {}, []
     for i in neurons:
       name, at = f"neuron{layer}_{i}", neurons.index(i)
-      value = f"{activation}({_terms(body.up, i, reads)})"
+      value = f"{activation}({_sums(body.up, i, reads)})"
       if not body.up.weight_SxT[:, body.up.site.is_open][:, at].any():
         calls[i] = value  # It reads nothing: no function of its own.
         continue
       weight_N = body.down.weight_SxT[at, body.down.site.is_open]
       written = [f"r{r}" for r in body.down.site.opened[weight_N != 0]]
       what = ", ".join(written) or "nothing"
-      lines = [
-        f"def {name}(h):  # Writes {what}."[:_WIDTH],
-        *_wrapped(f"  return {value}"),
-      ]
-      functions += lines
+      functions.append(f"def {name}(h):  # Writes {what}."[:_WIDTH])
+      functions += _wrapped(f"  return {value}")
       calls[i] = f"{name}(h)"
-    if functions:
-      self.blocks.append("\n".join(functions))
     lines = [f"def mlp{layer}(stream):"]
     lines += self._input(2 * layer + 1, site, body.input)
     if calls:
       lines += self._compete(
-        f"{site}.post_act", "n", body.up, calls, "h.all", f", {activation}"
+        site, "post_act", "n", body.up, calls, f", {activation}"
       )
     sources = [f"n{i}" for i in neurons]
     opened = body.down.site.opened.tolist()
     terms = {i: _terms(body.down, i, sources) for i in opened}
-    lines += self._write(site, body.down, terms, ["h.n", *sources])
-    self.blocks.append("\n".join(lines))
+    written = self._write(site, body.down, terms, ["h.n", *sources])
+    return functions + lines + written
 
   def _run(self, steps: list[str]) -> None:
     """Adds the function that runs everything."""
@@ -418,7 +446,7 @@ class _Writer:
     lines = [
       "def logits(tokens):  # Of the answers, behind the tokens.",
     ]
-    if p.position_LxR is not None or p.config.concatenates_positions:
+    if p.config.positions != "none":
       self.packed["positions"] = np.array(p.config.context_length)
       lines += [
         '  if len(tokens) > DATA["positions"]:',
@@ -479,8 +507,7 @@ def decide(prompt):  # The likelier answer, the other, the logit difference.
   return ANSWERS[first], ANSWERS[second], score[first] - score[second]
 """
 _TAIL = """
-PACKED = "%s"
-DATA = dict(np.load(io.BytesIO(base64.b85decode(PACKED))))
+DATA = dict(np.load(io.BytesIO(base64.b85decode("%s"))))
 if __name__ == "__main__":
   if len(sys.argv) != 2 or not sys.argv[1]:
     sys.exit(f"usage: python {sys.argv[0]} PROMPT")
@@ -503,6 +530,18 @@ def _number(x) -> str:
   return f"{float(x) + 0.0:.6g}"  # No -0.
 
 
+def _sums(m: program_lib.Map, channel: int, reads: Sequence[str]) -> str:
+  """Returns the sum that makes a channel of what is read, by name."""
+  at = int(np.searchsorted(m.site.channels, channel))
+  groups: dict[str, list[str]] = {}
+  for w, read in zip(m.weight_SxT[:, at], reads, strict=True):
+    name, _, number = read.rpartition("_r")
+    if w:
+      groups.setdefault(name, []).append(f"r{number}={_number(w)}")
+  sums = [(1, f"h.{name}({', '.join(by)})") for name, by in groups.items()]
+  return _joined(sums, m.bias_T[at])
+
+
 def _terms(m: program_lib.Map, channel: int, sources: Sequence[str]) -> str:
   """Returns the sum that makes a channel of a map, as an expression."""
   at = int(np.searchsorted(m.site.channels, channel))
@@ -512,13 +551,27 @@ def _terms(m: program_lib.Map, channel: int, sources: Sequence[str]) -> str:
     for w, source in zip(weight_S, sources, strict=True)
     if w
   ]
-  bias = m.bias_T[at]
-  if bias or not products:
-    products.append((bias, _number(abs(bias))))
-  (first, text), *others = products
+  return _joined(products, m.bias_T[at])
+
+
+def _joined(parts: Sequence[tuple[float, str]], bias: float) -> str:
+  """Returns the sum of parts, each with the sign of its number, and a bias."""
+  if bias or not parts:
+    parts = [*parts, (bias, _number(abs(bias)))]
+  (first, text), *others = parts
   parts = [f"-{text}" if first < 0 else text]
   parts += [f"{'-' if w < 0 else '+'}{_GLUE}{text}" for w, text in others]
   return " ".join(parts)
+
+
+def _is_enclosed(text: str) -> bool:
+  """Returns whether a statement may be broken at each of its spaces."""
+  depth = 0
+  for character in text:
+    depth += (character in "([{") - (character in ")]}")
+    if character == " " and not depth:
+      return False
+  return True
 
 
 def _wrapped(text: str, indent: str = "    ") -> list[str]:
@@ -529,7 +582,7 @@ def _wrapped(text: str, indent: str = "    ") -> list[str]:
       start, mark, value = line.partition(" = ")
       if line.startswith("  return "):
         start, mark, value = "  return", " ", line.removeprefix("  return ")
-      if mark and not _ENCLOSED.fullmatch(value):
+      if mark and not _is_enclosed(value):
         line = f"{start}{mark}({value})"
     lines += textwrap.wrap(
       line,

@@ -18,6 +18,7 @@ onnxruntime = pytest.importorskip(
 pytest.importorskip("jax2onnx", reason="no jax2onnx: install the [onnx] extra")
 
 _TOKENS = list(small_circuits.ANSWERS.tokens)
+_DENSE = {"fraction": 1.0, "norm": "layer", "sink": False, "bigram": "none"}
 
 
 def run(circuit, params):
@@ -41,6 +42,10 @@ class OnnxFileTest(parameterized.TestCase):
     ("all nodes", {"share": 1.1, "bigram": "learned", "sink": True}),
     ("relu", {"residual_activation": "relu", "gate_last": True}),
     ("no nodes", {"share": 0.0}),
+    ("GPT-2", {"positions": "learned", "activation": "gelu_tanh", **_DENSE}),
+    ("GPT-Neo", {"windows": (0, 5), "scale_scores": False, **_DENSE}),
+    ("GPT-NeoX", {"positions": "rotary", "parallel": True, **_DENSE}),
+    ("rotary, closed heads", {"positions": "rotary", "share": 0.02}),
   )
   def test_it_is_the_circuit_on_random_tokens_of_many_sizes(self, case):
     circuit, params = small_circuits.make(**case)

@@ -16,7 +16,7 @@ import small_circuits
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
-from sparse_jax import programs
+from sparse_jax import programs, sites
 from sparse_jax.utils import errors
 
 # Reads token rows from standard input; imports neither JAX nor this package.
@@ -101,16 +101,41 @@ class SourceTest(parameterized.TestCase):
     long = [line for line in text.splitlines() if len(line) > 80]
     self.assertLen(long, 1)  # What is packed.
 
-  def test_a_core_of_40_nodes_is_under_200_lines(self):
-    circuit, params = small_circuits.make(
-      share=1.1, positions="learned", **{"d_model": 32, "d_head": 8}
+  @parameterized.named_parameters(
+    ("parallel", {"parallel": True}),
+    ("a window", {"windows": (3, 3)}),
+    ("a window, positions", {"windows": (3, 3), "positions": "learned"}),
+    ("rotary", {"positions": "rotary"}),
+  )
+  def test_closed_heads_write_what_they_do_in_the_compact_circuit(self, fields):
+    circuit, params = small_circuits.make(share=0.3, **fields)
+    mask = {name: np.array(m) for name, m in circuit.node_mask.items()}
+    for letter in "qkv":
+      mask[f"attn.{letter}"][:] = False
+    mask["attn.resid_delta"][1] = False
+    circuit = small_circuits.with_mask(
+      circuit.model, params, mask, circuit.means
     )
-    counts = {"attn.act_in": 5, "attn.resid_delta": 3, "mlp.act_in": 3}
-    counts |= {"attn.q": 2, "attn.k": 2, "attn.v": 2}
-    counts |= {"mlp.post_act": 2, "mlp.resid_delta": 2}
+    tokens = np.random.default_rng(0).integers(0, 200, 9)
+    compact = circuit.compact(params, small_circuits.ANSWERS.tokens)
+    path, _ = write(self, circuit, params)
+    logits = runpy.run_path(str(path))["logits"]
+    want = compact.numpy(tokens[None])[0, -1]
+    np.testing.assert_allclose(logits(tokens), want, rtol=0, atol=1e-4)
+
+  @parameterized.named_parameters(
+    ("many edges", 2, (10, 1, 2, 2, 3, 1, 1, 1), (42, 116)),
+    ("many functions", 2, (5, 1, 2, 2, 2, 5, 2, 2), (42, 86)),
+    ("three layers", 3, (4, 1, 1, 1, 2, 2, 1, 2), (42, 54)),
+  )
+  def test_a_core_of_40_nodes_is_under_200_lines(self, n_layer, counts, size):
+    fields = {"positions": "learned", "d_model": 32, "d_head": 8}
+    circuit, params = small_circuits.make(
+      share=1.1, density=1.0, n_layer=n_layer, **fields
+    )
     mask = {name: np.array(m) for name, m in circuit.node_mask.items()}
     rng = np.random.default_rng(2)
-    for name, count in counts.items():
+    for name, count in zip(sites.LAYER_NODE_SITES, counts, strict=True):
       mask[name][:] = False
       for row in mask[name]:
         # Queries, keys and values of two heads.
@@ -119,9 +144,9 @@ class SourceTest(parameterized.TestCase):
     circuit = small_circuits.with_mask(
       circuit.model, params, mask, circuit.means
     )
-    self.assertEqual(circuit.num_nodes, 42)
-    self.assertGreater(circuit.num_edges, 40)
-    _, text = write(self, circuit, params)
+    self.assertEqual((circuit.num_nodes, circuit.num_edges), size)
+    claims = ["Holds: " + "; ".join(["agrees with the model"] * 8) + "."]
+    _, text = write(self, circuit, params, claims)
     self.assertLess(text.count("\n"), 200)
 
   def test_it_says_what_it_is_and_answers_a_prompt(self):
@@ -166,7 +191,11 @@ class SourceTest(parameterized.TestCase):
       for writer, reader, some in groups
       for i in re.findall(r"\d+", some)
     }
-    used = set(re.findall(r"h\.(\w+_to_\w+)", text))
+    used = {
+      f"{name}_{i}"
+      for name, weights in re.findall(r"h\.(\w+_to_\w+)\(([^)]*)\)", text)
+      for i in re.findall(r"(r\d+)=", weights)
+    }
     self.assertNotEmpty(used)
     self.assertContainsSubset(used, named)
     self.assertGreater(max(map(len, numbers)), len("1, 2"))
@@ -174,6 +203,14 @@ class SourceTest(parameterized.TestCase):
     self.assertContainsSubset(("heads0", "mlp0", "mlp1"), readers)
     first = text[text.index("def attn0") : text.index("def mlp0")]
     self.assertNotRegex(first, r"(head|mlp)\w*_to_\w+=")
+
+  @parameterized.parameters(True, False)
+  def test_a_parallel_mlp_reads_nothing_of_the_heads_beside_it(self, parallel):
+    made = small_circuits.make(share=0.3, parallel=parallel)
+    _, text = write(self, *made)
+    first = text[text.index("def mlp0") : text.index("def attn1")]
+    is_read = re.search(r"heads?0\w*_to_mlp0=", first) is not None
+    self.assertEqual(is_read, not parallel)
 
   def test_what_it_refuses(self):
     with self.assertRaisesRegex(errors.InputError, "'alpha beta' is no single"):
