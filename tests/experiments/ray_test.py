@@ -139,7 +139,6 @@ def test_what_prune_stores_on_a_cluster_verify_reproduces_there(
   try:
     cluster.add_node(**_NODE)
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-    # The model knows nothing of these settings: verify has the circuits'.
     pruned = run(
       "prune",
       model,
@@ -155,6 +154,8 @@ def test_what_prune_stores_on_a_cluster_verify_reproduces_there(
     assert good.stdout.count("now it is") == len(names), good.stdout
     path = circuits / names[1] / "circuit.json"
     raw = json.loads(path.read_text())
+    # The circuit's own; the model's config says 8.
+    assert raw["metrics"]["faithfulness"]["prune"]["num_test"] == 10
     raw["metrics"]["test_loss"] -= 0.5
     path.write_text(json.dumps(raw))
     wrong = verify(path.parent)
