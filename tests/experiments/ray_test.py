@@ -19,15 +19,14 @@ cluster_utils = pytest.importorskip(
 
 TIMEOUT = 600  # Seconds, on a machine that does other things too.
 ROOT = pathlib.Path(__file__).parents[2]
+TINY = ROOT / "experiments" / "configs" / "frontier_tiny.py"
 
 _GRID = """
 import runpy
-from sparse_jax import frontier
-from sparse_jax.frontier import grid
 
 def get_config():
-  c = grid.to_config_dict(frontier.FrontierConfig())
-  c.run.update(runpy.run_path(CONFIG)["get_config"]())
+  c = runpy.run_path(TINY)["get_config"]()
+  c.run.update(runpy.run_path(CONFIG)["get_config"]())  # In seconds.
   c.dense_widths = c.sparse_widths = (16,)
   c.densities = (0.5,)
   c.dense_steps = c.sparse_steps = 100
@@ -78,6 +77,7 @@ def test_a_grid_that_loses_one_of_two_nodes_ends_as_a_local_one(
 ):
   lab = training.Lab(tmp_path / "lab")
   text = _GRID.replace("CONFIG", repr(str(lab.config)))
+  text = text.replace("TINY", repr(str(TINY)))
   (tmp_path / "grid.py").write_text(text)
   workdir, local = tmp_path / "grid", tmp_path / "local"
 
