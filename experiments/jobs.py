@@ -56,6 +56,15 @@ class Ended(NamedTuple):
   status: int
   text: str
 
+  @property
+  def exit_status(self) -> int:
+    """The status as a command passes it on: 0, 1, or 2 for all else.
+
+    A job that was killed has a signal's number, which is negative: the worst of
+    several statuses would not show it.
+    """
+    return self.status if self.status in _RESULTS else 2
+
   def error(self, logs: pathlib.Path) -> errors.InputError:
     """Returns the error for a job that failed."""
     lines = self.text.strip().splitlines() or ["it printed nothing"]

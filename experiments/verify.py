@@ -68,7 +68,9 @@ def main(overrides: list[str]) -> int:
   with tempfile.TemporaryDirectory() as logs:
     for ended in jobs.run(todo, pathlib.Path(logs)):
       print(ended.text, end="", flush=True)
-      statuses.append(ended.status)
+      if ended.status != ended.exit_status:  # It could not say why.
+        print(f"{ended.name}: status {ended.status}", file=sys.stderr)
+      statuses.append(ended.exit_status)
   return max(statuses)
 
 

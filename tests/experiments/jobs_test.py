@@ -41,6 +41,10 @@ class ProcessesTest(parameterized.TestCase):
       str(ended["3"].error(logs)), "3 ended with status 1: TypeError.*3.log"
     )
 
+  @parameterized.parameters((0, 0), (1, 1), (2, 2), (-9, 2), (143, 2))
+  def test_a_killed_job_is_never_a_success(self, status, want):
+    self.assertEqual(jobs.Ended("it", status, "").exit_status, want)
+
   def test_what_is_left_is_stopped(self):
     logs = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
     nap = "import time, signal; time.sleep(60)"

@@ -1,11 +1,13 @@
-"""A grid on a Ray cluster of two nodes, of which one is lost midway."""
+"""A Ray cluster: a grid that loses a node, circuits found and verified."""
 
+import json
 import pathlib
 import subprocess
 import sys
 import time
 
 import pytest
+import verified_circuit
 
 from experiments import cli
 from experiments.survive import training
@@ -17,15 +19,14 @@ cluster_utils = pytest.importorskip(
 
 TIMEOUT = 600  # Seconds, on a machine that does other things too.
 ROOT = pathlib.Path(__file__).parents[2]
+TINY = ROOT / "experiments" / "configs" / "frontier_tiny.py"
 
 _GRID = """
 import runpy
-from sparse_jax import frontier
-from sparse_jax.frontier import grid
 
 def get_config():
-  c = grid.to_config_dict(frontier.FrontierConfig())
-  c.run.update(runpy.run_path(CONFIG)["get_config"]())
+  c = runpy.run_path(TINY)["get_config"]()
+  c.run.update(runpy.run_path(CONFIG)["get_config"]())  # In seconds.
   c.dense_widths = c.sparse_widths = (16,)
   c.densities = (0.5,)
   c.dense_steps = c.sparse_steps = 100
@@ -35,14 +36,48 @@ def get_config():
 """
 
 
-def test_a_grid_that_loses_one_of_two_nodes_ends_as_a_local_one(
-  tmp_path, monkeypatch
-):
+_PRUNE = [
+  f"--config.prune.{field}"
+  for field in (
+    "steps=3",
+    "batch_size=4",
+    "num_runs=2",
+    "num_seeds=0",
+    "num_train=8",
+    "num_validation=8",
+    "num_test=10",
+    "edge_steps=2",
+    "target_loss=5.0",
+    "ablation_outside=plain",
+    "behind_code=0.0",
+    "real_prompts=0.0",
+  )
+]
+
+
+_NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
+
+
+def start_cluster():
+  """Returns a cluster of one node."""
+  return cluster_utils.Cluster(
+    initialize_head=True, head_node_args={**_NODE, "include_dashboard": False}
+  )
+
+
+@pytest.fixture(autouse=True)
+def own_ray(monkeypatch):
   monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
   # Its workers would wait for all else that this machine does.
   monkeypatch.setenv("RAY_worker_niceness", "0")
+
+
+def test_a_grid_that_loses_one_of_two_nodes_ends_as_a_local_one(
+  tmp_path, monkeypatch
+):
   lab = training.Lab(tmp_path / "lab")
   text = _GRID.replace("CONFIG", repr(str(lab.config)))
+  text = text.replace("TINY", repr(str(TINY)))
   (tmp_path / "grid.py").write_text(text)
   workdir, local = tmp_path / "grid", tmp_path / "local"
 
@@ -52,12 +87,9 @@ def test_a_grid_that_loses_one_of_two_nodes_ends_as_a_local_one(
     how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen([*program, *own, *flags], cwd=ROOT, **how)
 
-  node = {"num_cpus": 1, "object_store_memory": 80 << 20}
-  cluster = cluster_utils.Cluster(
-    initialize_head=True, head_node_args={**node, "include_dashboard": False}
-  )
+  cluster = start_cluster()
   try:
-    doomed = cluster.add_node(**node)
+    doomed = cluster.add_node(**_NODE)
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     with start(workdir, "--engine=ray") as driver:
       begun = lambda: list(workdir.glob("runs/*/checkpoints/*0"))
@@ -80,3 +112,54 @@ def test_a_grid_that_loses_one_of_two_nodes_ends_as_a_local_one(
   pick = lambda results: [[result[key] for key in same] for result in results]
   assert len(want) == 2
   assert pick(found) == pick(want)
+
+
+def test_what_prune_stores_on_a_cluster_verify_reproduces_there(
+  tmp_path, monkeypatch
+):
+  verified_circuit.write(tmp_path)
+  model, circuits = f"--model={tmp_path / 'model'}", tmp_path / "found"
+  names = ("single_double_quote", "bracket_brace")
+
+  def run(command, *flags):
+    return subprocess.run(
+      [sys.executable, "-m", f"experiments.{command}", "--engine=ray", *flags],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+      timeout=TIMEOUT,
+      check=False,
+    )
+
+  def verify(where):
+    flags = "--nocontrols", "--nonatural"
+    return run("verify", f"--circuit={where}", model, *flags)
+
+  cluster = start_cluster()
+  try:
+    cluster.add_node(**_NODE)
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    pruned = run(
+      "prune",
+      model,
+      f"--tasks={','.join(names)}",
+      f"--workdir={circuits}",
+      "--unlearned",
+      "--nofaithfulness",
+      *_PRUNE,
+    )
+    assert pruned.returncode == 0, pruned.stdout + pruned.stderr
+    good = verify(circuits)
+    assert good.returncode == 0, good.stdout + good.stderr
+    assert good.stdout.count("now it is") == len(names), good.stdout
+    path = circuits / names[1] / "circuit.json"
+    raw = json.loads(path.read_text())
+    # The circuit's own; the model's config says 8.
+    assert raw["metrics"]["faithfulness"]["prune"]["num_test"] == 10
+    raw["metrics"]["test_loss"] -= 0.5
+    path.write_text(json.dumps(raw))
+    wrong = verify(path.parent)
+    assert wrong.returncode == 1, wrong.stdout + wrong.stderr
+    assert wrong.stdout.count("does not reproduce: ") == 1, wrong.stdout
+  finally:
+    cluster.shutdown()
