@@ -58,8 +58,10 @@ def get_config() -> ml_collections.ConfigDict:
   c.prune.edge_cost = 2.0
   c.prune.robust_k_coefs = (3e-5, 1e-4)
   c.prune.num_robust_runs = 2
-  # Test templates are harder on some models.
+  # Test templates are harder on some models, for what an adversary breaks above
+  # all: half of its claim, and half of that on validation prompts.
   c.prune.target_share = 0.5
+  c.prune.target_accuracy_lost = 0.05
   # Sizes are decided by a bound over templates, so each wants several pairs.
   c.prune.num_validation = 256
   return c
