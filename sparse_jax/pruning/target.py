@@ -9,7 +9,7 @@ wrong most confidently, and the whole model's own may be above the target.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -115,24 +115,38 @@ class Target:
     return outside.relief(self._attacked, mask, self._attack(mask))
 
   def _attack(self, mask: Mapping[str, Any]) -> outside.Attack:
-    """Returns the adversary's attack on a mask, made once."""
+    """Returns the worst attack on a mask from all starts, made once."""
     kept = b"".join(np.packbits(np.asarray(mask[n]) > 0) for n in sorted(mask))
     if kept not in self._attacks:
-      self._attacks[kept] = outside.attack(
+      self._attacks[kept] = max(
+        self._ascents(mask), key=lambda found: self._cost(found.differences)
+      )
+    return self._attacks[kept]
+
+  def _ascents(self, mask: Mapping[str, Any]) -> Iterator[outside.Attack]:
+    """Yields an attack from each start, until one is enough."""
+    for start in outside.STARTS:
+      found = outside.attack(
         self._attacked,
         mask,
-        "uniform",
+        start,
         self.steps,
         self.seed,
         is_enough=self._is_enough,
       )
-    return self._attacks[kept]
+      yield found
+      if self._is_enough(found.differences):
+        return
 
   def _is_enough(self, diff_S: np.ndarray) -> bool:
     """Returns whether an attack that reaches these differences may end."""
     if not self.stops_early:
       return False
-    return bool(self._shares_lost(self._lost(diff_S)[None])[0] > 1)
+    return self._cost(diff_S) > 1
+
+  def _cost(self, diff_S: np.ndarray) -> float:
+    """Returns the share of the accuracy lost that these differences take."""
+    return float(self._shares_lost(self._lost(diff_S)[None])[0])
 
   def _shares_lost(self, lost_MxS: np.ndarray) -> np.ndarray:
     """Returns the share of the accuracy that may be lost, `[masks]`."""
