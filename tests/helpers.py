@@ -135,3 +135,20 @@ def tiny_evaluator(share=1.0, count=16, **fields):
   return mask_evaluator.MaskEvaluator(
     model, params, random_means(model), random_sequences(count, seed=2)
   )
+
+
+def quick_prune_flags(**fields) -> list[str]:
+  """Returns the flags of a pruning of seconds, and of other fields' values."""
+  quick = {
+    "steps": 3,
+    "batch_size": 4,
+    "num_runs": 2,
+    "num_seeds": 0,
+    "num_train": 8,
+    "num_validation": 8,
+    "num_test": 8,
+    "edge_steps": 2,
+    "target_loss": 5.0,
+    "ablation_outside": "plain",
+  }
+  return [f"--config.prune.{n}={v}" for n, v in (quick | fields).items()]

@@ -140,9 +140,7 @@ class Target:
 
   def _is_enough(self, diff_S: np.ndarray) -> bool:
     """Returns whether an attack that reaches these differences may end."""
-    if not self.stops_early:
-      return False
-    return self._cost(diff_S) > 1
+    return self.stops_early and self._cost(diff_S) > 1
 
   def _cost(self, diff_S: np.ndarray) -> float:
     """Returns the share of the accuracy lost that these differences take."""

@@ -20,21 +20,6 @@ _TEXT = "\n".join(
   f"x = ['{w}', \"{w}\", ({w}, 1)]\ndef {w}():\n  return {w}"
   for w in ("alpha", "beta", "gamma", "delta")
 )
-_FAST = [
-  f"--config.prune.{field}"
-  for field in (
-    "steps=3",
-    "batch_size=4",
-    "num_runs=2",
-    "num_seeds=0",
-    "num_train=8",
-    "num_validation=8",
-    "num_test=8",
-    "edge_steps=2",
-    "target_loss=5.0",
-    "ablation_outside=plain",
-  )
-]
 
 
 def prune(*args):
@@ -84,7 +69,7 @@ class PruneCommandTest(absltest.TestCase):
       # The comma belongs to the file's name.
       f'--tasks=single_double_quote,"{self.few}"',
       f"--workdir={self.root / 'circuits'}",
-      *_FAST,
+      *helpers.quick_prune_flags(),
       *args,
     )
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import helpers
 import pytest
 import verified_circuit
 
@@ -34,26 +35,6 @@ def get_config():
   c.tasks = ("single_double_quote",)
   return c
 """
-
-
-_PRUNE = [
-  f"--config.prune.{field}"
-  for field in (
-    "steps=3",
-    "batch_size=4",
-    "num_runs=2",
-    "num_seeds=0",
-    "num_train=8",
-    "num_validation=8",
-    "num_test=10",
-    "edge_steps=2",
-    "target_loss=5.0",
-    "ablation_outside=plain",
-    "behind_code=0.0",
-    "real_prompts=0.0",
-  )
-]
-
 
 _NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
 
@@ -146,7 +127,9 @@ def test_what_prune_stores_on_a_cluster_verify_reproduces_there(
       f"--workdir={circuits}",
       "--unlearned",
       "--nofaithfulness",
-      *_PRUNE,
+      *helpers.quick_prune_flags(
+        num_test=10, behind_code=0.0, real_prompts=0.0
+      ),
     )
     assert pruned.returncode == 0, pruned.stdout + pruned.stderr
     good = verify(circuits)
