@@ -23,7 +23,6 @@ from sparse_jax.tasks import sequences as sequences_lib
 from sparse_jax.utils import errors, tables
 
 _NUM_TOP = 5
-_LENGTH_MULTIPLE = 16
 # What a notebook shows of an explanation.
 _NUM_SHOWN, _NUM_LOOKS = 12, 3
 
@@ -194,7 +193,7 @@ def _padded(model, tokens: Sequence[int]) -> tuple[jax.Array, int]:
 
   So prompts of many lengths share a program; no token sees what is behind it.
   """
-  width = -(-len(tokens) // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
+  width = sequences_lib.padded_length(len(tokens))
   if model.config.positions != "none":
     width = max(len(tokens), min(width, model.config.context_length))
   padded = np.zeros((1, width), np.int32)

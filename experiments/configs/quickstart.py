@@ -2,11 +2,11 @@
 
   make quickstart
 
-A two-layer decoder, block weights 90% zero, trained on 10 million tokens of the
+A two-layer decoder, block weights 90% zero, trained on 6 million tokens of the
 machine's own Python files, then pruned on the tasks it has learned.
 docs/quickstart.md holds what it reached and how long it took.
 
-Many files, and no text twice where there are 30 MB of it. Circuits that hold
+Many files, and no text twice where there are 20 MB of it. Circuits that hold
 are small where the task is learned to the last percent (docs/robust.md).
 
 1,024 tokens, not 2,048: a quote is then one of few tokens, and the task is
@@ -41,7 +41,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.sparsity.density = 0.1
   c.sparsity.activation_fraction = 1 / 16
   c.sparsity.anneal_stop = 0.25
-  c.train.steps = 5000
+  c.train.steps = 3000
   c.train.batch_size = 32
   c.train.learning_rate = 2e-2
   c.train.adam_eps = 0.01

@@ -172,9 +172,11 @@ def cut(target: target_lib.Target, order: np.ndarray, count: int) -> Candidate:
   """
   if target.accuracy_lost is None:
     return keep_first(target, order, count)
-  candidate = keep(target, order, count)
+  # The first r that shows a miss says what to open; the worst costs far more.
+  hasty = dataclasses.replace(target, stops_early=True)
+  candidate = keep(hasty, order, count)
   if not candidate.meets_target:
-    candidate = grow(target, candidate, _MOST_GROWTH * count)
+    candidate = grow(hasty, candidate, _MOST_GROWTH * count)
   if not candidate.meets_target:
     return keep_first(target, order, count)
   return shorten(target, candidate)

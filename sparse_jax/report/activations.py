@@ -19,6 +19,7 @@ from sparse_jax import explain, sites, tasks
 from sparse_jax.model import hooks, transformer
 from sparse_jax.report import user_prompts
 from sparse_jax.tasks import logit_difference as logit_difference_lib
+from sparse_jax.tasks import sequences as sequences_lib
 from sparse_jax.utils import errors
 
 MAX_TOKENS = 128
@@ -33,7 +34,6 @@ _BEFORE, _AFTER = 14, 6
 _ALIKE = 4
 _NUM_BINS = 12
 _BATCH = 8
-_LENGTH_MULTIPLE = 16
 
 
 class Snippet(NamedTuple):
@@ -440,7 +440,7 @@ def _on_rows(model, rows, function, *others: np.ndarray) -> Any:
   Results are trees of arrays `[B, L, …]`, joined over all rows.
   """
   longest = max(map(len, rows), default=1)
-  width = -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
+  width = sequences_lib.padded_length(longest)
   if model.config.positions != "none":  # There are no further positions.
     width = max(longest, min(width, model.config.context_length))
   tokens = np.zeros((len(rows), width), np.int32)

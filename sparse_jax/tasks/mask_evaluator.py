@@ -7,7 +7,7 @@ ablation value there, and what lies between mixes the two.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from sparse_jax import sites
 from sparse_jax.model import edges as edges_lib
 from sparse_jax.model import hooks, sharding, transformer
 from sparse_jax.tasks.logit_difference import logit_difference
-from sparse_jax.tasks.sequences import Sequences
+from sparse_jax.tasks.sequences import Sequences, padded_length
 
 # Most prompts a call. More fill an accelerator; a CPU is no faster for them.
 _MOST_ROWS = {"cpu": 32}
@@ -117,32 +117,47 @@ class MaskEvaluator:
     diffs, slopes = zip(*found, strict=True)
     total = len(self.sequences.positions)
     slope = jax.tree.map(lambda *x: np.sum(x, 0) / total, *slopes)
-    return np.concatenate(diffs)[:total], slope
+    return self._joined(diffs), slope
 
   def _run(self, mask: Mapping[str, Any], edge_mask: dict) -> np.ndarray:
     """Returns one mask's logit differences, `[1, S]`."""
     gates = _as_floats(mask), _as_floats(edge_mask)
     # Asked for before the first is waited for.
     diffs = [_logit_difference(part, *gates) for part, _ in self._parts]
-    return np.concatenate(diffs)[None, : len(self.sequences.positions)]
+    return self._joined(diffs)[None]
+
+  @functools.cached_property
+  def _by_length(self) -> np.ndarray:
+    """The prompts' rows from the shortest to the longest, `[S]`."""
+    return np.argsort(np.asarray(self.sequences.positions), kind="stable")
 
   @functools.cached_property
   def _parts(self) -> list[tuple["MaskEvaluator", np.ndarray]]:
     """The evaluator on each call's prompts, and its rows in use, `[rows]` bool.
 
+    Prompts of like length are together, without the padding of longer ones.
     Every call has as many rows, a power of two, so that sets of prompts share
     programs; the last repeats its own at its end.
     """
-    total = len(self.sequences.positions)
+    total = len(self._by_length)
     most = _MOST_ROWS.get(jax.default_backend(), _MOST_ROWS_ELSEWHERE)
     size = min(most, 1 << max(0, total - 1).bit_length())
+    prompts = Sequences(*map(np.asarray, self.sequences))
     parts = []
     for start in range(0, total, size):
       is_used = np.arange(start, start + size) < total
-      rows = np.resize(np.arange(start, start + is_used.sum()), size)
-      part = (jnp.asarray(np.asarray(x)[rows]) for x in self.sequences)
-      parts.append((self.on(Sequences(*part)), is_used))
+      rows = np.resize(self._by_length[start : start + size], size)
+      part = Sequences(*(x[rows] for x in prompts))
+      length = padded_length(int(part.positions.max()) + 1)
+      part = part._replace(tokens=part.tokens[:, :length])
+      parts.append((self.on(Sequences(*map(jnp.asarray, part))), is_used))
     return parts
+
+  def _joined(self, diffs: Sequence[jax.Array]) -> np.ndarray:
+    """Returns what the parts have, in the order of the prompts, `[S]`."""
+    joined_S = np.empty(len(self._by_length), np.float32)
+    joined_S[self._by_length] = np.concatenate(diffs)[: len(joined_S)]
+    return joined_S
 
   def difference(self, mask, edge_mask=None) -> jax.Array:
     """Returns one mask's logit differences `[S]`: pure, for jitted callers."""

@@ -21,10 +21,9 @@ from sparse_jax.tasks.pairs import Pairs, PairText, Prompts
 
 _NUM_DOCUMENTS = 300
 _NUM_PROMPTS = 1024
-_CONTEXT = 32  # Tokens; longer ones would make every mask step dearer.
+_MAX_TOKENS = 48  # Of a prompt: longer ones would make every mask step dearer.
 _MAX_LINES = 2
 _MAX_CHARACTERS = 48
-_MAX_PROMPT = 110  # Characters behind a snippet, for the same reason.
 _NUM_SNIPPETS = 2000
 _INDENT = re.compile(" *")
 
@@ -36,7 +35,7 @@ class RealCode:
   Attributes:
     snippets: a few whole lines of code each, not indented.
     prompts: the decisions of tasks in real files, by task name.
-    max_tokens: most tokens of a prompt behind a snippet: the model's context.
+    max_tokens: most tokens of a prompt behind a snippet; None for any.
   """
 
   snippets: Sequence[str] = ()
@@ -54,14 +53,14 @@ def collect(tasks: Sequence[base.Task], config: config_lib.Config) -> RealCode:
   documents = list(
     itertools.islice(sources.documents(config.data, "train"), _NUM_DOCUMENTS)
   )
-  length = min(_CONTEXT, config.data.context_length)
+  length = min(_MAX_TOKENS, config.data.context_length)
   prompts = natural.harvest(
     tasks, documents, _NUM_PROMPTS, config.seed, length, progress=True
   )
   random.Random(f"snippets/{config.seed}").shuffle(documents)
   runs = itertools.chain.from_iterable(map(snippets, documents))
   chosen = tuple(itertools.islice(runs, _NUM_SNIPPETS))
-  return RealCode(chosen, prompts, config.data.context_length)
+  return RealCode(chosen, prompts, length)
 
 
 def snippets(document) -> Iterator[str]:
@@ -96,8 +95,6 @@ def surround(
   """
 
   def fits(pair: PairText) -> bool:
-    if len(pair.prompt) > _MAX_PROMPT:
-      return False
     if code.max_tokens is None:
       return True
     sides = task.tokenizer.encode_batch([pair.prompt, pair.counter_prompt])

@@ -104,9 +104,17 @@ def make_splits(
   pairs = split_pairs(task, config, seed)
   # One length for all splits and most tasks, so that programs are shared.
   longest = max(p.prompts.shape[1] for p in pairs.values())
-  length = -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
+  length = padded_length(longest)
   sequences = {s: task_sequences(p, length) for s, p in pairs.items()}
   return Splits(**sequences, pairs=pairs)
+
+
+def padded_length(length: int) -> int:
+  """Returns the length that prompts of up to so many tokens are padded to.
+
+  Few lengths, so that sets of prompts share programs.
+  """
+  return -(-length // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
 
 
 def first_pairs(sequences: Sequences, count: int) -> Sequences:

@@ -15,6 +15,14 @@ class MaskEvaluatorTest(absltest.TestCase):
     super().setUp()
     # One more than a call takes, so that the last is nearly all padding.
     self.evaluator = helpers.tiny_evaluator(0.5, count=33)
+    # Lengths in no order, from one token to more than is padded to at once.
+    rng = np.random.default_rng(1)
+    self.lengths = rng.integers(1, 41, 33)
+    sequences = self.evaluator.sequences._replace(
+      tokens=jnp.asarray(rng.integers(0, 40, (33, 64)), jnp.int32),
+      positions=jnp.asarray(self.lengths - 1),
+    )
+    self.evaluator = self.evaluator.on(sequences)
     self.masks = {
       name: np.stack([mask, ~mask])
       for name, mask in helpers.random_masks(self.evaluator.model, 0.5).items()
@@ -49,6 +57,12 @@ class MaskEvaluatorTest(absltest.TestCase):
     np.testing.assert_allclose(diff_S, want_S, atol=1e-5)
     for name, want_of_site in want_slope.items():
       np.testing.assert_allclose(slope[name], want_of_site, atol=1e-5)
+
+  def test_a_call_takes_prompts_of_like_length_without_their_padding(self):
+    widths = [p.sequences.tokens.shape[1] for p, _ in self.evaluator._parts]
+    need = np.sort(self.lengths)
+    self.assertEqual(widths, [-(-need[31] // 16) * 16, -(-need[32] // 16) * 16])
+    self.assertLess(widths[1], 64)
 
   def test_no_masks_have_no_differences(self):
     none = {name: m[:0] for name, m in self.masks.items()}
