@@ -10,7 +10,7 @@ wrong most confidently, and the whole model's own may be above the target.
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -50,8 +50,9 @@ class Target:
       there.
     shifts: whether calibrations fit a shift.
     seed: of the adversary's start.
-    stops_early: whether an attack ends as soon as it shows a miss: cheaper, and
-      a miss then says nothing of how near it is.
+    ends_on_miss: what ends as soon as an attack shows a miss: "attack" all of
+      it, "starts" the list of its starts, once one is climbed to its end. A
+      miss is cheaper then, and says less of how near it is. "" ends nothing.
   """
 
   evaluator: mask_evaluator.MaskEvaluator
@@ -60,7 +61,7 @@ class Target:
   steps: int = 40
   shifts: bool = False
   seed: int = 0
-  stops_early: bool = False
+  ends_on_miss: Literal["", "starts", "attack"] = ""
 
   @classmethod
   def of(
@@ -125,6 +126,8 @@ class Target:
 
   def _ascents(self, mask: Mapping[str, Any]) -> Iterator[outside.Attack]:
     """Yields an attack from each start, until one is enough."""
+    misses = lambda diff_S: self._cost(diff_S) > 1
+    never = lambda diff_S: False
     for start in outside.STARTS:
       found = outside.attack(
         self._attacked,
@@ -132,15 +135,11 @@ class Target:
         start,
         self.steps,
         self.seed,
-        is_enough=self._is_enough,
+        is_enough=misses if self.ends_on_miss == "attack" else never,
       )
       yield found
-      if self._is_enough(found.differences):
+      if self.ends_on_miss and misses(found.differences):
         return
-
-  def _is_enough(self, diff_S: np.ndarray) -> bool:
-    """Returns whether an attack that reaches these differences may end."""
-    return self.stops_early and self._cost(diff_S) > 1
 
   def _cost(self, diff_S: np.ndarray) -> float:
     """Returns the share of the accuracy lost that these differences take."""

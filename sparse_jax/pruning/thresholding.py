@@ -172,11 +172,12 @@ def cut(target: target_lib.Target, order: np.ndarray, count: int) -> Candidate:
   """
   if target.accuracy_lost is None:
     return keep_first(target, order, count)
-  # The first r that shows a miss says what to open; the worst costs far more.
-  hasty = dataclasses.replace(target, stops_early=True)
-  candidate = keep(hasty, order, count)
+  # What to open is known from one start, but only where that has been climbed
+  # to its end: the first r that shows a miss leads in circles.
+  brisk = dataclasses.replace(target, ends_on_miss="starts")
+  candidate = keep(brisk, order, count)
   if not candidate.meets_target:
-    candidate = grow(hasty, candidate, _MOST_GROWTH * count)
+    candidate = grow(brisk, candidate, _MOST_GROWTH * count)
   if not candidate.meets_target:
     return keep_first(target, order, count)
   return shorten(target, candidate)
@@ -207,7 +208,7 @@ def _fewest(
     optional: flat indices, of which the first are kept.
     needed: flat indices, which all are.
   """
-  hasty = dataclasses.replace(target, stops_early=True)
+  hasty = dataclasses.replace(target, ends_on_miss="attack")
   best, low, high = candidate, 0, len(optional)
   while high - low > max(1, _ROBUST_TOLERANCE * best.num_nodes):
     middle = (low + high) // 2

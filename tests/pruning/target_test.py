@@ -5,7 +5,7 @@ import dataclasses
 import helpers
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
 from sparse_jax import config as config_lib
 from sparse_jax.pruning import target as target_lib
@@ -16,7 +16,7 @@ def stacked(mask):
   return {name: np.asarray(m)[None] for name, m in mask.items()}
 
 
-class TargetTest(absltest.TestCase):
+class TargetTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
     self.evaluator = helpers.tiny_evaluator()
@@ -55,15 +55,22 @@ class TargetTest(absltest.TestCase):
     self.assertAlmostEqual(reached.accuracy_lost[0], lost)
     self.assertAlmostEqual(reached.shares[0], lost / 0.1, places=4)
 
-  def test_a_hasty_target_stops_at_a_miss_and_misses_alike(self):
-    args = self.evaluator, 1e6
-    for allowed in (0.01, 2.0):
-      target = target_lib.Target(*args, accuracy_lost=allowed, steps=8)
-      hasty = dataclasses.replace(target, stops_early=True)
-      want, got = (t.measure(stacked(self.mask)) for t in (target, hasty))
-      self.assertEqual(got.shares[0] > 1, want.shares[0] > 1)
-      (attack,) = hasty._attacks.values()
-      self.assertEqual(len(attack.losses) < 9, allowed == 0.01)
+  @parameterized.product(allowed=(0.01, 2.0), ends=("attack", "starts"))
+  def test_what_ends_on_a_miss_misses_alike(self, allowed, ends):
+    target = target_lib.Target(self.evaluator, 1e6, allowed, steps=8)
+    brisk = dataclasses.replace(target, ends_on_miss=ends)
+    want, got = (t.measure(stacked(self.mask)) for t in (target, brisk))
+    self.assertEqual(got.shares[0] > 1, want.shares[0] > 1)
+    (attack,) = brisk._attacks.values()
+    is_short = (allowed, ends) == (0.01, "attack")
+    self.assertEqual(len(attack.losses) < 9, is_short)
+
+  @parameterized.parameters(("", 3), ("starts", 1), ("attack", 1))
+  def test_a_miss_may_end_the_list_of_starts(self, ends, num_starts):
+    target = target_lib.Target(
+      self.evaluator, 1e6, 0.01, steps=8, ends_on_miss=ends
+    )
+    self.assertLen(list(target._ascents(self.mask)), num_starts)
 
   def test_the_whole_model_loses_nothing(self):
     target = target_lib.Target(self.evaluator, 1e6, accuracy_lost=0.1, steps=3)
