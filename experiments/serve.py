@@ -1,4 +1,4 @@
-"""Serves explain and verify over HTTP, with an OpenAPI schema.
+"""Serves explain, watch and verify over HTTP, with an OpenAPI schema.
 
   python -m experiments.serve --port=8000
   curl localhost:8000/explain -H 'content-type: application/json' \\

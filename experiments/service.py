@@ -1,10 +1,11 @@
-"""The HTTP service of `experiments.serve`: explain and verify, within bounds.
+"""The HTTP service of `experiments.serve`: explain, watch, verify, in bounds.
 
 Every request gets one clear status: 200 or 202, 404 for what does not exist,
-408 for a body that does not arrive, 413 for one that is too large, 422 for bad
-input, 503 where too many wait, 504 where time runs out. What is no success has
-a body `{"error": LINE}`. Computations run one after another on a thread of
-their own; verifications, which take minutes, in a process that can be stopped.
+405 for another method, 408 for a body that does not arrive, 413 for one that is
+too large, 422 for bad input, 503 where too many wait, 504 where time runs out.
+What is no success has a body `{"error": LINE}`. Computations run one after
+another on a thread of their own; verifications, which take minutes, in a
+process that can be stopped.
 """
 
 import asyncio
@@ -19,11 +20,14 @@ from typing import Any, Literal
 
 import fastapi
 import pydantic
+import starlette.exceptions
 from fastapi import exceptions, responses
 
-from sparse_jax import checkpoint, explain, faithfulness
+from sparse_jax import checkpoint, explain, faithfulness, reference, watch
 from sparse_jax import circuit as circuit_lib
 from sparse_jax.utils import errors
+
+_MOST_PROMPTS = 64  # That one request has watched.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +82,21 @@ class Explained(pydantic.BaseModel):
   circuits: list[dict[str, Any]]
   nodes_of: str
   nodes: list[dict[str, Any]]
+
+
+class WatchRequest(pydantic.BaseModel):
+  """The texts that are watched; of long ones the last tokens are read."""
+
+  model_config = pydantic.ConfigDict(extra="forbid")
+  prompts: list[str] = pydantic.Field(
+    min_length=1, max_length=_MOST_PROMPTS, examples=[["print('hello world"]]
+  )
+
+
+class Watched(pydantic.BaseModel):
+  """What `Monitor` says of each prompt, in their order (docs/watch.md)."""
+
+  records: list[dict[str, Any]]
 
 
 class VerifyRequest(pydantic.BaseModel):
@@ -263,6 +282,9 @@ def make_app(
     faithfulness.check_circuit(model, params, circuit)
     loaded[directory.name] = circuit
     directories[directory.name] = directory
+  monitor = watch.Monitor(
+    model, params, reference.load_named(circuits), tokenizer
+  )
   worker = Worker(limits.waiting)
   most_tokens = model.config.context_length
 
@@ -275,13 +297,13 @@ def make_app(
 
   app = fastapi.FastAPI(
     title="sparse_jax",
-    description="Circuits of one model: which decides a prompt, and whether the"
-    " model still has them.",
+    description="Circuits of one model: which decides a prompt, what they say"
+    " of it, and whether the model still has them.",
     lifespan=lifespan,
     docs_url=None,  # These pages load scripts from elsewhere.
     redoc_url=None,
     responses={
-      s: {"model": Problem} for s in (404, 408, 413, 422, 500, 503, 504)
+      s: {"model": Problem} for s in (404, 405, 408, 413, 422, 500, 503, 504)
     },
   )
   app.add_middleware(BoundedBody, limits=limits)
@@ -295,6 +317,11 @@ def make_app(
   async def refuse_input(request, error):
     del request
     return _answer(Refused(422, str(error)))
+
+  @app.exception_handler(starlette.exceptions.HTTPException)
+  async def refuse_path(request, error):
+    line = f"{request.method} {request.url.path}: {error.detail}"
+    return _answer(Refused(error.status_code, line))
 
   @app.exception_handler(exceptions.RequestValidationError)
   async def refuse_form(request, error):
@@ -331,6 +358,12 @@ def make_app(
         **explain.to_dict(*of),
       )
 
+    return await worker.run(work, limits.seconds)
+
+  @app.post("/watch")
+  async def watch_prompts(request: WatchRequest) -> Watched:
+    """Which circuits apply to prompts, what each says, and alarms."""
+    work = lambda: Watched(records=monitor(request.prompts))
     return await worker.run(work, limits.seconds)
 
   @app.post("/verify", status_code=202)

@@ -77,14 +77,19 @@ def explain(port, prompt):
 
 def test_a_hundred_clients_at_once_each_get_their_own_answer(root, port):
   bad = [
-    (b"{not json", 422, "JSON"),
-    (b"\xff\xfe", 422, ""),
-    (b'{"prompt": 3}', 422, "body.prompt"),
-    (b'{"prompt": ""}', 422, "at least 1 character"),
-    (b'{"prompt": "x", "other": 1}', 422, "body.other"),
-    (b'{"prompt": "\\ud800"}', 422, ""),
-    (json.dumps({"prompt": "x " * 200}), 413, "need at most 64"),
-    (json.dumps({"prompt": "x" * 3000}), 413, "over 2000 bytes"),
+    ("/explain", b"{not json", 422, "JSON"),
+    ("/explain", b"\xff\xfe", 422, ""),
+    ("/explain", b'{"prompt": 3}', 422, "body.prompt"),
+    ("/explain", b'{"prompt": ""}', 422, "at least 1 character"),
+    ("/explain", b'{"prompt": "x", "other": 1}', 422, "body.other"),
+    ("/explain", b'{"prompt": "\\ud800"}', 422, ""),
+    ("/explain", json.dumps({"prompt": "x " * 200}), 413, "need at most 64"),
+    ("/explain", json.dumps({"prompt": "x" * 3000}), 413, "over 2000 bytes"),
+    ("/watch", b'{"prompts": []}', 422, "at least 1 item"),
+    ("/watch", json.dumps({"prompts": ["x"] * 65}), 422, "at most 64 items"),
+    ("/watch", b'{"prompts": ["x", ""]}', 422, "at least one token"),
+    ("/watch", b'{"prompts": ["x", "\\ud800"]}', 422, ""),
+    ("/nowhere", b"{}", 404, "POST /nowhere"),
   ]
   model, params = sj.load_model(root / "model")
   tokenizer = sj.load_tokenizer(root / "model")
@@ -93,13 +98,20 @@ def test_a_hundred_clients_at_once_each_get_their_own_answer(root, port):
     prompt: sj.explain_prompt(model, params, circuits, tokenizer, prompt)
     for prompt in PROMPTS
   }
+  monitor = sj.Monitor(
+    model, params, sj.load_circuits(root / "circuits"), tokenizer
+  )
+  watched = {prompt: monitor([prompt, "y = 1"]) for prompt in PROMPTS}
   gate = threading.Barrier(100)
 
   def client(number):
     gate.wait()
     if number % 4 == 0:
       return explain(port, PROMPTS[number // 4 % 4])
-    return ask(port, "POST", "/explain", bad[number % 8][0])
+    if number % 8 == 1:
+      prompts = [PROMPTS[number // 8 % 4], "y = 1"]
+      return ask(port, "POST", "/watch", json.dumps({"prompts": prompts}))
+    return ask(port, "POST", *bad[number % len(bad)][:2])
 
   with concurrent.futures.ThreadPoolExecutor(100) as pool:
     answers = list(pool.map(client, range(100)))
@@ -111,8 +123,11 @@ def test_a_hundred_clients_at_once_each_get_their_own_answer(root, port):
       difference = answer["circuits"][0]["circuit_difference"]
       assert difference == pytest.approx(found.chosen.circuit_difference)
       assert len(answer["nodes"]) == len(found.parts)
+    elif number % 8 == 1:
+      assert status == 200, answer
+      assert answer == {"records": watched[PROMPTS[number // 8 % 4]]}
     else:
-      _, want_status, line = bad[number % 8]
+      _, _, want_status, line = bad[number % len(bad)]
       assert status == want_status, answer
       assert list(answer) == ["error"] and line in answer["error"]
   assert ask(port, "GET", "/circuits")[0] == 200
@@ -157,7 +172,10 @@ def test_the_schema_names_every_path_and_status(port):
   status, schema = ask(port, "GET", "/openapi.json")
   assert status == 200
   assert set(schema["paths"]) == {
-    *("/circuits", "/explain", "/verify", "/verify/{number}")
+    *("/circuits", "/explain", "/watch", "/verify", "/verify/{number}")
   }
-  statuses = set(schema["paths"]["/explain"]["post"]["responses"])
-  assert statuses >= {"200", "413", "422", "503", "504"}
+  for path in ("/explain", "/watch"):
+    statuses = set(schema["paths"][path]["post"]["responses"])
+    assert statuses >= {"200", "413", "422", "503", "504"}
+  status, answer = ask(port, "GET", "/watch")
+  assert status == 405 and "GET /watch" in answer["error"]
