@@ -23,7 +23,7 @@ import pydantic
 import starlette.exceptions
 from fastapi import exceptions, responses
 
-from sparse_jax import checkpoint, explain, faithfulness, reference, watch
+from sparse_jax import checkpoint, explain, reference, watch
 from sparse_jax import circuit as circuit_lib
 from sparse_jax.utils import errors
 
@@ -276,15 +276,15 @@ def make_app(
   limits = limits or Limits()
   model, params = checkpoint.load_model(model_directory)
   tokenizer = checkpoint.load_tokenizer(model_directory)
-  loaded, directories = {}, {}
-  for directory in circuits:
-    circuit = circuit_lib.Circuit.load(directory)
-    faithfulness.check_circuit(model, params, circuit)
-    loaded[directory.name] = circuit
-    directories[directory.name] = directory
+  # The monitor checks that they are the model's.
   monitor = watch.Monitor(
     model, params, reference.load_named(circuits), tokenizer
   )
+  directories = {directory.name: directory for directory in circuits}
+  loaded = {
+    name: circuit_lib.Circuit.load(directory)
+    for name, directory in directories.items()
+  }
   worker = Worker(limits.waiting)
   most_tokens = model.config.context_length
 
