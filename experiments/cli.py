@@ -102,6 +102,7 @@ def _status(main, argv: Sequence[str], help_text: Callable[[bool], str]) -> int:
     host.end_with_parent()
     host.keep_freed_memory()
     host.cache_compilations()
+    host.compile_fast()
     host.count_compilations()
     return main(overrides) or 0
   except loop.LostProcessError as e:

@@ -7,7 +7,8 @@ Writes files/ (what to train on), tokens/ (the same as tokens) and manifest.json
 
   python -m experiments.train --config=experiments/configs/quickstart.py \\
     --workdir=runs/pinned --config.data.source=corpus/files \\
-    --config.data.directory=corpus/tokens --config.data.max_megabytes=0
+    --config.data.directory=corpus/tokens --config.data.max_megabytes=0 \\
+    --config.data.vocab_size=2048
 
 Exit status 1 if the files are not those whose hash the list names.
 """

@@ -431,11 +431,17 @@ class PruneConfig(_Checked):
     outside_momentum: decay of the running mean of slopes that an adversary
       climbs by
     outside_life: steps after which an adversary's r starts anew, each in turn
+    outside_ascents: sign steps that an r takes on every batch, from a start of
+      its own and by passes of its own; 0 keeps it from step to step instead
+    outside_per_example: whether every prompt then has an r of its own
     outside_draws: uniform r's that see a part beside them, drawn anew every
       step; a closed path that is partly on has a gradient, one that is shut
       twice has none
-    outside_rate: length of an adversary's sign step
-    outside_steps: steps of the adversary that a robust circuit is held against
+    outside_rate: length of an adversary's sign step while masks are trained
+    outside_steps: steps of the adversary that sizes are decided against; the
+      claim's are `faithfulness.robustness.STEPS`
+    outside_stride: length of each of them: a few long ones find what many short
+      ones do
     freeze_norms: whether a circuit runs with every RMS norm's scale held at the
       whole model's on the same prompt, so that no circuit can live on what
       ablation does to the norms (a variant of Drori's replication, 2026)
@@ -489,9 +495,12 @@ class PruneConfig(_Checked):
   outside_sources: int = field(1, NOT_NEGATIVE)
   outside_momentum: float = field(0.5, BELOW_1)
   outside_life: int = field(40, AT_LEAST_1)
+  outside_ascents: int = field(0, NOT_NEGATIVE)
+  outside_per_example: bool = False
   outside_draws: int = field(1, NOT_NEGATIVE)
   outside_rate: float = field(0.1, POSITIVE)
-  outside_steps: int = field(40, AT_LEAST_1)
+  outside_steps: int = field(12, AT_LEAST_1)
+  outside_stride: float = field(0.5, POSITIVE)
   freeze_norms: bool = False
   sites: tuple[str, ...] = field(sites.LAYER_NODE_SITES, SOME_SITES)
   target_loss: float = field(0.15, POSITIVE)
@@ -512,6 +521,9 @@ class PruneConfig(_Checked):
       raise errors.bad_value("prune.num_seeds", self.num_seeds, need)
     _check_sites("prune.sites", self.sites, sites.NODE_SITES)
     self.cost_of_site()
+    if self.outside_per_example and not self.outside_ascents:
+      need = "false where prune.outside_ascents=0: batches share no prompts"
+      raise errors.bad_value("prune.outside_per_example", True, need)
 
   def cost_of_site(self) -> dict[str, float]:
     """Returns what `site_costs` says, by site."""

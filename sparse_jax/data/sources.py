@@ -325,11 +325,25 @@ def is_held_out(digest: str, eval_fraction: float) -> bool:
 
 
 def scan(config: config_lib.DataConfig, progress: bool = False) -> Corpus:
-  """Reads a source once and returns its documents, deduplicated and split.
+  """Returns a source's documents, deduplicated and split.
 
-  Each split gets at least one. Raises InputError for a source that is missing
-  or has fewer than two, and for a JSONL line without the text field.
+  Each split gets at least one. A source is read once in a process for as long
+  as its files stay what they are. Raises InputError for a source that is
+  missing or has fewer than two, and for a JSONL line without the text field.
   """
+  key = config, fingerprint(config)
+  if key not in _LAST:
+    corpus = _scan(config, progress)
+    _LAST.clear()
+    _LAST[key] = corpus
+  return _LAST[key]
+
+
+# Of one source: a run asks for its training and its held-out files in turn.
+_LAST: dict[tuple[config_lib.DataConfig, str], Corpus] = {}
+
+
+def _scan(config, progress) -> Corpus:
   is_hf = config.source.startswith("hf:")
   reader = (_HuggingFaceReader if is_hf else _FileReader)(config)
   entries, reasons = {}, collections.Counter()

@@ -16,7 +16,7 @@ from sparse_jax import faithfulness as faithfulness_lib
 from sparse_jax import tasks as tasks_lib
 from sparse_jax.model import hooks, sharding, transformer
 from sparse_jax.pruning import search
-from sparse_jax.tasks import evaluation, real_code
+from sparse_jax.tasks import evaluation, mask_evaluator, real_code
 from sparse_jax.tasks import sequences as sequences_lib
 from sparse_jax.utils import errors, files
 
@@ -119,13 +119,14 @@ class Pipeline:
     Returns:
       For every task to prune whether the model has learned it, and reasons.
     """
-    diffs = evaluation.make_difference_function(self.model, self.params)
     prune, seed = self.config.prune, self.config.seed
     chosen, skipped = {}, {}
     for task in tasks:
       try:
         sequences_lib.make_splits(task, prune, seed)
-        check = evaluation.check_learned(diffs, task, prune, seed)
+        check = evaluation.check_learned(
+          self._difference_of_whole_model, task, prune, seed
+        )
       except errors.InputError as e:
         skipped[task.name] = str(e)
         continue
@@ -134,6 +135,13 @@ class Pipeline:
       else:
         skipped[task.name] = "not learned: " + "; ".join(check.reasons)
     return chosen, skipped
+
+  def _difference_of_whole_model(self, sequences):
+    """Returns logit differences `[S]`, by the programs that circuits need."""
+    means = {name: self.means[name] for name in self.config.prune.sites}
+    whole = self.model, self.params, means
+    evaluator = mask_evaluator.on_mesh(*whole, sequences)
+    return evaluator.logit_difference(evaluator.constant(1))
 
   def run(
     self,

@@ -97,12 +97,17 @@ def loosen(
       return x
     index = site_lib.LAYER_NODE_SITES.index(site)
     own = jax.random.fold_in(jax.random.fold_in(key, index), layer or 0)
-    moved_key, r_key = jax.random.split(own)
-    width = x.shape[-1:]
-    r = jax.random.uniform(r_key, width, x.dtype)
-    m = jnp.where(jax.random.bernoulli(moved_key, share, width), r, 1)
-    mean = jax.lax.stop_gradient(jnp.mean(x, tuple(range(x.ndim - 1))))
-    return mean + m * (x - mean)
+
+    def move(x):
+      moved_key, r_key = jax.random.split(own)
+      width = x.shape[-1:]
+      r = jax.random.uniform(r_key, width, x.dtype)
+      m = jnp.where(jax.random.bernoulli(moved_key, share, width), r, 1)
+      mean = jax.lax.stop_gradient(jnp.mean(x, tuple(range(x.ndim - 1))))
+      return mean + m * (x - mean)
+
+    # Most steps are not noisy; means of all sites would cost a seventh of them.
+    return jax.lax.cond(is_noisy, move, lambda x: x, x)
 
   return hook
 

@@ -185,6 +185,17 @@ def beside(params: Any, batch: Any) -> Any:
   return jax.device_put(batch, batch_sharding(mesh))
 
 
+def on_all(params: Any, tree: Any) -> Any:
+  """Returns values whole on every device that the parameters are on.
+
+  What a jitted step returns is there, so that its first call and the next are
+  one program.
+  """
+  mesh = mesh_of(params)
+  own = getattr(jax.tree.leaves(params)[0], "sharding", None)
+  return jax.device_put(tree, own if mesh is None else replicated(mesh))
+
+
 def global_batch(mesh: Mesh, rows: np.ndarray) -> jax.Array:
   """Returns this process's rows of a batch as one global, sharded array."""
   return jax.make_array_from_process_local_data(batch_sharding(mesh), rows)

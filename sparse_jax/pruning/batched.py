@@ -139,6 +139,8 @@ def compile_runs(
     outside_sources=config.outside_sources,
     outside_draws=config.outside_draws,
     outside_life=config.outside_life,
+    outside_ascents=config.outside_ascents,
+    outside_per_example=config.outside_per_example,
     outside_momentum=config.outside_momentum,
     outside_rate=config.outside_rate,
   )

@@ -23,9 +23,10 @@ from sparse_jax.tasks import sequences as sequences_lib
 _LOG_LIMIT = 4.605170185988092
 _STEPS = 16
 # Rows of logit differences a call, so that one program serves any number, and
-# the least number of prompts, which are padded to a power of two.
+# the least number of prompts, which are padded to a power of two: a program
+# takes longer to make than these rows ever take to run.
 _ROWS = 8
-_PROMPTS = 128
+_PROMPTS = 512
 
 
 def smoothed_loss(

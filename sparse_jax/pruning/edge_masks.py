@@ -17,7 +17,7 @@ import optax
 
 from sparse_jax import config as config_lib
 from sparse_jax.model import edges as edges_lib
-from sparse_jax.model import transformer
+from sparse_jax.model import sharding, transformer
 from sparse_jax.pruning import batched, calibrate, thresholding
 from sparse_jax.pruning import masks as masks_lib
 from sparse_jax.pruning import target as target_lib
@@ -73,7 +73,7 @@ def _train(target, candidate, kept, train, config, k_coef, seed, bar):
     config, k_coef=k_coef, seed=seed
   )
   optimizer = masks_lib.mask_optimizer(hyperparameters, config.edge_steps)
-  state = tau, optimizer.init(tau)
+  state = sharding.on_all(evaluator.params, (tau, optimizer.init(tau)))
   num_pairs = len(train.tokens) // 2
   for i in range(config.edge_steps):
     rows = batched.draw_rows(num_pairs, config.batch_size, seed, i)

@@ -6,10 +6,12 @@ cross-entropy plus `k_coef` times the number of open gates; the gradient of H is
 that of a sigmoid. Weights get no gradient.
 
 A share of the loss, `outside_weight`, may be taken with closed nodes left on by
-some r (`tasks/outside.py`): drawn at random, or climbing the loss by the same
-backward pass that trains τ.
+some r (`tasks/outside.py`): drawn at random, or climbing the loss: from step to
+step by the same backward pass that trains τ, or anew on every batch by passes
+of its own (`outside_ascents`).
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -81,7 +83,8 @@ class PruneState(NamedTuple):
     tau: mask parameters, per site `[layers, width]`, in [-1, 1].
     opt_state: of the mask optimizer.
     r: how far closed nodes are left on, per site `[num_r, layers, width]` in
-      [0, 1], the adversary's first; empty under plain ablation.
+      [0, 1], the adversary's first; empty under plain ablation, and where r is
+      made anew on every batch.
     pull: running means of the loss's slopes along `r`: one batch is noisy.
   """
 
@@ -143,30 +146,47 @@ def init_prune(
 
   r is uniform: a source that starts at a corner has that corner's bias.
   """
-  keys = jax.random.split(
-    jax.random.key(hyperparameters.seed), len(config.sites)
-  )
+  shapes = {
+    name: (sites.num_rows(name, model.n_layer), model.width(name))
+    for name in config.sites
+  }
+  key = jax.random.key(hyperparameters.seed)
   tau = {}
-  for name, key in zip(config.sites, keys, strict=True):
-    shape = (sites.num_rows(name, model.n_layer), model.width(name))
-    noise = hyperparameters.init_scale * jax.random.normal(key, shape)
+  for name, noise in _draw(jax.random.normal, key, shapes).items():
+    noise = hyperparameters.init_scale * noise
     tau[name] = jnp.clip(hyperparameters.init_bias + noise, -1, 1)
     tau[name] = jnp.where(allowed[name], tau[name], -1.0)
   optimizer = mask_optimizer(hyperparameters, config.steps)
   step = jnp.zeros([], jnp.int32)
-  r = _draw_r(config, hyperparameters, step, tau)
+  r = {}
+  if config.num_r and not config.outside_ascents:
+    r = _draw_r(config, hyperparameters, step, tau)
   pull = jax.tree.map(jnp.zeros_like, r)
   return PruneState(step, tau, optimizer.init(tau), r, pull)
 
 
-def _draw_r(config, hyperparameters, step, tau):
-  """Returns `num_r` uniform r's like `tau`, of a run and step."""
-  if not config.num_r:
-    return {}
+def _draw(draw, key, shapes):
+  """Returns an array of each shape, by name, of one draw.
+
+  A draw for each would take ten times as long to compile.
+  """
+  sizes = [math.prod(shape) for shape in shapes.values()]
+  parts = jnp.split(draw(key, (sum(sizes),)), np.cumsum(sizes)[:-1])
+  return {
+    name: part.reshape(shape)
+    for (name, shape), part in zip(shapes.items(), parts, strict=True)
+  }
+
+
+def _draw_r(config, hyperparameters, step, tau, axes=()):
+  """Returns `num_r` uniform r's like `tau`, of a run and step.
+
+  Per site `[num_r, layers, *axes, width]`.
+  """
   key = jax.random.fold_in(jax.random.key(hyperparameters.seed), step)
-  draw = lambda key, t: jax.random.uniform(key, (config.num_r, *t.shape))
-  keys = jax.random.split(key, len(tau))
-  return {n: draw(k, tau[n]) for n, k in zip(tau, keys, strict=True)}
+  shape = lambda t: (config.num_r, t.shape[0], *axes, t.shape[1])
+  shapes = {n: shape(tau[n]) for n in in_order(tau)}
+  return _draw(jax.random.uniform, key, shapes)
 
 
 def _is_fresh(config: config_lib.PruneConfig, step: jax.Array) -> jax.Array:
@@ -213,17 +233,30 @@ def prune_step(
     )
     return logit_difference_lib.task_loss(diff_S)
 
-  def both_losses(gates, left_on):
-    """Returns the plain loss and the one under each r on its part."""
-    num_r, num_pairs = config.num_r, len(run.sequences.positions) // 2
-    parts = sequences_lib.deal(run.sequences, num_r)
-    if num_pairs % num_r:
-      robust = jnp.mean(jax.vmap(loss_under)(left_on, parts))
-      return loss_under(gates, run.sequences), robust
+  def parts():
+    return sequences_lib.deal(run.sequences, config.num_r)
+
+  def left_on(gates, r):
+    # An r may have axes for prompts between those of layers and channels.
+    axes = {n: (1,) * (x.ndim - 3) for n, x in r.items()}
+    gates = {n: g.reshape(len(g), *axes[n], -1) for n, g in gates.items()}
+    return gates, outside.leave_on(gates, r)
+
+  def robust_loss(gates, r):
+    """Returns the loss under each r on its part."""
+    return jnp.mean(jax.vmap(loss_under)(left_on(gates, r)[1], parts()))
+
+  def both_losses(gates, r):
+    """Returns the plain loss and the robust one."""
+    num_r = config.num_r
+    if len(run.sequences.positions) // 2 % num_r:
+      return loss_under(gates, run.sequences), robust_loss(gates, r)
     # As parts of one batch: two passes take twice as long to compile.
-    plain = {n: jnp.broadcast_to(g, left_on[n].shape) for n, g in gates.items()}
+    gates, opened = left_on(gates, r)
+    plain = {n: jnp.broadcast_to(g, opened[n].shape) for n, g in gates.items()}
     join = lambda *trees: jax.tree.map(lambda *x: jnp.concatenate(x), *trees)
-    losses_R = jax.vmap(loss_under)(join(plain, left_on), join(parts, parts))
+    every = join(plain, opened), join(parts(), parts())
+    losses_R = jax.vmap(loss_under)(*every)
     return jnp.mean(losses_R[:num_r]), jnp.mean(losses_R[num_r:])
 
   def objective(tau, r):
@@ -235,34 +268,66 @@ def prune_step(
     if config.edge_cost:
       cost += config.edge_cost * edges_lib.open_edges(params, gates)
     if weight:
-      loss, robust_loss = both_losses(gates, outside.leave_on(gates, r))
+      loss, robust = both_losses(gates, r)
     else:
-      loss, robust_loss = loss_under(gates, run.sequences), jnp.zeros([])
-    total = (1 - weight) * loss + weight * robust_loss
+      loss, robust = loss_under(gates, run.sequences), jnp.zeros([])
+    total = (1 - weight) * loss + weight * robust
     metrics = {
       "task_loss": loss,
-      "robust_loss": robust_loss,
+      "robust_loss": robust,
       "open_gates": sum(counts.values()),
     }
     return total + hyperparameters.k_coef * cost, metrics
 
+  r = state.r
+  if config.num_r and config.outside_ascents:
+    r = _climb_anew(config, hyperparameters, state, run.sequences, robust_loss)
   grad = jax.grad(objective, argnums=(0, 1), has_aux=True)
-  (grads, slope), metrics = grad(state.tau, state.r)
+  (grads, slope), metrics = grad(state.tau, r)
   optimizer = mask_optimizer(hyperparameters, config.steps)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.tau)
   tau = optax.apply_updates(state.tau, updates)
   tau = {n: jnp.where(run.allowed[n], t, -1.0) for n, t in tau.items()}
   step = state.step + 1
+  after = state._replace(step=step, tau=tau, opt_state=opt_state)
+  if state.r:
+    after = _climb_on(config, hyperparameters, after, slope)
+  return after, metrics
+
+
+def _climb_on(config, hyperparameters, state, slope):
+  """Returns the state with its r's one sign step further, or drawn anew."""
   keep = config.outside_momentum
   pull = {n: keep * state.pull[n] + (1 - keep) * s for n, s in slope.items()}
   climbed = outside.ascend(state.r, pull, config.outside_rate)
-  is_fresh_R = _is_fresh(config, step)[:, None, None]
+  is_fresh_R = _is_fresh(config, state.step)[:, None, None]
   pull = {n: jnp.where(is_fresh_R, 0.0, p) for n, p in pull.items()}
-  r = {
-    name: jnp.where(is_fresh_R, drawn, climbed[name])
-    for name, drawn in _draw_r(config, hyperparameters, step, tau).items()
-  }
-  return PruneState(step, tau, opt_state, r, pull), metrics
+  drawn = _draw_r(config, hyperparameters, state.step, state.tau)
+  r = {n: jnp.where(is_fresh_R, drawn[n], climbed[n]) for n in drawn}
+  return state._replace(r=r, pull=pull)
+
+
+def _climb_anew(config, hyperparameters, state, sequences, robust_loss):
+  """Returns r's for one batch: drawn, then several sign steps up its loss.
+
+  Per site `[num_r, layers, width]`; where every prompt has its own, with axes
+  `[prompts of a part, 1]` before the last.
+  """
+  size = len(sequences.positions) // 2 // config.num_r
+  axes = (2 * size, 1) if config.outside_per_example else ()
+  start = _draw_r(config, hyperparameters, state.step, state.tau, axes)
+  gates = {n: (t >= 0).astype(t.dtype) for n, t in state.tau.items()}
+  climbs_R = jnp.arange(config.num_r) < config.num_sources
+
+  def ascend(_, r):
+    slope = jax.grad(lambda r: robust_loss(gates, r))(r)
+    higher = outside.ascend(r, slope, config.outside_rate)
+    pick = lambda new, old: jnp.where(
+      climbs_R.reshape(-1, *(1,) * (old.ndim - 1)), new, old
+    )
+    return jax.tree.map(pick, higher, r)
+
+  return jax.lax.fori_loop(0, config.outside_ascents, ascend, start)
 
 
 def in_order(names: Iterable[str]) -> list[str]:

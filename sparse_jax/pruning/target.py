@@ -48,6 +48,7 @@ class Target:
     accuracy_lost: to the adversary, of the whole model's; None asks for none.
     steps: the adversary's, which climbs on a part of the pairs and is scored
       there.
+    stride: length of each of them.
     shifts: whether calibrations fit a shift.
     seed: of the adversary's start.
     ends_on_miss: what ends as soon as an attack shows a miss: "attack" all of
@@ -58,7 +59,8 @@ class Target:
   evaluator: mask_evaluator.MaskEvaluator
   loss: float
   accuracy_lost: float | None = None
-  steps: int = 40
+  steps: int = 12
+  stride: float = 0.5
   shifts: bool = False
   seed: int = 0
   ends_on_miss: Literal["", "starts", "attack"] = ""
@@ -77,6 +79,7 @@ class Target:
       config.target_share * config.target_per_side,
       None if config.ablation_outside == "plain" else lost,
       config.outside_steps,
+      config.outside_stride,
       config.shift_answers,
       seed,
     )
@@ -135,6 +138,7 @@ class Target:
         start,
         self.steps,
         self.seed,
+        self.stride,
         is_enough=misses if self.ends_on_miss == "attack" else never,
       )
       yield found

@@ -23,6 +23,8 @@ from sparse_jax.tasks.sequences import Sequences, padded_length
 # Most prompts a call. More fill an accelerator; a CPU is no faster for them.
 _MOST_ROWS = {"cpu": 32}
 _MOST_ROWS_ELSEWHERE = 256
+# Of a call's prompts: each length is a program more of every kind.
+_LENGTH_MULTIPLE = 32
 
 
 @functools.partial(
@@ -148,7 +150,8 @@ class MaskEvaluator:
       is_used = np.arange(start, start + size) < total
       rows = np.resize(self._by_length[start : start + size], size)
       part = Sequences(*(x[rows] for x in prompts))
-      length = padded_length(int(part.positions.max()) + 1)
+      longest = int(part.positions.max()) + 1
+      length = padded_length(longest, _LENGTH_MULTIPLE)
       part = part._replace(tokens=part.tokens[:, :length])
       parts.append((self.on(Sequences(*map(jnp.asarray, part))), is_used))
     return parts

@@ -109,12 +109,12 @@ def make_splits(
   return Splits(**sequences, pairs=pairs)
 
 
-def padded_length(length: int) -> int:
+def padded_length(length: int, multiple: int = _LENGTH_MULTIPLE) -> int:
   """Returns the length that prompts of up to so many tokens are padded to.
 
   Few lengths, so that sets of prompts share programs.
   """
-  return -(-length // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
+  return -(-length // multiple) * multiple
 
 
 def first_pairs(sequences: Sequences, count: int) -> Sequences:

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import functools
 import importlib.metadata
+import importlib.util
 import math
 import os
 import pathlib
@@ -66,6 +67,20 @@ def cache_compilations() -> None:
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     directory = pathlib.Path(home) / "sparse_jax" / "compiled"
     jax.config.update("jax_compilation_cache_dir", str(directory))
+
+
+def compile_fast() -> None:
+  """Asks LLVM for its first level of optimization, where the CPU computes.
+
+  Programs are then made in two thirds of the time and run as fast
+  (docs/performance.md). Call it before the first computation. A level that
+  `XLA_FLAGS` names stays, and so does all where JAX may find an accelerator.
+  """
+  flag, flags = "--xla_backend_optimization_level", os.environ.get("XLA_FLAGS")
+  plugins = importlib.metadata.entry_points(group="jax_plugins")
+  is_tpu = importlib.util.find_spec("libtpu") is not None
+  if flag not in (flags or "") and not plugins and not is_tpu:
+    os.environ["XLA_FLAGS"] = f"{flags or ''} {flag}=1".strip()
 
 
 class Compiled(NamedTuple):

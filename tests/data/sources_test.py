@@ -120,6 +120,17 @@ class DocumentsTest(FolderTest):
     self.assertCountEqual([d.text for d in documents], ["one\n", "two two\n"])
     self.assertCountEqual([d.name for d in documents], ["a.txt", "b.txt"])
 
+  def test_a_source_is_read_again_only_when_its_files_have_changed(self):
+    self.write("source/a.txt", "one\n")
+    self.write("source/b.txt", "two\n")
+    first = sources.scan(self.config())
+    self.assertIs(sources.scan(self.config()), first)
+    self.write("source/c.txt", "three\n")
+    second = sources.scan(self.config())
+    self.assertEqual(second.counts["documents"], 3)
+    half = sources.scan(self.config(max_megabytes=8e-6))
+    self.assertEqual(half.counts["documents"], 2)
+
   def test_what_is_no_code_is_left_out_and_counted(self):
     self.write("source/a.py", "a = 1\n")
     self.write("source/b.py", "b = 2\n")

@@ -20,6 +20,7 @@ from sparse_jax.tasks import logit_difference as logit_difference_lib
 from sparse_jax.tasks import mask_evaluator, outside
 from sparse_jax.tasks import means as task_means_lib
 from sparse_jax.tasks import sequences as sequences_lib
+from sparse_jax.utils import errors
 
 
 class GateTest(absltest.TestCase):
@@ -250,6 +251,68 @@ class StepTest(parameterized.TestCase):
       part = jax.tree.map(lambda x, i=i: x[i], parts)
       under.append(float(loss(outside.leave_on(gates, r), part)))
     self.assertAlmostEqual(metrics["robust_loss"], np.mean(under), places=5)
+
+  def under_fresh(self, **fields):
+    """Returns a step's robust loss, and what it is by hand for any r's."""
+    model, params, _ = helpers.tiny_model()
+    config = config_lib.PruneConfig(
+      outside_sources=1, outside_draws=1, init_scale=0.1, **fields
+    )
+    run = masks_lib.Run(
+      masks_lib.Hyperparameters.from_config(config, k_coef=0.0, seed=0),
+      helpers.random_means(model),
+      helpers.random_sequences(8),
+      helpers.random_masks(model, 1.0),
+    )
+    state = masks_lib.init_prune(
+      model.config, config, run.hyperparameters, run.allowed
+    )
+    self.assertEmpty(state.r)
+    step = jax.jit(functools.partial(masks_lib.prune_step, model, config))
+    after, metrics = step(state, params, run)
+    self.assertEmpty(after.r)
+    parts = sequences_lib.deal(run.sequences, 2)
+    gates = {n: (t >= 0).astype(jnp.float32) for n, t in state.tau.items()}
+    draw = lambda axes=(): masks_lib._draw_r(
+      config, run.hyperparameters, state.step, state.tau, axes
+    )
+
+    @functools.partial(jax.jit, static_argnums=(1, 2))
+    def loss(r, source, prompt=None):
+      only = slice(None) if prompt is None else slice(prompt, prompt + 1)
+      sequences = jax.tree.map(lambda x: x[source][only], parts)
+      diff_S = mask_evaluator.masked_logit_difference(
+        model, False, params, run.means, outside.leave_on(gates, r), sequences
+      )
+      return logit_difference_lib.task_loss(diff_S)
+
+    return metrics["robust_loss"], draw, loss
+
+  def test_a_fresh_adversary_climbs_its_batch_from_a_draw(self):
+    got, draw, loss = self.under_fresh(outside_ascents=3, outside_rate=0.2)
+    drawn = {n: x[1] for n, x in draw().items()}
+    r = start = {n: x[0] for n, x in draw().items()}
+    for _ in range(3):
+      r = outside.ascend(r, jax.grad(loss)(r, 0), 0.2)
+    self.assertNotAlmostEqual(loss(r, 0), loss(start, 0), places=3)
+    want = (loss(r, 0) + loss(drawn, 1)) / 2
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+
+  def test_every_prompt_may_have_an_r_of_its_own(self):
+    fields = {"outside_ascents": 2, "outside_per_example": True}
+    got, draw, loss = self.under_fresh(**fields)
+    losses = []
+    for source in range(2):
+      for prompt in range(4):
+        r = {n: x[source, :, prompt, 0] for n, x in draw((4, 1)).items()}
+        for _ in range(0 if source else 2):
+          r = outside.ascend(r, jax.grad(loss)(r, source, prompt), 0.1)
+        losses.append(loss(r, source, prompt))
+    np.testing.assert_allclose(got, np.mean(losses), rtol=1e-5)
+
+  def test_an_r_for_a_prompt_is_not_kept(self):
+    with self.assertRaisesRegex(errors.InputError, "outside_per_example"):
+      config_lib.PruneConfig(outside_per_example=True)
 
   def test_rate_warms_up_then_falls_to_zero(self):
     hyperparameters = masks_lib.Hyperparameters(

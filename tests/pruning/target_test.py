@@ -43,11 +43,11 @@ class TargetTest(parameterized.TestCase):
     evaluator = self.with_groups(np.zeros(16, int))
     full = np.mean(evaluator.logit_difference(evaluator.constant(1)) > 0)
     target = target_lib.Target(
-      evaluator, 1e6, accuracy_lost=0.1, steps=5, seed=3
+      evaluator, 1e6, accuracy_lost=0.1, steps=5, stride=0.2, seed=3
     )
     reached = target.measure(stacked(self.mask))
     attacks = [
-      outside.attack(evaluator, self.mask, start, 5, seed=3)
+      outside.attack(evaluator, self.mask, start, 5, seed=3, rate=0.2)
       for start in outside.STARTS
     ]
     lost = full - min(np.mean(a.differences > 0) for a in attacks)

@@ -1,11 +1,13 @@
 """The host process."""
 
 import faulthandler
+import importlib.metadata
 import os
 import pathlib
 import signal
 import tempfile
 import time
+from unittest import mock
 
 import jax
 from absl.testing import absltest
@@ -34,6 +36,26 @@ class HostTest(absltest.TestCase):
     after = host.compiled()
     self.assertEqual(after.programs, before.programs + 1)
     self.assertGreater(after.seconds, before.seconds)
+
+  def test_programs_are_made_fast_unless_someone_has_chosen(self):
+    level = "--xla_backend_optimization_level"
+    cases = {
+      "": f"{level}=1",
+      "--other=2": f"--other=2 {level}=1",
+      f"{level}=3": f"{level}=3",
+    }
+    for before, after in cases.items():
+      with mock.patch.dict(os.environ, {"XLA_FLAGS": before}):
+        host.compile_fast()
+        self.assertEqual(os.environ["XLA_FLAGS"], after)
+
+  def test_nothing_changes_where_there_may_be_an_accelerator(self):
+    with (
+      mock.patch.dict(os.environ, {"XLA_FLAGS": ""}),
+      mock.patch.object(importlib.metadata, "entry_points", lambda group: [1]),
+    ):
+      host.compile_fast()
+      self.assertEqual(os.environ["XLA_FLAGS"], "")
 
   def test_a_line_tells_of_an_abort_and_of_nothing_else(self):
     root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
