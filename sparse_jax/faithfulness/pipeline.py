@@ -9,7 +9,9 @@ import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sparse_jax import checkpoint
+import numpy as np
+
+from sparse_jax import checkpoint, sites
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
 from sparse_jax import faithfulness as faithfulness_lib
@@ -138,7 +140,13 @@ class Pipeline:
 
   def _difference_of_whole_model(self, sequences):
     """Returns logit differences `[S]`, by the programs that circuits need."""
-    means = {name: self.means[name] for name in self.config.prune.sites}
+    config = self.model.config
+    rows = lambda name: sites.num_rows(name, config.n_layer)
+    # With all gates open nobody looks at them; only their shapes count.
+    means = {
+      name: np.zeros((rows(name), config.width(name)), np.float32)
+      for name in self.config.prune.sites
+    }
     whole = self.model, self.params, means
     evaluator = mask_evaluator.on_mesh(*whole, sequences)
     return evaluator.logit_difference(evaluator.constant(1))
