@@ -68,7 +68,9 @@ def find_essential(
 def _train(target, candidate, kept, train, config, k_coef, seed, bar):
   """Returns mask parameters and the optimizer's state at one cost."""
   evaluator = target.evaluator
-  tau = {path: jnp.where(keep, _INIT_TAU, -1.0) for path, keep in kept.items()}
+  # Of the dtype and on the device that a step returns, or it compiles twice.
+  start, closed = jnp.float32(_INIT_TAU), jnp.float32(-1)
+  tau = {path: jnp.where(keep, start, closed) for path, keep in kept.items()}
   hyperparameters = masks_lib.Hyperparameters.from_config(
     config, k_coef=k_coef, seed=seed
   )

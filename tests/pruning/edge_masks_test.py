@@ -1,15 +1,19 @@
 """Edge masks: identities with node masks, and a planted edge."""
 
+import dataclasses
+
 import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
+from sparse_jax import config as config_lib
 from sparse_jax import sites
 from sparse_jax.model import edges as edges_lib
 from sparse_jax.model import hooks
-from sparse_jax.pruning import edge_masks
+from sparse_jax.pruning import edge_masks, thresholding
+from sparse_jax.pruning import target as target_lib
 from sparse_jax.tasks import logit_difference as logit_difference_lib
 
 
@@ -105,6 +109,19 @@ class EdgeMaskTest(absltest.TestCase):
       np.testing.assert_array_equal(
         np.asarray(value)[np.asarray(kernel) == 0], 0
       )
+
+  def test_all_steps_are_one_program(self):
+    evaluator = helpers.tiny_evaluator()
+    # As a checkpoint gives them, and a jitted step returns its results.
+    params = jax.device_put(evaluator.params, jax.devices()[0])
+    evaluator = dataclasses.replace(evaluator, params=params)
+    target = target_lib.Target(evaluator, 10.0)
+    candidate = thresholding.keep(target, np.arange(20), 20)
+    config = config_lib.PruneConfig(edge_steps=3, batch_size=2)
+    before = edge_masks._train_step._cache_size()
+    train = evaluator.sequences
+    edge_masks.find_essential(target, candidate, train, config, 0, "")
+    self.assertEqual(edge_masks._train_step._cache_size(), before + 1)
 
 
 if __name__ == "__main__":
