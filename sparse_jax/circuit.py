@@ -337,10 +337,7 @@ class Circuit:
       config = config_lib.from_dict(
         config_lib.ModelConfig, raw.pop("model"), "model."
       )
-      shapes = {
-        name: (sites.num_rows(name, config.n_layer), config.width(name))
-        for name in raw.pop("sites")
-      }
+      shapes = {name: config.site_shape(name) for name in raw.pop("sites")}
       # First: the file shows that there is as much as the config says.
       means = _load_means(directory / "arrays.npz", shapes)
       node_mask = {

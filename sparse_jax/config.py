@@ -250,6 +250,10 @@ class ModelConfig(_Checked):
       "d_mlp": self.d_mlp or 4 * self.d_model,
     }[sites.SITES[site].width]
 
+  def site_shape(self, site: str) -> tuple[int, int]:
+    """Returns the shape of a site's `[layers, width]` arrays."""
+    return sites.num_rows(site, self.n_layer), self.width(site)
+
 
 # Every `option` of a model, and its default.
 OPTIONS: Mapping[str, Any] = {

@@ -59,7 +59,7 @@ def random_masks(model: transformer.Model, share: float, seed: int = 0):
   """Returns per node site `[layers, width]` masks, `share` of them true."""
   rng = np.random.default_rng(seed)
   return {
-    name: rng.random(mask_shape(model, name)) < share
+    name: rng.random(model.config.site_shape(name)) < share
     for name in sites.LAYER_NODE_SITES
   }
 
@@ -68,15 +68,9 @@ def random_means(model: transformer.Model, seed: int = 0):
   """Returns per node site `[layers, width]` float32 ablation values."""
   rng = np.random.default_rng(seed)
   return {
-    name: rng.normal(size=mask_shape(model, name)).astype(np.float32)
+    name: rng.normal(size=model.config.site_shape(name)).astype(np.float32)
     for name in sites.LAYER_NODE_SITES
   }
-
-
-def mask_shape(model: transformer.Model, name: str) -> tuple[int, int]:
-  """Returns the shape of a site's masks."""
-  rows = sites.num_rows(name, model.config.n_layer)
-  return rows, model.config.width(name)
 
 
 def sparsify(params, share: float, seed: int = 0):

@@ -90,10 +90,7 @@ def small(task="single_double_quote", **fields):
     | {name: fields.pop(name) for name in names & set(fields)}
   )
   node_mask = {
-    name: np.zeros(
-      (sites.num_rows(name, config.n_layer), config.width(name)), bool
-    )
-    for name in sites.NODE_SITES
+    name: np.zeros(config.site_shape(name), bool) for name in sites.NODE_SITES
   }
   for kept in fields.pop("nodes"):
     name, layer = sites.parse_site_id(kept["site"], config.n_layer)

@@ -63,7 +63,7 @@ def make(share=0.15, density=0.5, fraction=0.25, gate_last=False, **fields):
     del name
   mask, means = helpers.random_masks(model, share), helpers.random_means(model)
   if gate_last:
-    shape = helpers.mask_shape(model, "final_resid")
+    shape = model.config.site_shape("final_resid")
     mask["final_resid"] = rng.random(shape) < 0.5
     means["final_resid"] = rng.normal(size=shape).astype(np.float32)
   return with_mask(model, params, mask, means), params

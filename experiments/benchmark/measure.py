@@ -447,7 +447,7 @@ def _mask_program(
   rng = np.random.default_rng(0)
   means = {}
   for name in prune.sites:
-    size = n, sites.num_rows(name, shape.n_layer), model.config.width(name)
+    size = n, *model.config.site_shape(name)
     means[name] = jnp.asarray(rng.normal(0, 0.02, size), jnp.float32)
   token = lambda *size: jnp.asarray(rng.integers(0, shape.vocab_size, size))
   rows = n, shape.batch_size
@@ -506,10 +506,7 @@ def random_circuit(
     lambda w: w * (rng.random(w.shape) < (shape.density if w.ndim > 2 else 1)),
     jax.jit(model.init)(jax.random.key(0)),
   )
-  shapes = {
-    name: (sites.num_rows(name, shape.n_layer), config.model.width(name))
-    for name in config.prune.sites
-  }
+  shapes = {name: config.model.site_shape(name) for name in config.prune.sites}
   means = {
     name: jnp.asarray(rng.normal(0, 0.02, size), jnp.float32)
     for name, size in shapes.items()

@@ -105,10 +105,7 @@ def _model() -> tuple[transformer.Model, transformer.Params]:
 
 def _means(model: transformer.Model) -> dict[str, np.ndarray]:
   return {
-    name: np.ones(
-      (sites.num_rows(name, model.config.n_layer), model.config.width(name)),
-      np.float32,
-    )
+    name: np.ones(model.config.site_shape(name), np.float32)
     for name in sites.LAYER_NODE_SITES
   }
 

@@ -324,6 +324,10 @@ def is_held_out(digest: str, eval_fraction: float) -> bool:
   return int(digest[-16:], 16) < eval_fraction * 2**64
 
 
+# Of one source: a run asks for its training and its held-out files in turn.
+_LAST: dict[tuple[config_lib.DataConfig, str], Corpus] = {}
+
+
 def scan(config: config_lib.DataConfig, progress: bool = False) -> Corpus:
   """Returns a source's documents, deduplicated and split.
 
@@ -337,10 +341,6 @@ def scan(config: config_lib.DataConfig, progress: bool = False) -> Corpus:
     _LAST.clear()
     _LAST[key] = corpus
   return _LAST[key]
-
-
-# Of one source: a run asks for its training and its held-out files in turn.
-_LAST: dict[tuple[config_lib.DataConfig, str], Corpus] = {}
 
 
 def _scan(config, progress) -> Corpus:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sparse_jax import checkpoint, sites
+from sparse_jax import checkpoint
 from sparse_jax import circuit as circuit_lib
 from sparse_jax import config as config_lib
 from sparse_jax import faithfulness as faithfulness_lib
@@ -140,13 +140,10 @@ class Pipeline:
 
   def _difference_of_whole_model(self, sequences):
     """Returns logit differences `[S]`, by the programs that circuits need."""
-    config = self.model.config
-    rows = lambda name: sites.num_rows(name, config.n_layer)
+    shape = self.model.config.site_shape
     # With all gates open nobody looks at them; only their shapes count.
-    means = {
-      name: np.zeros((rows(name), config.width(name)), np.float32)
-      for name in self.config.prune.sites
-    }
+    names = self.config.prune.sites
+    means = {name: np.zeros(shape(name), np.float32) for name in names}
     whole = self.model, self.params, means
     evaluator = mask_evaluator.on_mesh(*whole, sequences)
     return evaluator.logit_difference(evaluator.constant(1))

@@ -90,7 +90,7 @@ def loosen(
   """
   chance_key, share_key, key = jax.random.split(key, 3)
   is_noisy = jax.random.bernoulli(chance_key, chance)
-  share = is_noisy * largest_share * jax.random.uniform(share_key)
+  share = largest_share * jax.random.uniform(share_key)
 
   def hook(site, layer, x):
     if site not in site_lib.LAYER_NODE_SITES:

@@ -146,10 +146,7 @@ def init_prune(
 
   r is uniform: a source that starts at a corner has that corner's bias.
   """
-  shapes = {
-    name: (sites.num_rows(name, model.n_layer), model.width(name))
-    for name in config.sites
-  }
+  shapes = {name: model.site_shape(name) for name in config.sites}
   key = jax.random.key(hyperparameters.seed)
   tau = {}
   for name, noise in _draw(jax.random.normal, key, shapes).items():
@@ -316,7 +313,8 @@ def _climb_anew(config, hyperparameters, state, sequences, robust_loss):
   size = len(sequences.positions) // 2 // config.num_r
   axes = (2 * size, 1) if config.outside_per_example else ()
   start = _draw_r(config, hyperparameters, state.step, state.tau, axes)
-  gates = {n: (t >= 0).astype(t.dtype) for n, t in state.tau.items()}
+  temperature = hyperparameters.temperature
+  gates = {n: binarize(t, temperature) for n, t in state.tau.items()}
   climbs_R = jnp.arange(config.num_r) < config.num_sources
 
   def ascend(_, r):

@@ -201,8 +201,7 @@ def _node_mask(
         f"{where}: circuit_data {full_name} holds {kept.dtype} from"
         f" {kept.min()} to {kept.max()}; need indices from 0 to {width - 1}"
       )
-    rows = sites.num_rows(name, config.n_layer)
-    mask = found.setdefault(name, np.zeros((rows, width), bool))
+    mask = found.setdefault(name, np.zeros(config.site_shape(name), bool))
     mask[layer or 0, kept.astype(int)] = True
   if not found:
     raise errors.InputError(f"{where}: circuit_data is empty; need locations")

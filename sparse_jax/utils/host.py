@@ -76,11 +76,12 @@ def compile_fast() -> None:
   (docs/performance.md). Call it before the first computation. A level that
   `XLA_FLAGS` names stays, and so does all where JAX may find an accelerator.
   """
-  flag, flags = "--xla_backend_optimization_level", os.environ.get("XLA_FLAGS")
+  flag = "--xla_backend_optimization_level"
+  flags = os.environ.get("XLA_FLAGS", "")
   plugins = importlib.metadata.entry_points(group="jax_plugins")
   is_tpu = importlib.util.find_spec("libtpu") is not None
-  if flag not in (flags or "") and not plugins and not is_tpu:
-    os.environ["XLA_FLAGS"] = f"{flags or ''} {flag}=1".strip()
+  if flag not in flags and not plugins and not is_tpu:
+    os.environ["XLA_FLAGS"] = f"{flags} {flag}=1".strip()
 
 
 class Compiled(NamedTuple):

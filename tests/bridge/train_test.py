@@ -130,7 +130,7 @@ class RunTest(parameterized.TestCase):
     }
     directory.save(workdir / "bridge", bridge, config, means)
     mask = {
-      name: np.zeros(helpers.mask_shape(model, name), bool)
+      name: np.zeros(model.config.site_shape(name), bool)
       for name in helpers.random_masks(model, 0)
     }
     mask["mlp.post_act"][0, :2] = True

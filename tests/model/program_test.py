@@ -72,7 +72,7 @@ def make(
     masks.pop(name)
   if gate_last:
     rng = np.random.default_rng(5)
-    shape = helpers.mask_shape(model, _FINAL)
+    shape = model.config.site_shape(_FINAL)
     masks[_FINAL] = rng.random(shape) < 0.5
     means[_FINAL] = rng.normal(size=shape).astype(np.float32)
   return model, helpers.sparsify(params, 0.5), tokens, masks, means

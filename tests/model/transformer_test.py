@@ -45,7 +45,7 @@ class ModelTest(parameterized.TestCase):
     want = jax.jit(model.apply)(params, tokens)
     chex.assert_shape(want, (3, 9, 40))
     ones = {
-      name: np.ones((sites.num_rows(name, 2), model.config.width(name)), bool)
+      name: np.ones(model.config.site_shape(name), bool)
       for name in sites.NODE_SITES
     }
     means = jax.tree.map(lambda m: 7.0 * m, ones)
@@ -152,7 +152,7 @@ class ModelTest(parameterized.TestCase):
 
   def test_closed_gates_make_every_site_its_mean(self):
     model, params, tokens = shared()
-    shape = lambda n: (sites.num_rows(n, 2), model.config.width(n))
+    shape = model.config.site_shape
     rng = np.random.default_rng(0)
     means = {n: rng.normal(size=shape(n)) for n in sites.NODE_SITES}
     zeros = {n: np.zeros(shape(n)) for n in sites.NODE_SITES}

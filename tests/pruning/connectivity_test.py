@@ -16,7 +16,7 @@ def empty():
   model, params, _ = helpers.tiny_model()
   params = jax.tree.map(np.zeros_like, params)
   masks = {
-    name: np.ones(helpers.mask_shape(model, name), bool)
+    name: np.ones(model.config.site_shape(name), bool)
     for name in sites.LAYER_NODE_SITES
   }
   return params, masks

@@ -150,20 +150,25 @@ class StepTest(parameterized.TestCase):
     # The dearer run closes more.
     self.assertLess(logs["open_gates"][1], logs["open_gates"][0])
 
+  def first_step(self, model, config, k_coef, count=8):
+    """Returns a run on so many prompts, its first state and its step."""
+    run = masks_lib.Run(
+      masks_lib.Hyperparameters.from_config(config, k_coef=k_coef, seed=0),
+      helpers.random_means(model),
+      helpers.random_sequences(count),
+      helpers.random_masks(model, 1.0),
+    )
+    state = masks_lib.init_prune(
+      model.config, config, run.hyperparameters, run.allowed
+    )
+    step = jax.jit(functools.partial(masks_lib.prune_step, model, config))
+    return run, state, step
+
   def trained(self, k_coef, **fields):
     """Returns a tiny model's parameters and a mask after eight steps."""
     model, params, _ = helpers.tiny_model()
     config = config_lib.PruneConfig(learning_rate=0.3, steps=8, **fields)
-    run = masks_lib.Run(
-      masks_lib.Hyperparameters.from_config(config, k_coef=k_coef, seed=0),
-      helpers.random_means(model),
-      helpers.random_sequences(),
-      helpers.random_masks(model, 1.0),
-    )
-    step = jax.jit(functools.partial(masks_lib.prune_step, model, config))
-    state = masks_lib.init_prune(
-      model.config, config, run.hyperparameters, run.allowed
-    )
+    run, state, step = self.first_step(model, config, k_coef)
     for _ in range(8):
       state, _ = step(state, params, run)
     return params, {n: np.asarray(tau) >= 0 for n, tau in state.tau.items()}
@@ -188,16 +193,7 @@ class StepTest(parameterized.TestCase):
     config = config_lib.PruneConfig(
       steps=6, outside_sources=2, outside_draws=1, init_bias=-0.1
     )
-    run = masks_lib.Run(
-      masks_lib.Hyperparameters.from_config(config, k_coef=0.0, seed=0),
-      helpers.random_means(model),
-      helpers.random_sequences(12),
-      helpers.random_masks(model, 1.0),
-    )
-    state = masks_lib.init_prune(
-      model.config, config, run.hyperparameters, run.allowed
-    )
-    step = jax.jit(functools.partial(masks_lib.prune_step, model, config))
+    run, state, step = self.first_step(model, config, 0.0, 12)
     after, _ = step(state, params, run)
     parts = sequences_lib.deal(run.sequences, 3)
     for name, r in after.r.items():
@@ -224,16 +220,7 @@ class StepTest(parameterized.TestCase):
   def test_its_losses_are_those_of_gates_and_of_what_is_left_on(self, count):
     model, params, _ = helpers.tiny_model()
     config = config_lib.PruneConfig(init_bias=0.0, init_scale=0.1)
-    run = masks_lib.Run(
-      masks_lib.Hyperparameters.from_config(config, k_coef=0.0, seed=0),
-      helpers.random_means(model),
-      helpers.random_sequences(count),
-      helpers.random_masks(model, 1.0),
-    )
-    state = masks_lib.init_prune(
-      model.config, config, run.hyperparameters, run.allowed
-    )
-    step = jax.jit(functools.partial(masks_lib.prune_step, model, config))
+    run, state, step = self.first_step(model, config, 0.0, count)
     _, metrics = step(state, params, run)
     loss = lambda gates, sequences: logit_difference_lib.task_loss(
       mask_evaluator.masked_logit_difference(
@@ -258,17 +245,8 @@ class StepTest(parameterized.TestCase):
     config = config_lib.PruneConfig(
       outside_sources=1, outside_draws=1, init_scale=0.1, **fields
     )
-    run = masks_lib.Run(
-      masks_lib.Hyperparameters.from_config(config, k_coef=0.0, seed=0),
-      helpers.random_means(model),
-      helpers.random_sequences(8),
-      helpers.random_masks(model, 1.0),
-    )
-    state = masks_lib.init_prune(
-      model.config, config, run.hyperparameters, run.allowed
-    )
+    run, state, step = self.first_step(model, config, 0.0, 8)
     self.assertEmpty(state.r)
-    step = jax.jit(functools.partial(masks_lib.prune_step, model, config))
     after, metrics = step(state, params, run)
     self.assertEmpty(after.r)
     parts = sequences_lib.deal(run.sequences, 2)

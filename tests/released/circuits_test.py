@@ -130,7 +130,7 @@ class ReleasedCircuitTest(parameterized.TestCase):
 
   def test_a_circuit_of_everything_is_the_model(self):
     everything = {
-      name: np.ones(helpers.mask_shape(self.model, name), bool)
+      name: np.ones(self.model.config.site_shape(name), bool)
       for name in sites.LAYER_NODE_SITES
     }
     made = self.load(viz(everything))
